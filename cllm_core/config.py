@@ -1,0 +1,86 @@
+"""Settings of the engine: frozen, refused where they are built, and sent to the worker process as JSON.
+
+No torch in here: the API process reads this module too.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from cllm_core.errors import ConfigError
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cuda", "cpu"]
+
+DEFAULT_BLOCK_LENGTH = 16
+MAX_BLOCK_LENGTH = 256
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to load and how to run it. None means "chosen at load"; the choice is reported in ModelInfo.
+
+    Attributes:
+        model: Hub id, folder, or .gguf file; None is the embedded default model.
+        adapter: PEFT adapter (folder or Hub id) merged into the weights at load.
+        revision: Hub revision (branch, tag or commit) of the model.
+        dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
+        device: auto takes cuda where there is one.
+        block_length: Jacobi block length n in tokens (1 is AR); None takes the checkpoint's cllm.json, else 16.
+        max_model_len: longest prompt + output in tokens; None takes the model's own limit, cut to the KV cache.
+        max_num_seqs: requests decoded together.
+        max_waiting: requests that may wait beyond those running; more are refused as busy.
+        max_batched_tokens: token budget of one step, shared by prompt chunks and Jacobi rows.
+        cache_block_size: tokens in one block of the KV cache.
+        num_cache_blocks: blocks of the KV cache; None sizes it from cache_memory_gib or free memory.
+        cache_memory_gib: memory of the KV cache in GiB; None takes a share of free memory.
+        gpu_memory_utilization: share of the GPU's memory that weights, activations and cache may use together.
+        prefix_caching: share KV blocks of equal prompt prefixes.
+        trust_remote_code: let transformers run code that comes with the checkpoint.
+        num_threads: CPU threads of torch; None leaves torch's choice.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: DTypeName = "auto"
+    device: DeviceName = "auto"
+    block_length: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_waiting: int = 256
+    max_batched_tokens: int = 1024
+    cache_block_size: int = 16
+    num_cache_blocks: int | None = None
+    cache_memory_gib: float | None = None
+    gpu_memory_utilization: float = 0.9
+    prefix_caching: bool = True
+    trust_remote_code: bool = False
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_range("block_length", self.block_length, 1, MAX_BLOCK_LENGTH, "1 is plain AR decoding")
+        _require_range("max_model_len", self.max_model_len, 2, None, "give the context length in tokens")
+        _require_range("max_num_seqs", self.max_num_seqs, 1, 4096, "give the number of requests decoded together")
+        _require_range("max_waiting", self.max_waiting, 0, None, "0 refuses whatever cannot start at once")
+        _require_range(
+            "max_batched_tokens",
+            self.max_batched_tokens,
+            self.max_num_seqs,
+            None,
+            "every running request needs one token a step, so give at least max_num_seqs",
+        )
+        _require_range("cache_block_size", self.cache_block_size, 1, 1024, "16 suits most models")
+        _require_range("num_cache_blocks", self.num_cache_blocks, 1, None, "leave it out to size it from memory")
+        _require_range("num_threads", self.num_threads, 1, None, "leave it out for torch's choice")
+        if self.cache_memory_gib is not None and not self.cache_memory_gib > 0:
+            raise ConfigError(f"cache_memory_gib={self.cache_memory_gib}: must be > 0 GiB")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")
+
+
+def _require_range(field: str, value: int | None, low: int, high: int | None, remedy: str) -> None:
+    if value is None:
+        return
+    if value < low or (high is not None and value > high):
+        bounds = f">= {low}" if high is None else f"in {low}..{high}"
+        raise ConfigError(f"{field}={value}: must be {bounds}; {remedy}")

@@ -1,0 +1,1 @@
+"""The Jacobi engine: scheduler, KV cache, model runner."""

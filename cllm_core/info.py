@@ -1,0 +1,77 @@
+"""What the engine tells about itself: the model it loaded and the state it is in.
+
+Plain values that cross the process border; neither torch nor the layers above are imported.
+"""
+
+import msgspec
+
+
+class TokenizerBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is needed to turn text into tokens and back without torch or the checkpoint's files.
+
+    Attributes:
+        tokenizer_json: the file of the `tokenizers` library, as text.
+        chat_template: Jinja source, None where the checkpoint has none.
+        special_tokens: name -> text (bos_token, eos_token, ...), which chat templates may use.
+    """
+
+    tokenizer_json: str
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker loaded and with which limits.
+
+    Attributes:
+        name: what the client asked to load: Hub id, path or the embedded default's name.
+        architecture: class name of the transformers model.
+        num_parameters: of the model, adapters merged.
+        device, dtype: as torch writes them ("cuda:0", "bfloat16").
+        eos_token_ids: any of them ends an output.
+        vocab_size: valid token ids are 0..vocab_size - 1.
+        block_length: Jacobi block length n used where a request gives none.
+        max_model_len: longest prompt + output, in tokens.
+        num_cache_blocks, cache_block_size: of the KV cache, in blocks and tokens.
+        cache_bytes, weight_bytes: memory of each.
+        domain: what the CLLM was trained for (cllm.json), None for a plain model.
+    """
+
+    name: str
+    architecture: str
+    num_parameters: int
+    device: str
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    block_length: int
+    max_model_len: int
+    max_num_seqs: int
+    num_cache_blocks: int
+    cache_block_size: int
+    cache_bytes: int
+    weight_bytes: int
+    domain: str | None = None
+    tokenizer: TokenizerBundle
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """State of the engine after a step, for metrics.
+
+    Attributes:
+        num_running, num_waiting: requests.
+        num_free_blocks: cache blocks that hold nothing a running request needs.
+        num_steps: steps since the start.
+        step_seconds: wall time of the last step.
+        num_step_tokens: tokens computed in the last step.
+        accepted_per_row: accepted tokens of each Jacobi row of the last step.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    num_cache_blocks: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    num_step_tokens: int = 0
+    accepted_per_row: tuple[int, ...] = ()

@@ -1,0 +1,1 @@
+"""Checkpoints: finding, loading and describing them."""

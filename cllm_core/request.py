@@ -1,0 +1,175 @@
+"""What a client asks of the engine and what the engine answers, as typed values.
+
+These structs cross the process border (msgspec, no pickle), so they hold plain data only. Known to every layer;
+this module imports neither torch nor the layers above it.
+"""
+
+import math
+from typing import Literal
+
+import msgspec
+
+from cllm_core.config import MAX_BLOCK_LENGTH
+from cllm_core.errors import InvalidRequest
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_SEED = 2**63 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen and when to stop. Building one checks it (InvalidRequest names the field).
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
+        min_p: drop tokens less likely than min_p times the likeliest; 0 keeps all.
+        presence_penalty: subtracted once from the logit of every token that is in the output.
+        frequency_penalty: subtracted from a token's logit for each time it is in the output.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output; 1 is off.
+        logit_bias: token id -> value added to its logit (-100..100).
+        seed: fixes the sample, whatever the batch and the block length; None draws one.
+        max_tokens: output limit in tokens; None runs to the end of the context.
+        min_tokens: end-of-sequence and stop tokens cannot be chosen before this many output tokens.
+        stop_token_ids: end the output; the stop token itself is the last of token_ids but not part of the text.
+        ignore_eos: do not end at the model's end-of-sequence tokens.
+        stop: strings that end the output; applied by whoever turns tokens into text.
+        logprobs: report the log-probability of every token and of this many alternatives (0..20); None is off.
+        block_length: Jacobi block length n in tokens, 1 is AR; None takes the server's.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    block_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, 100.0)
+        _check_number("top_k", self.top_k, 0, 2**31)
+        _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
+        _check_number("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        _check_number("max_tokens", self.max_tokens, 1, 2**31)
+        _check_number("min_tokens", self.min_tokens, 0, 2**31)
+        _check_number("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_number("block_length", self.block_length, 1, MAX_BLOCK_LENGTH)
+        for token_id, bias in self.logit_bias.items():
+            _check_number("logit_bias", bias, -100.0, 100.0)
+            _check_number("logit_bias token id", token_id, 0, 2**31)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens={self.min_tokens}: must not exceed max_tokens={self.max_tokens}", param="min_tokens"
+            )
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS} allowed", param="stop")
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop holds an empty string: every stop string needs a character", param="stop")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One output to decode.
+
+    Attributes:
+        request_id: unique among the requests alive.
+        prompt_ids: at least one token.
+        choice_index: which of the `n` choices of one API call this is; enters the sampling noise beside the seed.
+        prediction_ids: what the client expects the output to be (OpenAI predicted outputs); seeds the draft only.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    choice_index: int = 0
+    prediction_ids: tuple[int, ...] = ()
+    cache_salt: str = ""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities (natural log) at one output position, from the raw logits: before temperature and penalties.
+
+    Attributes:
+        logprob: of the token that was accepted.
+        top_ids: the likeliest tokens, best first.
+        top_logprobs: theirs, same order.
+    """
+
+    logprob: float
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+class DecodingStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request was decoded so far.
+
+    Attributes:
+        num_prompt_tokens: of the request.
+        num_cached_tokens: prompt tokens that came from the prefix cache.
+        num_output_tokens: accepted and given to the client.
+        num_forward_passes: passes that yielded output tokens; the last prompt chunk, which carries the first draft,
+            is one of them, so AR has num_forward_passes == num_output_tokens.
+        num_preemptions: times the request lost its cache blocks and was recomputed.
+    """
+
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_forward_passes: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF: accepted tokens per forward pass; 0.0 before the first."""
+        return self.num_output_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
+
+
+class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step brought one request. A request gets any number of these; exactly one, the last, has a finish_reason.
+
+    Attributes:
+        token_ids: accepted in this step, in order.
+        logprobs: one per token of token_ids where the request asked for them, else None.
+        finish_reason: stop (end-of-sequence or stop token), length, abort (on request), error; None goes on.
+        stop_token_id: the token of token_ids[-1] that ended the output, None where no token did.
+        error: what went wrong, with finish_reason "error".
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    stats: DecodingStats
+
+
+def _check_number(
+    field: str, value: float | int | None, low: float, high: float, *, above_low: bool = False
+) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value < low or value > high or (above_low and value == low):
+        left = "(" if above_low else "["
+        raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.split()[0])

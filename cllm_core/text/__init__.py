@@ -1,0 +1,1 @@
+"""Text on the torch-free side: chat templates, incremental detokenisation, stop strings."""

@@ -1,0 +1,1 @@
+"""The worker process: the engine behind ZeroMQ, and the client that reaches it."""

@@ -1,0 +1,71 @@
+"""The engine as the server sees it: the one seam between HTTP and the worker, and the one place for fakes."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.worker.messages import StepReport
+
+EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "stopped"]
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests can be taken, for /health and /ready.
+
+    Attributes:
+        state: ready takes requests; starting and restarting will, draining and stopped will not, failed needs a person.
+        detail: one line for people: the loading stage, or why the worker is away.
+        progress: of loading, 0..1.
+        num_restarts: times the worker died and was started again.
+    """
+
+    state: EngineState
+    detail: str = ""
+    progress: float = 0.0
+    num_restarts: int = 0
+
+
+class EngineClient(Protocol):
+    """Hands requests to a worker and gives each its own stream of outputs."""
+
+    @property
+    def status(self) -> EngineStatus: ...
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model; the last known one while the worker restarts. EngineUnavailable before the first load."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
+        """Queue a request; returns at once.
+
+        The stream ends after exactly one output with a finish_reason ("error" where the worker dies). Closing it
+        early (`aclose`, or cancellation of its reader) aborts the request and frees its blocks.
+
+        Raises:
+            EngineBusy: the queue is full.
+            EngineUnavailable: the status is not "ready".
+        """
+        ...
+
+    def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
+        """Call `listener` with every step report, in the event loop."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to start or reach the worker; returns at once, `status` tells how it goes."""
+        ...
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new requests, wait up to `timeout` seconds for those that run, then abort the rest."""
+        ...
+
+    async def stop(self) -> None:
+        """End the worker; every open stream ends with its final output first."""
+        ...
