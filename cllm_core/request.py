@@ -85,6 +85,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
 
 
@@ -146,7 +147,7 @@ class DecodingStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step brought one request. A request gets any number of these; exactly one, the last, has a finish_reason.
+    """What one step brought one request; exactly one of them, the last, has a finish_reason.
 
     Attributes:
         token_ids: accepted in this step, in order.
@@ -165,11 +166,9 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     stats: DecodingStats
 
 
-def _check_number(
-    field: str, value: float | int | None, low: float, high: float, *, above_low: bool = False
-) -> None:
+def _check_number(field: str, value: float | int | None, low: float, high: float, *, above_low: bool = False) -> None:
     if value is None:
         return
     if not math.isfinite(value) or value < low or value > high or (above_low and value == low):
         left = "(" if above_low else "["
-        raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.split()[0])
+        raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.partition(" ")[0])

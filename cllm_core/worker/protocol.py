@@ -32,7 +32,9 @@ class EngineClient(Protocol):
     """Hands requests to a worker and gives each its own stream of outputs."""
 
     @property
-    def status(self) -> EngineStatus: ...
+    def status(self) -> EngineStatus:
+        """Whether requests can be taken."""
+        ...
 
     @property
     def info(self) -> ModelInfo:
@@ -40,7 +42,9 @@ class EngineClient(Protocol):
         ...
 
     @property
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """The state of the engine after its latest step."""
+        ...
 
     def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
         """Queue a request; returns at once.
@@ -62,8 +66,8 @@ class EngineClient(Protocol):
         """Begin to start or reach the worker; returns at once, `status` tells how it goes."""
         ...
 
-    async def drain(self, timeout: float) -> None:
-        """Refuse new requests, wait up to `timeout` seconds for those that run, then abort the rest."""
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests, wait up to `grace_seconds` for those that run, then abort the rest."""
         ...
 
     async def stop(self) -> None:
