@@ -1,0 +1,34 @@
+"""Fixtures of all layers. torch is imported only by the fixtures that need it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.architectures import Architecture
+
+CheckpointFactory = Callable[[Architecture], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFactory:
+    """Folder of a tiny random checkpoint by architecture name, written once a session: do not change it."""
+    import torch  # noqa: PLC0415
+
+    from tests.checkpoints import write_checkpoint  # noqa: PLC0415
+
+    torch.set_num_threads(1)  # tiny matrices run faster on one thread
+    folders: dict[Architecture, Path] = {}
+
+    def folder_of(architecture: Architecture) -> Path:
+        if architecture not in folders:
+            folders[architecture] = write_checkpoint(tmp_path_factory.mktemp(architecture), architecture)
+        return folders[architecture]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_checkpoint: CheckpointFactory) -> Path:
+    """Folder of the tiny random Llama checkpoint: do not change it."""
+    return tiny_checkpoint("llama")
