@@ -1,0 +1,119 @@
+"""Makes an Engine from settings: load, size the cache, resolve the limits."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine.engine import Engine
+from cllm_core.engine.memory import num_cache_blocks
+from cllm_core.engine.runner import ModelRunner
+from cllm_core.errors import ConfigError
+from cllm_core.info import ModelInfo
+from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.loader import LoadedModel, load_model
+from cllm_core.models.model import PagedModel
+from cllm_core.models.paged import RowSpan
+
+logger = logging.getLogger(__name__)
+
+ProgressCallback = Callable[[str, float], None]
+
+
+def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Engine:
+    """Load a model and make an engine of it.
+
+    Args:
+        config: what to load and the limits; None values are resolved here and reported in `Engine.info`.
+        on_progress: called with (stage, fraction of the whole in 0..1).
+
+    Raises:
+        ModelLoadError: the checkpoint cannot be loaded or run.
+        ConfigError: the limits do not fit each other or the memory.
+    """
+    report = on_progress or (lambda stage, fraction: None)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    register_paged_attention()
+    loaded = load_model(
+        config, on_progress=lambda stage, fraction: report(stage, 0.9 * fraction), attn_implementation=PAGED_ATTENTION
+    )
+    report("allocating the KV cache", 0.9)
+    model = PagedModel(loaded.model)
+    wanted_len = config.max_model_len or loaded.max_model_len
+    num_blocks = num_cache_blocks(
+        config,
+        bytes_per_token=model.cache_bytes_per_token,
+        max_model_len=wanted_len,
+        device=model.device,
+        activation_bytes=_activation_bytes(model, config) if model.device.type == "cuda" else 0,
+    )
+    max_model_len = _resolve_max_model_len(config, loaded, num_blocks)
+    cache_bytes = model.allocate_cache(num_blocks=num_blocks, block_size=config.cache_block_size)
+    info = _describe(config, loaded, model, num_blocks=num_blocks, max_model_len=max_model_len, cache_bytes=cache_bytes)
+    runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+    report("ready", 1.0)
+    return Engine(config, info, runner)
+
+
+def _resolve_max_model_len(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> int:
+    num_cache_tokens = num_blocks * config.cache_block_size
+    if config.max_model_len is None:
+        return min(loaded.max_model_len, num_cache_tokens)
+    if config.max_model_len > loaded.max_model_len:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len}: the model was built for {loaded.max_model_len} tokens; lower it"
+        )
+    if config.max_model_len > num_cache_tokens:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len}: the KV cache holds {num_cache_tokens} tokens; "
+            "lower it, or give the cache more memory (cache_memory_gib, num_cache_blocks)"
+        )
+    return config.max_model_len
+
+
+def _activation_bytes(model: PagedModel, config: EngineConfig) -> int:
+    """Peak memory of the largest step beyond what is allocated now, measured by running one."""
+    num_tokens = config.max_batched_tokens
+    model.allocate_cache(num_blocks=-(-num_tokens // config.cache_block_size), block_size=config.cache_block_size)
+    span = RowSpan(0, num_tokens, 0, tuple(range(-(-num_tokens // config.cache_block_size))))
+    index = torch.arange(num_tokens, device=model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    model.forward(torch.zeros_like(index), index, [span], index)
+    peak = torch.cuda.max_memory_allocated(model.device)
+    model.free_cache()
+    torch.cuda.empty_cache()
+    # Sampling keeps a few more copies of the logits than the forward pass does.
+    return int(2 * (peak - before))
+
+
+def _describe(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    model: PagedModel,
+    *,
+    num_blocks: int,
+    max_model_len: int,
+    cache_bytes: int,
+) -> ModelInfo:
+    parameters = list(loaded.model.parameters())
+    return ModelInfo(
+        name=loaded.name,
+        architecture=type(loaded.model).__name__,
+        num_parameters=sum(p.numel() for p in parameters),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        eos_token_ids=loaded.eos_token_ids,
+        vocab_size=model.vocab_size,
+        block_length=config.block_length or loaded.block_length or DEFAULT_BLOCK_LENGTH,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        num_cache_blocks=num_blocks,
+        cache_block_size=config.cache_block_size,
+        cache_bytes=cache_bytes,
+        weight_bytes=sum(p.nbytes for p in parameters),
+        domain=loaded.domain,
+        tokenizer=loaded.tokenizer,
+    )

@@ -1,0 +1,99 @@
+"""Where the guesses at the end of a draft come from. Pure tensor functions over all rows of a step.
+
+Predictions that were not confirmed stay as the head of the next draft (see `jacobi`); only the tail has to be guessed:
+by what followed the same n-gram earlier in the prompt, the output, or the client's predicted output, else by random
+tokens of the prompt, which is how training fills drafts (arXiv:2403.00835, appendix).
+"""
+
+import torch
+from torch import Tensor
+
+MAX_NGRAM = 3
+
+# Knuth's multiplicative hash constant; drafts need variety, not quality of randomness.
+_SCATTER = 2654435761
+
+
+def find_continuation(corpus: Tensor, corpus_end: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the longest match of a row's last tokens ends in its corpus; the latest one of equally long matches.
+
+    Args:
+        corpus: [B, L] int64, tokens to look in.
+        corpus_end: [B] int64 in 0..L, tokens of each row that count; a match must leave one more token to copy.
+        suffix: [B, MAX_NGRAM] int64, last tokens of the text to be continued; -1 never matches.
+
+    Returns:
+        [B] int64: index in the corpus of the token to copy first; [B] int64: tokens that matched, 0..MAX_NGRAM.
+    """
+    length = corpus.shape[1]
+    index = torch.arange(length, device=corpus.device)
+    matched = torch.zeros_like(corpus)
+    still = index < (corpus_end - 1)[:, None]
+    for back in range(min(MAX_NGRAM, length)):
+        shifted = torch.full_like(corpus, -2)
+        shifted[:, back:] = corpus[:, : length - back]
+        still = still & (shifted == suffix[:, MAX_NGRAM - 1 - back, None])
+        matched += still
+    best = (matched * length + index).argmax(dim=1)
+    return best + 1, matched.gather(1, best[:, None]).squeeze(1)
+
+
+def prompt_tokens(tokens: Tensor, prompt_lengths: Tensor, positions: Tensor) -> Tensor:
+    """A token of the row's prompt for each position, scattered by a hash of the position.
+
+    Args:
+        tokens: [B, W] int64, whose first prompt_lengths[b] entries are the prompt.
+        prompt_lengths: [B] int64, at least 1.
+        positions: [B, K] int64 positions to fill.
+
+    Returns:
+        [B, K] int64 token ids.
+    """
+    index = ((positions * _SCATTER) >> 12) % prompt_lengths[:, None]
+    return tokens.gather(1, index)
+
+
+def guess_tail(
+    tokens: Tensor,
+    *,
+    prompt_lengths: Tensor,
+    text_ends: Tensor,
+    draft_ends: Tensor,
+    predictions: Tensor | None,
+    prediction_lengths: Tensor,
+    num_guesses: int,
+) -> Tensor:
+    """Guess the tokens that follow each row's draft.
+
+    Args:
+        tokens: [B, L] int64, prompt, accepted output, then the draft so far; at least max(draft_ends) wide.
+        prompt_lengths: [B] int64.
+        text_ends: [B] int64, number of accepted tokens (prompt and output): the corpus of the n-gram look-up.
+        draft_ends: [B] int64, position of the first guess; the tokens before it are the suffix to continue.
+        predictions: [B, P] int64, what clients expect as output, preferred where it matches as long; None: no client.
+        prediction_lengths: [B] int64, 0 where the row has none.
+        num_guesses: K, tokens to guess for every row.
+
+    Returns:
+        [B, K] int64.
+    """
+    back = torch.arange(-MAX_NGRAM, 0, device=tokens.device)
+    suffix_at = draft_ends[:, None] + back
+    suffix = tokens.gather(1, suffix_at.clamp(min=0)).where(suffix_at >= 0, -1)
+    steps = torch.arange(num_guesses, device=tokens.device)
+    guesses = prompt_tokens(tokens, prompt_lengths, draft_ends[:, None] + steps)
+    start, num_matched = find_continuation(tokens, text_ends, suffix)
+    guesses = _copy_from(tokens, start, text_ends, steps, usable=num_matched > 0, otherwise=guesses)
+    if predictions is not None:
+        start, num_predicted = find_continuation(predictions, prediction_lengths, suffix)
+        usable = (num_predicted > 0) & (num_predicted >= num_matched)
+        guesses = _copy_from(predictions, start, prediction_lengths, steps, usable=usable, otherwise=guesses)
+    return guesses
+
+
+def _copy_from(
+    corpus: Tensor, start: Tensor, end: Tensor, steps: Tensor, *, usable: Tensor, otherwise: Tensor
+) -> Tensor:
+    index = start[:, None] + steps
+    copied = corpus.gather(1, index.clamp(max=corpus.shape[1] - 1))
+    return copied.where(usable[:, None] & (index < end[:, None]), otherwise)

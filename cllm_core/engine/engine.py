@@ -1,0 +1,116 @@
+"""Engine: requests in, accepted tokens out, one step at a time. What the worker and the offline API drive."""
+
+import secrets
+import time
+
+from cllm_core.config import EngineConfig
+from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.request_state import RequestState
+from cllm_core.engine.runner import ModelRunner
+from cllm_core.engine.scheduler import Scheduler
+from cllm_core.errors import InvalidRequest, PromptTooLong
+from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.request import NewRequest, RequestOutput
+
+
+class Engine:
+    """Batched Jacobi decoding of any number of requests.
+
+    Not thread-safe: one thread calls it. Every request added ends in exactly one output with a finish_reason.
+
+    Args:
+        config: limits and policies.
+        info: the loaded model's description and resolved limits.
+        runner: computes plans.
+    """
+
+    def __init__(self, config: EngineConfig, info: ModelInfo, runner: ModelRunner) -> None:
+        self.info = info
+        self.runner = runner
+        self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
+        self.scheduler = Scheduler(
+            self.block_pool, max_num_seqs=config.max_num_seqs, max_batched_tokens=config.max_batched_tokens
+        )
+        self._last_step = EngineStats(num_free_blocks=info.num_cache_blocks, num_cache_blocks=info.num_cache_blocks)
+
+    def add_request(self, request: NewRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: a token id is out of range, or the request id is in use.
+            PromptTooLong: prompt and wanted output do not fit the context.
+        """
+        self._check(request)
+        params = request.params
+        eos = frozenset() if params.ignore_eos else frozenset(self.info.eos_token_ids)
+        room = self.info.max_model_len - len(request.prompt_ids)
+        self.scheduler.add(
+            RequestState(
+                request=request,
+                seed=secrets.randbits(63) if params.seed is None else params.seed,
+                block_length=params.block_length or self.info.block_length,
+                max_tokens=room if params.max_tokens is None else params.max_tokens,
+                stop_token_ids=eos | frozenset(params.stop_token_ids),
+            )
+        )
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request, free what it holds, and report it as aborted in the next step. No-op where unknown."""
+        self.scheduler.abort(request_id)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work()
+
+    def step(self) -> list[RequestOutput]:
+        """One forward pass over prompt chunks and Jacobi windows; returns what it brought each request."""
+        started = time.perf_counter()
+        plan = self.scheduler.schedule()
+        result = self.runner.run(plan)
+        outputs = self.scheduler.commit(plan, result)
+        self._last_step = EngineStats(
+            num_cache_blocks=self.block_pool.num_blocks,
+            num_steps=self._last_step.num_steps + 1,
+            step_seconds=time.perf_counter() - started,
+            num_step_tokens=plan.num_tokens,
+            accepted_per_row=tuple(len(row.accepted_ids) for row in result.rows if row.accepted_ids),
+        )
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """The state now, and figures of the last step."""
+        last = self._last_step
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_free_blocks=self.block_pool.num_free,
+            num_cache_blocks=last.num_cache_blocks,
+            num_steps=last.num_steps,
+            step_seconds=last.step_seconds,
+            num_step_tokens=last.num_step_tokens,
+            accepted_per_row=last.accepted_per_row,
+        )
+
+    def check(self) -> None:
+        """Raise BlockPoolCorrupted unless every cache block is free or held by a running request."""
+        self.scheduler.check()
+
+    def _check(self, request: NewRequest) -> None:
+        vocab_size, limit = self.info.vocab_size, self.info.max_model_len
+        if self.scheduler.knows(request.request_id):
+            raise InvalidRequest(f"request_id={request.request_id!r} is in use: give each request its own")
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt is empty: give at least one token", param="prompt")
+        for name, ids in (
+            ("prompt", request.prompt_ids),
+            ("prediction", request.prediction_ids),
+            ("logit_bias", request.params.logit_bias),
+            ("stop_token_ids", request.params.stop_token_ids),
+        ):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                wrong = next(i for i in ids if not 0 <= i < vocab_size)
+                raise InvalidRequest(f"{name} holds token id {wrong}: valid ids are 0..{vocab_size - 1}", param=name)
+        num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
+        if num_prompt + (max_tokens or 1) > limit:
+            wanted = f"{num_prompt} prompt tokens" + ("" if max_tokens is None else f" and max_tokens={max_tokens}")
+            raise PromptTooLong(f"{wanted} do not fit the context of {limit} tokens: shorten them", param="prompt")

@@ -1,0 +1,66 @@
+"""How many blocks the KV cache gets: as configured, else from the memory that is free after loading."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ConfigError
+
+# On a CPU the cache shares memory with the page cache and other programs, so it takes a modest part of what is free.
+CPU_CACHE_SHARE = 0.25
+
+_GIB = 1024**3
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USAGE = Path("/sys/fs/cgroup/memory.current")
+
+
+def num_cache_blocks(
+    config: EngineConfig, *, bytes_per_token: int, max_model_len: int, device: torch.device, activation_bytes: int
+) -> int:
+    """Resolve the size of the KV cache, in blocks.
+
+    Args:
+        config: num_cache_blocks wins over cache_memory_gib, which wins over a share of free memory.
+        bytes_per_token: of the cache, all layers.
+        max_model_len: a cache for max_num_seqs texts of this many tokens is never exceeded by the automatic choice.
+        device: where the cache will live.
+        activation_bytes: peak memory of one step beyond weights and cache (cuda).
+
+    Raises:
+        ConfigError: not even one text of the smallest useful length fits.
+    """
+    if config.num_cache_blocks is not None:
+        return config.num_cache_blocks
+    bytes_per_block = bytes_per_token * config.cache_block_size
+    if config.cache_memory_gib is not None:
+        blocks = int(config.cache_memory_gib * _GIB) // bytes_per_block
+        source = f"cache_memory_gib={config.cache_memory_gib}"
+    else:
+        most_useful = config.max_num_seqs * -(-max_model_len // config.cache_block_size)
+        blocks = min(_free_bytes(config, device, activation_bytes) // bytes_per_block, most_useful)
+        source = "the free memory"
+    if blocks < 1:
+        raise ConfigError(
+            f"{source} does not hold one cache block of {bytes_per_block} bytes: "
+            "free memory, use a smaller model, or set cache_memory_gib"
+        )
+    return blocks
+
+
+def _free_bytes(config: EngineConfig, device: torch.device, activation_bytes: int) -> int:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free - (1 - config.gpu_memory_utilization) * total - activation_bytes)
+    return int(CPU_CACHE_SHARE * _free_host_bytes())
+
+
+def _free_host_bytes() -> int:
+    """Memory that can be taken on the host; inside a container, what its limit leaves."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, usage = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USAGE.read_text())
+    except OSError:  # no such control group
+        return free
+    return free if limit == "max" else min(free, int(limit) - usage)

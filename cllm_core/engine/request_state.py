@@ -1,0 +1,102 @@
+"""RequestState: what the Scheduler knows of one request between steps. Host only, no tensors."""
+
+from dataclasses import dataclass, field
+
+from cllm_core.engine.block_pool import BlockHash, chain_hash, root_hash
+from cllm_core.request import DecodingStats, FinishReason, NewRequest
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestState:
+    """A request and its progress. `num_computed` is all there is to rollback: slots past it are written again.
+
+    Attributes:
+        seed: of the sampling noise.
+        block_length: Jacobi block length n, in tokens.
+        max_tokens: output limit in tokens, resolved to the context's end where the client gave none.
+        stop_token_ids: tokens that end the output (end-of-sequence included unless ignored).
+        num_computed: tokens from the start of the prompt whose keys and values are in the cache and final.
+        block_ids: cache blocks held, in the order of the text.
+        num_registered: leading blocks of block_ids that the pool can find by hash.
+        slot: index in the runner's per-request tensors; None while waiting.
+    """
+
+    request: NewRequest
+    seed: int
+    block_length: int
+    max_tokens: int
+    stop_token_ids: frozenset[int]
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    num_registered: int = 0
+    slot: int | None = None
+    num_cached: int = 0
+    num_forward_passes: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def request_id(self) -> str:
+        """Of the request."""
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and accepted output, in tokens."""
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens not computed yet: the rest of the prompt, or 1, the last accepted token."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def max_window(self) -> int:
+        """Longest useful Jacobi window: more predictions than output tokens still wanted would be thrown away."""
+        return min(self.block_length, self.max_tokens - len(self.output_ids))
+
+    @property
+    def stats(self) -> DecodingStats:
+        """For the client."""
+        return DecodingStats(
+            num_prompt_tokens=len(self.request.prompt_ids),
+            num_cached_tokens=self.num_cached,
+            num_output_tokens=len(self.output_ids),
+            num_forward_passes=self.num_forward_passes,
+            num_preemptions=self.num_preemptions,
+        )
+
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and accepted output."""
+        return (*self.request.prompt_ids, *self.output_ids)
+
+    def tokens_between(self, start: int, end: int) -> list[int]:
+        """Accepted tokens at positions start..end - 1."""
+        prompt_ids = self.request.prompt_ids
+        num_prompt = len(prompt_ids)
+        head = list(prompt_ids[start:end]) if start < num_prompt else []
+        return head + self.output_ids[max(0, start - num_prompt) : max(0, end - num_prompt)]
+
+    def full_block_hashes(self, block_size: int, num_tokens: int) -> list[BlockHash]:
+        """Hashes of the blocks that the first `num_tokens` accepted tokens fill; extends the memo."""
+        num_full = num_tokens // block_size
+        while len(self.block_hashes) < num_full:
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else root_hash(cache_salt=self.request.cache_salt)
+            self.block_hashes.append(chain_hash(parent, self.tokens_between(start, start + block_size)))
+        return self.block_hashes[:num_full]
+
+    def accept(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
+        """Append accepted tokens up to the first that ends the output.
+
+        Returns:
+            How many were taken (at least 1), and the finish reason or None.
+        """
+        for count, token_id in enumerate(token_ids, start=1):
+            self.output_ids.append(token_id)
+            if token_id in self.stop_token_ids:
+                return count, "stop"
+            if len(self.output_ids) >= self.max_tokens:
+                return count, "length"
+        return len(token_ids), None

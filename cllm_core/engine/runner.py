@@ -1,0 +1,197 @@
+"""ModelRunner: computes one plan. The only place that touches the device.
+
+Everything stays batched over the rows of the step; the host hears of it through one small copy at the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cllm_core.engine.jacobi import count_matched
+from cllm_core.engine.logprobs import compute_logprobs
+from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
+from cllm_core.engine.sampling import RowSampling, SamplingBatch, TokenHistory, sample
+from cllm_core.engine.token_buffer import TokenBuffer
+from cllm_core.models.paged import RowSpan
+from cllm_core.request import TokenLogprobs
+
+
+class StepModel(Protocol):
+    """A model as the runner sees it (PagedModel; scripted in tests)."""
+
+    device: torch.device
+
+    def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
+        """See PagedModel.forward."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The Jacobi windows of a step: B rows padded to N tokens. Tensors are int64 on the device."""
+
+    rows: tuple[PlannedRow, ...]
+    slots: Tensor  # [B]
+    last_positions: Tensor  # [B] position of the window's first token
+    lengths: Tensor  # [B] window length n
+    flat_index: Tensor  # [B, N] into the S sampled tokens; padding repeats the row's last
+
+    @property
+    def longest(self) -> int:
+        """Longest text of a row with its window, in tokens."""
+        return max(row.end_position for row in self.rows)
+
+
+class ModelRunner:
+    """Runs plans on a model.
+
+    Args:
+        model: computes logits; its KV cache is already allocated.
+        max_num_seqs: slots.
+        max_model_len: longest prompt + output, in tokens.
+    """
+
+    def __init__(self, model: StepModel, *, max_num_seqs: int, max_model_len: int) -> None:
+        self._model = model
+        self._device = model.device
+        self._buffer = TokenBuffer(max_num_seqs, max_model_len, model.device)
+        self._admitted: dict[int, Admission] = {}  # by slot
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute a plan: forward pass, tokens, acceptance, next drafts."""
+        self._admitted |= {admission.slot: admission for admission in plan.admissions}
+        self._buffer.admit(plan.admissions)
+        if not plan.rows:
+            return StepResult(rows=())
+        slots, positions, sampled = self._to_device(_flatten(plan.rows))
+        input_ids = self._buffer.gather(slots, positions)
+        logits = self._model.forward(input_ids, positions, _spans(plan.rows), sampled)
+        rows = tuple(row for row in plan.rows if row.num_sampled)
+        if not rows:
+            return StepResult(rows=(RowResult(),) * len(plan.rows))
+        windows = self._windows(rows)
+        chosen = self._sample(logits, windows, slots[sampled], positions[sampled])
+        predicted = chosen[windows.flat_index]
+        matched = count_matched(input_ids[sampled][windows.flat_index], predicted, windows.lengths)
+        self._buffer.advance(
+            windows.slots,
+            windows.last_positions,
+            windows.lengths,
+            predicted,
+            matched,
+            longest=windows.longest,
+            block_length=max(self._admitted[row.slot].block_length for row in rows),
+        )
+        results = iter(self._collect(logits, chosen, windows, predicted, matched))
+        return StepResult(rows=tuple(next(results) if row.num_sampled else RowResult() for row in plan.rows))
+
+    def _to_device(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """Copy int64 arrays to the device in one transfer."""
+        packed = torch.from_numpy(np.concatenate(arrays)).to(self._device, non_blocking=True)
+        return list(packed.split([len(array) for array in arrays]))
+
+    def _windows(self, rows: tuple[PlannedRow, ...]) -> Windows:
+        lengths = np.asarray([row.num_sampled for row in rows])
+        starts = np.cumsum(lengths) - lengths
+        offsets = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+        slots, last_positions, device_lengths, flat_index = self._to_device(
+            [
+                np.asarray([row.slot for row in rows]),
+                np.asarray([row.last_accepted_position for row in rows]),
+                lengths,
+                (starts[:, None] + offsets).ravel(),
+            ]
+        )
+        return Windows(rows, slots, last_positions, device_lengths, flat_index.view(len(rows), -1))
+
+    def _sample(self, logits: Tensor, windows: Windows, slots: Tensor, positions: Tensor) -> Tensor:
+        """Choose a token for each sampled position; [S] int64."""
+        batch = SamplingBatch.build([self._row_sampling(row) for row in windows.rows], self._device)
+        history = None
+        if batch.needs_history:
+            index = batch.history_positions
+            token_ids, is_prompt = self._buffer.history(slots[index], positions[index], windows.longest)
+            history = TokenHistory(token_ids=token_ids, is_prompt=is_prompt, positions=index)
+        return sample(logits, batch, history)
+
+    def _row_sampling(self, row: PlannedRow) -> RowSampling:
+        admission = self._admitted[row.slot]
+        return RowSampling(
+            params=admission.request.params,
+            seed=admission.seed,
+            choice_index=admission.request.choice_index,
+            num_positions=row.num_sampled,
+            first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
+            stop_token_ids=admission.stop_token_ids,
+        )
+
+    def _collect(
+        self, logits: Tensor, chosen: Tensor, windows: Windows, predicted: Tensor, matched: Tensor
+    ) -> list[RowResult]:
+        """Bring the accepted tokens, and log-probabilities where asked, to the host in one copy."""
+        wanted = [self._admitted[row.slot].request.params.logprobs for row in windows.rows]
+        num_top = max((count for count in wanted if count is not None), default=None)
+        columns = [matched[:, None], predicted]
+        if num_top is not None:
+            # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
+            columns += _logprob_columns(logits, chosen, windows.flat_index, num_top)
+        host = torch.cat(columns, dim=1).cpu().numpy()
+        num_columns = predicted.shape[1]
+        results = []
+        for values, num_wanted in zip(host, wanted, strict=True):
+            accepted = values[1 : 2 + values[0]]
+            logprobs = None
+            if num_wanted is not None:
+                logprobs = _read_logprobs(values[1 + num_columns :].reshape(num_columns, -1), len(accepted), num_wanted)
+            results.append(RowResult(accepted_ids=tuple(accepted.tolist()), logprobs=logprobs))
+        return results
+
+
+def _flatten(rows: Sequence[PlannedRow]) -> list[np.ndarray]:
+    """Slots [T], positions [T], and flat indices of the sampled tokens [S] of a step, int64."""
+    ends = np.cumsum([row.num_tokens for row in rows])
+    return [
+        np.repeat([row.slot for row in rows], [row.num_tokens for row in rows]),
+        np.concatenate([np.arange(row.first_position, row.end_position) for row in rows]),
+        np.concatenate([np.arange(end - row.num_sampled, end) for row, end in zip(rows, ends, strict=True)]),
+    ]
+
+
+def _spans(rows: Sequence[PlannedRow]) -> list[RowSpan]:
+    spans = []
+    first_index = 0
+    for row in rows:
+        spans.append(RowSpan(first_index, row.num_tokens, row.first_position, row.block_ids))
+        first_index += row.num_tokens
+    return spans
+
+
+def _logprob_columns(logits: Tensor, chosen: Tensor, flat_index: Tensor, num_top: int) -> list[Tensor]:
+    """Per window position: log-probability of the chosen token, then top ids and their log-probabilities.
+
+    Returns:
+        One [B, N * (1 + 2 * num_top)] int64 tensor; floats as the bits of float64, so that ids can share the copy.
+    """
+    logprob, top_ids, top_logprobs = compute_logprobs(logits, chosen, num_top)
+    floats = torch.cat([logprob[:, None], top_logprobs], dim=1).double().view(torch.long)
+    return [torch.cat([floats, top_ids], dim=1)[flat_index].flatten(1)]
+
+
+def _read_logprobs(values: np.ndarray, num_accepted: int, num_wanted: int) -> tuple[TokenLogprobs, ...]:
+    """Inverse of _logprob_columns for one row's [N, 1 + 2 * num_top] int64, cut to what the request asked."""
+    num_top = (values.shape[1] - 1) // 2
+    floats = values[:, : 1 + num_top].copy().view(np.float64)
+    top_ids = values[:, 1 + num_top :]
+    return tuple(
+        TokenLogprobs(
+            logprob=float(floats[i, 0]),
+            top_ids=tuple(top_ids[i, :num_wanted].tolist()),
+            top_logprobs=tuple(floats[i, 1 : 1 + num_wanted].tolist()),
+        )
+        for i in range(num_accepted)
+    )

@@ -1,0 +1,249 @@
+"""The Scheduler decides which tokens are computed next. It never sees a tensor.
+
+There are no phases: a request computes its tokens that are not computed yet - a chunk of the prompt, or the last
+accepted token - and, once no known token is left over, a draft behind them. Prompt chunks and Jacobi windows share
+one token budget per step.
+
+Order is first come, first served: an older request never loses its cache blocks to a younger one, and the oldest
+always advances, so none starves.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
+from cllm_core.engine.request_state import RequestState
+from cllm_core.request import RequestOutput
+
+
+class Scheduler:
+    """Admits, plans, preempts, and books what a step brought.
+
+    Args:
+        block_pool: the KV cache's blocks; the scheduler is the only one who takes from it.
+        max_num_seqs: requests that run together, each in a slot of its own.
+        max_batched_tokens: token budget of one step; at least max_num_seqs.
+    """
+
+    def __init__(self, block_pool: BlockPool, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+        self.block_pool = block_pool
+        self.max_batched_tokens = max_batched_tokens
+        self._waiting: deque[RequestState] = deque()
+        self._running: list[RequestState] = []  # oldest first
+        self._by_id: dict[str, RequestState] = {}
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._aborted: list[RequestOutput] = []
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self._waiting)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything, be it to report an abort."""
+        return bool(self._by_id or self._aborted)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether this request is waiting or running."""
+        return request_id in self._by_id
+
+    def add(self, state: RequestState) -> None:
+        """Queue a request that the block pool can hold as a whole."""
+        self._by_id[state.request_id] = state
+        self._waiting.append(state)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free what it holds; its final output comes with the next commit. No-op where unknown."""
+        state = self._by_id.get(request_id)
+        if state is None:
+            return
+        self._remove(state)
+        self._aborted.append(RequestOutput(request_id=request_id, finish_reason="abort", stats=state.stats))
+
+    def schedule(self) -> StepPlan:
+        """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
+        rows: list[PlannedRow] = []
+        can_admit = bool(self._waiting and self._free_slots)
+        budget = _TokenBudget(self.max_batched_tokens, self._running, expects_prompt=can_admit)
+        num_preempted = 0
+        # A copy, since preemption shortens the list from its young end while we walk it from the old one.
+        for state in list(self._running):
+            if state.slot is None:
+                continue
+            num_tokens, preempted = self._make_room(state, budget.grant(state))
+            num_preempted += preempted
+            if num_tokens:
+                rows.append(_plan_row(state, num_tokens))
+                budget.spend(num_tokens)
+        admissions = [] if num_preempted else list(self._admit(budget, rows))
+        return StepPlan(rows=tuple(rows), admissions=tuple(admissions))
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
+        """Book the result of a plan: advance, finish and free requests. Reports aborted ones too."""
+        outputs, self._aborted = self._aborted, []
+        for row, row_result in zip(plan.rows, result.rows, strict=True):
+            state = self._by_id.get(row.request_id)
+            if state is None:  # aborted since the plan was made
+                continue
+            if row.num_sampled == 0:
+                state.num_computed = row.end_position
+                self._register_full_blocks(state)
+                continue
+            output = self._commit_window(state, row, row_result)
+            self._register_full_blocks(state)
+            if output.finish_reason is not None:
+                self._remove(state)
+            outputs.append(output)
+        return outputs
+
+    def check(self) -> None:
+        """Raise BlockPoolCorrupted unless every block is held exactly by the requests that run."""
+        self.block_pool.check(state.block_ids for state in self._by_id.values())
+
+    def _make_room(self, state: RequestState, wanted: int) -> tuple[int, int]:
+        """Get blocks for up to `wanted` tokens of a running request; preempt younger ones only for the first token.
+
+        Returns:
+            Tokens that have a place (0: the request itself was preempted), and the number of requests preempted.
+        """
+        num_preempted = 0
+        while True:
+            block_size = self.block_pool.block_size
+            num_missing = self.block_pool.num_needed(state.num_computed + wanted) - len(state.block_ids)
+            state.block_ids += self.block_pool.allocate(max(0, min(num_missing, self.block_pool.num_free)))
+            room = len(state.block_ids) * block_size - state.num_computed
+            if room > 0:
+                return min(wanted, room), num_preempted
+            victim = self._running[-1]
+            self._preempt(victim)
+            num_preempted += 1
+            if victim is state:
+                return 0, num_preempted
+
+    def _admit(self, budget: "_TokenBudget", rows: list[PlannedRow]) -> Iterator[Admission]:
+        while self._waiting and self._free_slots and budget.remaining > 0:
+            state = self._waiting[0]
+            if not self._reserve_known_tokens(state):
+                return
+            self._waiting.popleft()
+            state.slot = self._free_slots.pop()
+            self._running.append(state)
+            num_tokens, _ = self._make_room(state, min(budget.remaining, state.num_pending + state.max_window - 1))
+            rows.append(_plan_row(state, num_tokens))
+            budget.spend(num_tokens)
+            yield Admission(
+                slot=state.slot,
+                request=state.request,
+                seed=state.seed,
+                token_ids=state.token_ids(),
+                block_length=state.block_length,
+                stop_token_ids=tuple(sorted(state.stop_token_ids)),
+            )
+
+    def _reserve_known_tokens(self, state: RequestState) -> bool:
+        """Take blocks for all known tokens of a waiting request, cached ones first; False where they do not fit."""
+        pool = self.block_pool
+        # At least one token must be computed, else there is nothing to predict from.
+        hashes = state.full_block_hashes(pool.block_size, state.num_tokens - 1) if pool.prefix_caching else []
+        matched = pool.match_prefix(hashes)
+        num_missing = pool.num_needed(state.num_tokens) - len(matched)
+        if num_missing > pool.num_free:
+            pool.free(matched)
+            return False
+        state.block_ids = matched + pool.allocate(num_missing)
+        state.num_registered = len(matched)
+        state.num_computed = len(matched) * pool.block_size
+        if not state.output_ids:
+            state.num_cached = state.num_computed
+        return True
+
+    def _preempt(self, state: RequestState) -> None:
+        """Take a request's slot and blocks; once there is room, what the prefix cache lost is computed again."""
+        self._release(state)
+        state.num_computed = 0
+        state.num_preemptions += 1
+        self._waiting.appendleft(state)
+
+    def _release(self, state: RequestState) -> None:
+        if state.slot is not None:
+            self._running.remove(state)
+            self._free_slots.append(state.slot)
+            state.slot = None
+        self.block_pool.free(state.block_ids)
+        state.block_ids = []
+
+    def _remove(self, state: RequestState) -> None:
+        if state.slot is None:
+            self._waiting.remove(state)
+        self._release(state)
+        del self._by_id[state.request_id]
+
+    def _commit_window(self, state: RequestState, row: PlannedRow, result: RowResult) -> RequestOutput:
+        num_taken, finish_reason = state.accept(result.accepted_ids)
+        # The last accepted token of the row is final, and so is every draft token that was confirmed.
+        state.num_computed = row.last_accepted_position + num_taken
+        state.num_forward_passes += 1
+        token_ids = result.accepted_ids[:num_taken]
+        return RequestOutput(
+            request_id=state.request_id,
+            token_ids=token_ids,
+            logprobs=None if result.logprobs is None else result.logprobs[:num_taken],
+            finish_reason=finish_reason,
+            stop_token_id=token_ids[-1] if finish_reason == "stop" else None,
+            stats=state.stats,
+        )
+
+    def _register_full_blocks(self, state: RequestState) -> None:
+        if not self.block_pool.prefix_caching:
+            return
+        hashes = state.full_block_hashes(self.block_pool.block_size, state.num_computed)
+        for index in range(state.num_registered, len(hashes)):
+            self.block_pool.register(state.block_ids[index], hashes[index])
+        state.num_registered = max(state.num_registered, len(hashes))
+
+
+class _TokenBudget:
+    """Shares one step's tokens: every running request gets at least one, drafts get equal parts of the rest.
+
+    While a prompt is being read (or expected), drafts leave half of the step to it, so that a full house of Jacobi
+    windows cannot starve the requests that have yet to start.
+    """
+
+    def __init__(self, max_tokens: int, running: list[RequestState], *, expects_prompt: bool) -> None:
+        self.remaining = max_tokens
+        self._num_owed = len(running)
+        num_windows = sum(state.num_pending == 1 for state in running)
+        has_prompt = expects_prompt or num_windows < len(running)
+        share = max_tokens // 2 if has_prompt else max_tokens
+        self._max_window = max(1, share // max(1, num_windows))
+
+    def grant(self, state: RequestState) -> int:
+        """Tokens this running request may compute now; at least 1."""
+        self._num_owed -= 1
+        available = self.remaining - self._num_owed
+        if state.num_pending == 1:
+            return min(available, self._max_window, state.max_window)
+        return min(available, state.num_pending + state.max_window - 1)
+
+    def spend(self, num_tokens: int) -> None:
+        """Book tokens that were planned."""
+        self.remaining -= num_tokens
+
+
+def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
+    assert state.slot is not None
+    num_sampled = max(0, num_tokens - state.num_pending + 1)
+    return PlannedRow(
+        request_id=state.request_id,
+        slot=state.slot,
+        first_position=state.num_computed,
+        num_tokens=num_tokens,
+        num_sampled=num_sampled,
+        block_ids=tuple(state.block_ids),
+    )

@@ -1,0 +1,80 @@
+"""The one attention function under every architecture: registered with transformers, it hands queries, keys and values
+to whatever object the caller passed as `paged`, which knows the paged KV cache.
+
+transformers' model classes forward unknown keyword arguments down to the attention function; that is how `paged` gets
+here without any state on the module.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from cllm_core.errors import ModelLoadError
+
+PAGED_ATTENTION = "cllm_paged"
+
+
+class PagedAttention(Protocol):
+    """Attention of one step, layer by layer."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Store the keys and values of the step's tokens and attend to each row's whole context.
+
+        Args:
+            layer: index of the attention layer.
+            query: [T, H, D] of the step's tokens, flattened over rows.
+            key: [T, H_kv, D], rotary embedding applied.
+            value: [T, H_kv, D_v].
+            scale: factor of the dot products.
+            window: a token sees itself and the window - 1 tokens before it; None sees all before it.
+
+        Returns:
+            [T, H, D_v].
+        """
+        ...
+
+
+def paged_attention(  # noqa: PLR0917 - the signature is transformers'
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention for transformers' AttentionInterface; query, key and value are [1, H, T, D].
+
+    Raises:
+        ModelLoadError: the architecture uses an attention variant that the paged cache does not implement, or does not
+            hand the cache down. Seen when the model is probed at load, before any request.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ModelLoadError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
+    paged: PagedAttention | None = kwargs.get("paged")
+    if paged is None:
+        raise ModelLoadError(
+            f"{type(module).__name__} does not hand keyword arguments to its attention function; "
+            "this architecture cannot run on the paged cache"
+        )
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    out = paged.attend(
+        layer,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=kwargs.get("sliding_window"),
+    )
+    return out[None], None
+
+
+def register_paged_attention() -> None:
+    """Make `attn_implementation="cllm_paged"` known to transformers. Idempotent."""
+    AttentionInterface.register(PAGED_ATTENTION, paged_attention)

@@ -1,0 +1,234 @@
+"""The paged KV cache and the attention of one step over it, in plain torch: the slow, always right path.
+
+KVCache holds the memory; PagedStep is one step's view of it, built from the step's rows. Neither knows requests or
+decoding: rows are runs of tokens with a position and a block table.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """Shape of one layer's keys and values per token."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that one token takes in this layer."""
+        return self.num_kv_heads * (self.key_size + self.value_size) * dtype.itemsize
+
+
+@dataclass(slots=True)
+class LayerProbe:
+    """Stands in for the cache once, at load: records what each layer would store. Attention itself is left out."""
+
+    layers: dict[int, LayerSpec] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See PagedAttention.attend; returns zeros of the right shape."""
+        self.layers[layer] = LayerSpec(key.shape[1], key.shape[2], value.shape[2])
+        return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+
+
+class KVCache:
+    """Keys and values of all layers: per layer [num_blocks, block_size, H_kv, D], zero at first.
+
+    Zeros rather than garbage: masked positions are multiplied by 0, and 0 * NaN is NaN.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.keys = [
+            torch.zeros(num_blocks, block_size, spec.num_kv_heads, spec.key_size, dtype=dtype, device=device)
+            for spec in layers
+        ]
+        self.values = [
+            torch.zeros(num_blocks, block_size, spec.num_kv_heads, spec.value_size, dtype=dtype, device=device)
+            for spec in layers
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the cache."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """A row's place in the step: flattened tokens first_index.. and the position of the first of them in its text."""
+
+    first_index: int
+    num_tokens: int
+    first_position: int
+    block_ids: tuple[int, ...]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the row's last token attends to, itself included."""
+        return self.first_position + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows of similar shape, attended to as one padded batch of B rows, N tokens, C context slots."""
+
+    token_index: Tensor | None  # [B * N] int64, flat tokens; None: exactly the step's tokens in order
+    block_table: Tensor  # [B, C / block_size] int64
+    query_positions: Tensor  # [B, N] int64
+
+    def mask(self, block_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive causal mask [B, 1, N, C], 0 where visible and -inf elsewhere; `window` as in PagedAttention."""
+        num_slots = self.block_table.shape[1] * block_size
+        key_positions = torch.arange(num_slots, device=self.block_table.device)
+        queries = self.query_positions[:, :, None]
+        visible = key_positions <= queries
+        if window is not None:
+            visible &= key_positions > queries - window
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill_(~visible, float("-inf"))[:, None]
+
+
+class PagedStep:
+    """Attention of one step (PagedAttention): writes the step's keys and values, attends group by group.
+
+    Args:
+        cache: the KV cache.
+        rows: in the order of the step's flattened tokens.
+    """
+
+    def __init__(self, cache: KVCache, rows: Sequence[RowSpan], device: torch.device) -> None:
+        self._cache = cache
+        self._write_slots = torch.from_numpy(_write_slots(rows, cache.block_size)).to(device)
+        grouped = _group_similar(rows)
+        num_tokens = sum(row.num_tokens for row in rows)
+        self._groups = [_build_group(group, cache.block_size, num_tokens, device) for group in grouped]
+        order = _output_order(grouped)
+        is_plain = len(order) == sum(group.query_positions.numel() for group in self._groups)
+        in_order = is_plain and bool((order == np.arange(len(order))).all())
+        self._output_order = None if in_order else torch.from_numpy(order).to(device)
+        self._masks: dict[int | None, list[Tensor]] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """See PagedAttention.attend."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._write_slots, key)
+        values.flatten(0, 1).index_copy_(0, self._write_slots, value)
+        masks = self._masks.get(window)
+        if masks is None:
+            masks = [group.mask(self._cache.block_size, window, query.dtype) for group in self._groups]
+            self._masks[window] = masks
+        parts = [
+            _attend_group(group, mask, query, keys=keys, values=values, scale=scale)
+            for group, mask in zip(self._groups, masks, strict=True)
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out if self._output_order is None else out.index_select(0, self._output_order)
+
+
+def _attend_group(
+    group: RowGroup, mask: Tensor, query: Tensor, *, keys: Tensor, values: Tensor, scale: float
+) -> Tensor:
+    """Scaled dot-product attention of one group; returns [B * N, H, D_v]."""
+    if group.token_index is not None:
+        query = query.index_select(0, group.token_index)
+    num_rows, num_queries = group.query_positions.shape
+    num_heads, num_kv_heads = query.shape[1], keys.shape[2]
+    repeat = num_heads // num_kv_heads
+    # The heads that share a KV head become further queries of it, so keys and values need not be repeated.
+    folded = query.view(num_rows, num_queries, num_kv_heads, repeat, -1).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(num_rows, num_kv_heads, repeat * num_queries, -1)
+    out = F.scaled_dot_product_attention(
+        folded,
+        _gather(keys, group.block_table),
+        _gather(values, group.block_table),
+        attn_mask=mask if repeat == 1 else mask.repeat(1, 1, repeat, 1),
+        scale=scale,
+    )
+    out = out.view(num_rows, num_kv_heads, repeat, num_queries, -1).permute(0, 3, 1, 2, 4)
+    return out.reshape(num_rows * num_queries, num_heads, -1)
+
+
+def _gather(cache: Tensor, block_table: Tensor) -> Tensor:
+    """[num_blocks, block_size, H_kv, D] by block table [B, K] -> [B, H_kv, K * block_size, D]."""
+    num_rows = block_table.shape[0]
+    return cache.index_select(0, block_table.flatten()).view(num_rows, -1, *cache.shape[2:]).transpose(1, 2)
+
+
+def _write_slots(rows: Sequence[RowSpan], block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Cache slot (block * block_size + offset) of each of the step's tokens, [T] int64."""
+    slots = np.empty(sum(row.num_tokens for row in rows), dtype=np.int64)
+    for row in rows:
+        positions = np.arange(row.first_position, row.context_length)
+        block_ids = np.asarray(row.block_ids, dtype=np.int64)
+        slots[row.first_index : row.first_index + row.num_tokens] = (
+            block_ids[positions // block_size] * block_size + positions % block_size
+        )
+    return slots
+
+
+def _group_similar(rows: Sequence[RowSpan]) -> list[list[RowSpan]]:
+    """Rows whose token counts and context lengths each lie between the same powers of two: padding stays below 4x."""
+    groups: defaultdict[tuple[int, int], list[RowSpan]] = defaultdict(list)
+    for row in rows:
+        groups[(row.num_tokens.bit_length(), row.context_length.bit_length())].append(row)
+    return list(groups.values())
+
+
+def _build_group(rows: list[RowSpan], block_size: int, num_step_tokens: int, device: torch.device) -> RowGroup:
+    num_queries = max(row.num_tokens for row in rows)
+    num_blocks = max(-(-row.context_length // block_size) for row in rows)
+    # Padding repeats a row's last token and block; the mask hides the block, nobody reads the token.
+    offsets = np.stack([np.minimum(np.arange(num_queries), row.num_tokens - 1) for row in rows])
+    token_index = offsets + np.asarray([[row.first_index] for row in rows])
+    positions = offsets + np.asarray([[row.first_position] for row in rows])
+    table = np.zeros((len(rows), num_blocks), dtype=np.int64)
+    for index, row in enumerate(rows):
+        used = row.block_ids[:num_blocks]
+        table[index, : len(used)] = used
+    is_whole_step = token_index.size == num_step_tokens and bool((np.diff(token_index.ravel()) == 1).all())
+    return RowGroup(
+        token_index=None if is_whole_step else torch.from_numpy(token_index.ravel()).to(device),
+        block_table=torch.from_numpy(table).to(device),
+        query_positions=torch.from_numpy(positions).to(device),
+    )
+
+
+def _output_order(groups: list[list[RowSpan]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where each of the step's tokens lies in the concatenation of the padded groups, [T] int64."""
+    order = np.empty(sum(row.num_tokens for group in groups for row in group), dtype=np.int64)
+    offset = 0
+    for group in groups:
+        num_queries = max(row.num_tokens for row in group)
+        for row in group:
+            order[row.first_index : row.first_index + row.num_tokens] = offset + np.arange(row.num_tokens)
+            offset += num_queries
+    return order
