@@ -14,7 +14,8 @@ from torch import Tensor
 from cllm_core.engine.jacobi import count_matched
 from cllm_core.engine.logprobs import compute_logprobs
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
-from cllm_core.engine.sampling import RowSampling, SamplingBatch, TokenHistory, sample
+from cllm_core.engine.sampling import sample
+from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.engine.token_buffer import TokenBuffer
 from cllm_core.models.paged import RowSpan
 from cllm_core.request import TokenLogprobs
@@ -75,7 +76,7 @@ class ModelRunner:
         if not rows:
             return StepResult(rows=(RowResult(),) * len(plan.rows))
         windows = self._windows(rows)
-        chosen = self._sample(logits, windows, slots[sampled], positions[sampled])
+        chosen = self._sample(logits, windows)
         predicted = chosen[windows.flat_index]
         matched = count_matched(input_ids[sampled][windows.flat_index], predicted, windows.lengths)
         self._buffer.advance(
@@ -109,14 +110,13 @@ class ModelRunner:
         )
         return Windows(rows, slots, last_positions, device_lengths, flat_index.view(len(rows), -1))
 
-    def _sample(self, logits: Tensor, windows: Windows, slots: Tensor, positions: Tensor) -> Tensor:
+    def _sample(self, logits: Tensor, windows: Windows) -> Tensor:
         """Choose a token for each sampled position; [S] int64."""
         batch = SamplingBatch.build([self._row_sampling(row) for row in windows.rows], self._device)
         history = None
         if batch.needs_history:
-            index = batch.history_positions
-            token_ids, is_prompt = self._buffer.history(slots[index], positions[index], windows.longest)
-            history = TokenHistory(token_ids=token_ids, is_prompt=is_prompt, positions=index)
+            slots = torch.tensor([windows.rows[index].slot for index in batch.history_rows], device=self._device)
+            history = self._buffer.texts(slots, batch.history_length)
         return sample(logits, batch, history)
 
     def _row_sampling(self, row: PlannedRow) -> RowSampling:
@@ -127,6 +127,7 @@ class ModelRunner:
             choice_index=admission.request.choice_index,
             num_positions=row.num_sampled,
             first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
+            num_prompt_tokens=len(admission.request.prompt_ids),
             stop_token_ids=admission.stop_token_ids,
         )
 

@@ -40,19 +40,9 @@ class TokenBuffer:
         """Tokens at [T] positions of [T] slots, accepted or draft; [T] int64."""
         return self._tokens[slots, positions]
 
-    def history(self, slots: Tensor, positions: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        """What each position may know: all tokens up to and with it.
-
-        Args:
-            slots, positions: [T] int64.
-            limit: L, a bound above all positions.
-
-        Returns:
-            [T, L] int64 token ids, -1 beyond the position; [T, L] bool, whether the token is of the prompt.
-        """
-        columns = torch.arange(limit, device=slots.device)
-        tokens = self._tokens[slots, :limit].where(columns <= positions[:, None], -1)
-        return tokens, columns < self._prompt_lengths[slots][:, None]
+    def texts(self, slots: Tensor, limit: int) -> Tensor:
+        """The first `limit` tokens of each slot's text - prompt, accepted output, draft; [B, limit] int64."""
+        return self._tokens[slots, :limit]
 
     def admit(self, admissions: Sequence[Admission]) -> None:
         """Write the texts of requests that got a slot, and guess their first drafts."""
