@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu lock clean
+.PHONY: help setup serve test check format test-slow test-gpu docs lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ test-slow: setup ## tests that take minutes or run the embedded model
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+docs: setup ## regenerate docs/settings.md
+	$(BIN)/python -m tests.settings_page > docs/settings.md
 
 lock: setup ## write the installed versions to constraints.txt
 	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
