@@ -1,0 +1,129 @@
+"""The text of one output, step by step: detokenisation, stop strings, usage and where each token stands in the text.
+
+Tokens are taken one by one whatever a step brought, so an output ends on the same token and character with Jacobi
+decoding as with AR. Used by the server, streaming or not, and by the offline API.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from cllm_core.request import FinishReason, RequestOutput, TokenLogprobs
+from cllm_core.text.codec import TextCodec
+from cllm_core.text.stop import StopMatcher
+
+
+class PlacedLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities of one token and its place.
+
+    Attributes:
+        token_id: the token that was accepted.
+        text_offset: characters of the output's text before the token's first.
+    """
+
+    token_id: int
+    text_offset: int
+    logprobs: TokenLogprobs
+
+
+class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step added to an output.
+
+    Attributes:
+        text: characters that are final; may be empty while a character or a stop string is incomplete.
+        token_ids: tokens that were generated for this output, with a stop token and the tokens of a stop string, but
+            without those that the step accepted beyond a stop string. They are what usage counts.
+        logprobs: of the tokens whose text has been given, so they may come a step later than the token; without a stop
+            token and the tokens of a stop string. Empty where the request asked for none.
+        finish_reason: set in the last delta; "stop" also where a stop string ended the text.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[PlacedLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class OutputText:
+    """Turns the RequestOutputs of one request into its text.
+
+    A stop string can end the text before the engine ends the request: `finished` is then true after a delta with
+    finish_reason "stop" and the caller aborts the request. Outputs that still arrive yield empty deltas.
+    """
+
+    def __init__(self, codec: TextCodec, *, stop: tuple[str, ...] = (), continues_text: bool = False) -> None:
+        """Start an empty text.
+
+        Args:
+            stop: as in SamplingParams.
+            continues_text: the text goes on where the prompt ends (completions), so a leading space is kept.
+        """
+        self._detokenizer = codec.detokenizer(continues_text=continues_text)
+        self._stop = StopMatcher(stop)
+        self._waiting: deque[PlacedLogprobs] = deque()  # of tokens whose text has not been given yet
+        self._finish_reason: FinishReason | None = None
+        self._num_tokens = 0
+        self._num_detokenized = 0  # characters, those held back for a stop string included
+        self._num_given = 0  # characters
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last delta was given."""
+        return self._finish_reason is not None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the output ended, None while it goes on."""
+        return self._finish_reason
+
+    @property
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the text, None where none did."""
+        return self._stop.matched
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated for this output so far: the completion tokens of the usage report."""
+        return self._num_tokens
+
+    def push(self, output: RequestOutput) -> TextDelta:
+        """Take what a step brought and return what it adds; exactly one delta has a finish_reason, the last."""
+        if self.finished:
+            return TextDelta()
+        num_text_tokens = len(output.token_ids) - (output.stop_token_id is not None)
+        text, num_consumed = self._push_tokens(output.token_ids[:num_text_tokens], output.logprobs)
+        if self._stop.finished:
+            return self._delta(text, output.token_ids[:num_consumed], "stop")
+        if output.finish_reason is not None:
+            text += self._stop.flush()
+        return self._delta(text, output.token_ids, output.finish_reason)
+
+    def _push_tokens(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> tuple[str, int]:
+        """Text that is safe to give, and the number of tokens up to the one that completes a stop string."""
+        safe: list[str] = []
+        for index, token_id in enumerate(token_ids):
+            if logprobs is not None:
+                self._waiting.append(PlacedLogprobs(token_id, self._num_detokenized, logprobs[index]))
+            text = self._detokenizer.push((token_id,))
+            self._num_detokenized += len(text)
+            safe.append(self._stop.push(text))
+            if self._stop.finished:
+                return "".join(safe), index + 1
+        return "".join(safe), len(token_ids)
+
+    def _delta(self, text: str, token_ids: tuple[int, ...], finish_reason: FinishReason | None) -> TextDelta:
+        self._num_given += len(text)
+        self._num_tokens += len(token_ids)
+        self._finish_reason = finish_reason
+        return TextDelta(
+            text=text, token_ids=token_ids, logprobs=tuple(self._take_logprobs()), finish_reason=finish_reason
+        )
+
+    def _take_logprobs(self) -> list[PlacedLogprobs]:
+        """Entries whose text begins in what was given; at an end without a stop string all that wait."""
+        is_whole = self.finished and not self._stop.finished
+        taken = []
+        while self._waiting and (is_whole or self._waiting[0].text_offset < self._num_given):
+            taken.append(self._waiting.popleft())
+        return taken
