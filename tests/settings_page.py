@@ -1,0 +1,37 @@
+"""Renders docs/settings.md from the settings themselves; `make docs` writes it, test_docs compares it."""
+
+import sys
+from typing import get_args
+
+from pydantic.fields import FieldInfo
+
+from server.options import flag_of
+from server.settings import ENV_PREFIX, Panel, PanelName, ServerSettings
+
+HEADER = """\
+# Settings
+
+Generated from `server/settings.py` by `make docs`; do not edit. Every setting of `cllm serve` is a flag and an
+environment variable; the flag wins. `cllm serve --help` prints the same.
+"""
+
+
+def render_settings_page() -> str:
+    """The whole page, Markdown."""
+    return "\n".join([HEADER, *(_render_panel(panel) for panel in get_args(PanelName))])
+
+
+def _render_panel(panel: PanelName) -> str:
+    fields = [(name, field) for name, field in ServerSettings.model_fields.items() if Panel(panel) in field.metadata]
+    head = [f"## {panel}", "", "| flag | environment | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *(_render_row(name, field) for name, field in fields), ""])
+
+
+def _render_row(name: str, field: FieldInfo) -> str:
+    flag = "MODEL (argument)" if name == "model" else f"`{flag_of(name, field)}`"
+    default = "" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
+    return f"| {flag} | `{ENV_PREFIX}{name.upper()}` | {default} | {field.description} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_settings_page())
