@@ -1,0 +1,283 @@
+"""LLM: the engine as a library call, without server or worker process.
+
+from cllm_core import LLM, SamplingParams
+
+llm = LLM("path/or/hub-id")
+for result in llm.generate(["Once upon a time"], SamplingParams(temperature=0, max_tokens=64)):
+    print(result.text, result.outputs[0].stats.tokens_per_forward)
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from tqdm import tqdm
+
+from cllm_core.config import EngineConfig
+from cllm_core.engine.build import build_engine
+from cllm_core.engine.engine import Engine
+from cllm_core.errors import ConfigError, EngineFailed, InvalidRequest
+from cllm_core.info import ModelInfo
+from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput, SamplingParams
+from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.codec import TextCodec
+from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedOutput:
+    """One finished output.
+
+    Attributes:
+        text: without stop token and stop string.
+        token_ids: all tokens generated, a stop token and the tokens of a stop string included.
+        logprobs: of the tokens of the text where asked for, else empty.
+        finish_reason: "stop" or "length".
+        stats: forward passes and tokens per forward pass (TPF) of this output.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PlacedLogprobs, ...]
+    finish_reason: FinishReason
+    stats: DecodingStats
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """A prompt and its outputs, one per choice."""
+
+    prompt_ids: tuple[int, ...]
+    outputs: tuple[GeneratedOutput, ...]
+
+    @property
+    def text(self) -> str:
+        """Of the first output."""
+        return self.outputs[0].text
+
+
+class LLM:
+    """A loaded model that decodes batches of prompts.
+
+    Args:
+        model: Hub id, folder or .gguf file; None is the embedded default model.
+        settings: any other field of EngineConfig.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+        ModelLoadError: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str | None = None, **settings: object) -> None:
+        try:
+            config = msgspec.convert({"model": model, **settings}, EngineConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"LLM settings: {error}; see EngineConfig for names and types") from error
+        self._engine: Engine = build_engine(config)
+        tokenizer = self.info.tokenizer
+        self._codec = TextCodec(tokenizer)
+        self._template = (
+            ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens) if tokenizer.chat_template else None
+        )
+        self._request_numbers = itertools.count()
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model and the limits in force."""
+        return self._engine.info
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        predictions: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> list[GenerationResult]:
+        """Complete prompts, all batched together.
+
+        Args:
+            prompts: one text or many, each a string or token ids.
+            params: for all prompts; None is SamplingParams().
+            n: outputs per prompt.
+            predictions: what each output is expected to be; seeds the drafts, never changes the output.
+            progress: show a progress bar.
+
+        Returns:
+            One result per prompt, in order.
+
+        Raises:
+            RequestError: a prompt or a parameter is at fault; nothing is decoded then.
+        """
+        texts = _as_list(prompts)
+        if predictions is not None and len(predictions) != len(texts):
+            raise InvalidRequest(f"{len(predictions)} predictions for {len(texts)} prompts: give one each")
+        jobs = [
+            _Job(
+                prompt_ids=tuple(
+                    self._codec.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
+                ),
+                prediction_ids=tuple(self._codec.encode(expected, add_special_tokens=False)),
+                continues_text=True,
+            )
+            for prompt, expected in zip(texts, predictions or [""] * len(texts), strict=True)
+        ]
+        return self._run(jobs, params or SamplingParams(), n=n, progress=progress)
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        progress: bool = True,
+    ) -> list[GenerationResult]:
+        """Answer conversations through the model's chat template, all batched together.
+
+        Args:
+            conversations: one conversation or many; a conversation is a sequence of {"role": ..., "content": ...}.
+            params, n, progress: as in `generate`.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or the template refuses the messages.
+        """
+        jobs = [_Job(prompt_ids=self._encode_chat(messages)) for messages in _as_conversations(conversations)]
+        return self._run(jobs, params or SamplingParams(), n=n, progress=progress)
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Iterator[tuple[TextDelta, DecodingStats]]:
+        """Answer one conversation, yielding text as it is accepted. Closing the iterator aborts the request."""
+        params = params or SamplingParams()
+        request = self._new_request(_Job(prompt_ids=self._encode_chat(messages)), params)
+        text = OutputText(self._codec, stop=params.stop)
+        for output in self._decode([request]):
+            yield text.push(output), output.stats
+            if text.finished:
+                return
+
+    def _run(self, jobs: Sequence["_Job"], params: SamplingParams, *, n: int, progress: bool) -> list[GenerationResult]:
+        if n < 1:
+            raise InvalidRequest(f"n={n}: must be >= 1", param="n")
+        requests = [self._new_request(job, params, choice_index=index) for job in jobs for index in range(n)]
+        collected = {
+            request.request_id: _Collected(OutputText(self._codec, stop=params.stop, continues_text=job.continues_text))
+            for request, job in zip(requests, (job for job in jobs for _ in range(n)), strict=True)
+        }
+        with tqdm(total=len(requests), disable=not progress, unit="output", dynamic_ncols=True) as bar:
+            totals = _Totals()
+            for output in self._decode(requests):
+                one = collected[output.request_id]
+                if one.text.finished:
+                    continue
+                totals.add(output)
+                if one.push(output):
+                    self._engine.abort(output.request_id)
+                    bar.set_postfix_str(f"{totals.num_tokens} tokens, TPF {totals.tokens_per_forward:.2f}")
+                    bar.update()
+        outputs = [collected[request.request_id].finish() for request in requests]
+        return [
+            GenerationResult(prompt_ids=job.prompt_ids, outputs=tuple(outputs[index * n : (index + 1) * n]))
+            for index, job in enumerate(jobs)
+        ]
+
+    def _decode(self, requests: Sequence[NewRequest]) -> Iterator[RequestOutput]:
+        """Outputs of these requests until all have ended; leaving early, an error included, aborts the rest."""
+        try:
+            for request in requests:
+                self._engine.add_request(request)
+            while self._engine.has_work():
+                yield from self._engine.step()
+        finally:
+            for request in requests:
+                self._engine.abort(request.request_id)
+            while self._engine.has_work():
+                self._engine.step()
+
+    def _encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        if self._template is None:
+            raise InvalidRequest(f"{self.info.name} has no chat template: use generate()", param="messages")
+        return tuple(self._codec.encode(self._template.render(messages), add_special_tokens=False, param="messages"))
+
+    def _new_request(self, job: "_Job", params: SamplingParams, choice_index: int = 0) -> NewRequest:
+        return NewRequest(
+            request_id=str(next(self._request_numbers)),
+            prompt_ids=job.prompt_ids,
+            params=params,
+            choice_index=choice_index,
+            prediction_ids=job.prediction_ids,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A prompt on its way to a request."""
+
+    prompt_ids: tuple[int, ...]
+    prediction_ids: tuple[int, ...] = ()
+    continues_text: bool = False
+
+
+@dataclass(slots=True)
+class _Collected:
+    """An output that grows."""
+
+    text: OutputText
+    pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[PlacedLogprobs] = field(default_factory=list)
+    stats: DecodingStats | None = None
+
+    def push(self, output: RequestOutput) -> bool:
+        """Append; True where this ended the output."""
+        delta = self.text.push(output)
+        self.pieces.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.stats = output.stats
+        return delta.finish_reason is not None
+
+    def finish(self) -> GeneratedOutput:
+        if self.stats is None or self.text.finish_reason is None:
+            raise EngineFailed("an output did not finish; the engine stopped without saying so")
+        return GeneratedOutput(
+            text="".join(self.pieces),
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            finish_reason=self.text.finish_reason,
+            stats=self.stats,
+        )
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Tokens and forward passes over all outputs, for the progress bar."""
+
+    num_tokens: int = 0
+    num_forward_passes: int = 0
+
+    def add(self, output: RequestOutput) -> None:
+        self.num_tokens += len(output.token_ids)
+        self.num_forward_passes += 1 if output.token_ids else 0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.num_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, as text or as token ids, or many: always a list."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_conversations(conversations: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    if conversations and isinstance(conversations[0], Mapping):
+        return [conversations]  # type: ignore[list-item]
+    return list(conversations)  # type: ignore[arg-type]
