@@ -1,9 +1,13 @@
 """One small tokenizer per decoder family, built with the `tokenizers` library, and codecs around them."""
 
+from collections.abc import Callable
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from cllm_core.info import TokenizerBundle
 from cllm_core.text.codec import TextCodec
+
+Family = Callable[[], Tokenizer]
 
 BOS = "<s>"
 END = "</s>"
@@ -51,7 +55,7 @@ def metaspace() -> Tokenizer:
 def word_piece() -> Tokenizer:
     """Words are joined by spaces, ## continues a word."""
     tokenizer = Tokenizer(models.WordPiece(_numbered(["[UNK]", "a", "##b", "word", ".", "##é"]), unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([BOS, END])
     return tokenizer
 
@@ -62,6 +66,13 @@ def word_level() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([BOS, END])
     return tokenizer
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that is in the vocabulary."""
+    token_id = tokenizer.token_to_id(token)
+    assert token_id is not None
+    return token_id
 
 
 def _numbered(words: list[str]) -> dict[str, int]:

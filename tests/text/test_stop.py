@@ -22,7 +22,9 @@ def naive(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
 
 @settings(deadline=None, max_examples=500)
 @given(text=TEXTS, stops=STOPS, at=cuts(30))
-def test_text_ends_where_the_naive_definition_says_whatever_the_pieces(text, stops, at):
+def test_text_ends_where_the_naive_definition_says_whatever_the_pieces(
+    text: str, stops: tuple[str, ...], at: list[int]
+) -> None:
     matcher = StopMatcher(stops)
     given_away = "".join(matcher.push(piece) for piece in cut(text, at)) + matcher.flush()
     assert (given_away, matcher.matched) == naive(text, stops)
@@ -30,7 +32,7 @@ def test_text_ends_where_the_naive_definition_says_whatever_the_pieces(text, sto
 
 @settings(deadline=None, max_examples=500)
 @given(text=TEXTS, stops=STOPS, at=cuts(30))
-def test_only_what_may_begin_a_stop_string_is_held_back(text, stops, at):
+def test_only_what_may_begin_a_stop_string_is_held_back(text: str, stops: tuple[str, ...], at: list[int]) -> None:
     matcher = StopMatcher(stops)
     seen = given_away = ""
     for piece in cut(text, at):
@@ -43,20 +45,20 @@ def test_only_what_may_begin_a_stop_string_is_held_back(text, stops, at):
         assert held == max(beginnings, key=len, default="")
 
 
-def test_nothing_passes_after_a_stop_string():
+def test_nothing_passes_after_a_stop_string() -> None:
     matcher = StopMatcher(("\n\n",))
     assert [matcher.push(piece) for piece in ("a\n", "\nb", "c")] == ["a", "", ""]
     assert matcher.finished
     assert matcher.flush() == ""
 
 
-def test_a_stop_string_inside_another_wins_as_it_ends_first():
+def test_a_stop_string_inside_another_wins_as_it_ends_first() -> None:
     matcher = StopMatcher(("abcd", "bc"))
     assert matcher.push("xabcd") == "xa"
     assert matcher.matched == "bc"
 
 
-def test_text_held_back_is_given_where_the_text_ends():
+def test_text_held_back_is_given_where_the_text_ends() -> None:
     matcher = StopMatcher(("STOP",))
     assert matcher.push("no ST") == "no "
     assert matcher.flush() == "ST"

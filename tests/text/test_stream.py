@@ -13,7 +13,7 @@ from tests.text.strategies import cut, cuts
 
 TOKENIZER = factories.byte_level()
 CODEC = factories.make_codec(TOKENIZER)
-END_ID = TOKENIZER.token_to_id(factories.END)
+END_ID = factories.id_of(TOKENIZER, factories.END)
 
 
 def encode(text: str) -> tuple[int, ...]:
@@ -56,7 +56,9 @@ def joined(deltas: Sequence[TextDelta]) -> tuple[object, ...]:
     stop=st.lists(st.text("helowé 👍", min_size=1, max_size=3), max_size=3).map(tuple),
     at=cuts(30),
 )
-def test_how_many_tokens_a_step_brings_changes_nothing(token_ids, stop, at):
+def test_how_many_tokens_a_step_brings_changes_nothing(
+    token_ids: tuple[int, ...], stop: tuple[str, ...], at: list[int]
+) -> None:
     one_by_one, expected = stream([(token_id,) for token_id in token_ids], stop)
     in_chunks, deltas = stream(cut(token_ids, at), stop)
     assert joined(deltas) == joined(expected)
@@ -66,7 +68,7 @@ def test_how_many_tokens_a_step_brings_changes_nothing(token_ids, stop, at):
 
 @settings(deadline=None)
 @given(text=st.text(), at=cuts(30))
-def test_offsets_tell_where_the_text_of_each_token_begins(text, at):
+def test_offsets_tell_where_the_text_of_each_token_begins(text: str, at: list[int]) -> None:
     token_ids = encode(text)
     _, deltas = stream(cut(token_ids, at))
     entries = [entry for delta in deltas for entry in delta.logprobs]
@@ -76,7 +78,7 @@ def test_offsets_tell_where_the_text_of_each_token_begins(text, at):
         assert entry.logprobs.logprob == -float(entry.token_id)
 
 
-def test_a_stop_string_ends_the_output_in_the_middle_of_a_step():
+def test_a_stop_string_ends_the_output_in_the_middle_of_a_step() -> None:
     output_text = OutputText(CODEC, stop=("lo",))
     delta = output_text.push(make_output((*encode("say hello, "), *encode("w"))))
     assert (delta.text, delta.finish_reason) == ("say hel", "stop")
@@ -85,14 +87,14 @@ def test_a_stop_string_ends_the_output_in_the_middle_of_a_step():
     assert CODEC.decode([entry.token_id for entry in delta.logprobs]) == "say hell"
 
 
-def test_outputs_after_a_stop_string_are_empty():
+def test_outputs_after_a_stop_string_are_empty() -> None:
     output_text = OutputText(CODEC, stop=("x",))
     output_text.push(make_output(encode("x")))
     assert output_text.push(make_output(encode("y"), "abort")) == TextDelta()
     assert output_text.finish_reason == "stop"
 
 
-def test_a_stop_string_before_a_stop_token_of_the_same_step_ends_the_output():
+def test_a_stop_string_before_a_stop_token_of_the_same_step_ends_the_output() -> None:
     output_text = OutputText(CODEC, stop=("x",))
     delta = output_text.push(make_output((*encode("ax"), END_ID), "stop", stop_token_id=END_ID))
     assert (delta.text, delta.token_ids) == ("a", encode("ax"))
@@ -100,7 +102,7 @@ def test_a_stop_string_before_a_stop_token_of_the_same_step_ends_the_output():
 
 
 @pytest.mark.parametrize("stop_token_id", [END_ID, encode("z")[0]])
-def test_a_stop_token_is_counted_but_neither_text_nor_logprobs(stop_token_id):
+def test_a_stop_token_is_counted_but_neither_text_nor_logprobs(stop_token_id: int) -> None:
     output_text = OutputText(CODEC)
     delta = output_text.push(make_output((*encode("ab"), stop_token_id), "stop", stop_token_id=stop_token_id))
     assert (delta.text, delta.finish_reason) == ("ab", "stop")
@@ -108,14 +110,14 @@ def test_a_stop_token_is_counted_but_neither_text_nor_logprobs(stop_token_id):
     assert output_text.num_tokens == 3
 
 
-def test_logprobs_wait_for_the_text_of_their_token():
+def test_logprobs_wait_for_the_text_of_their_token() -> None:
     output_text = OutputText(CODEC, stop=("xyz",))
     first, second = (output_text.push(make_output(encode(text))) for text in ("axy", "b"))
     assert [(delta.text, len(delta.logprobs)) for delta in (first, second)] == [("a", 1), ("xyb", 3)]
 
 
 @pytest.mark.parametrize("finish_reason", ["length", "abort", "error", "stop"])
-def test_text_held_back_for_a_stop_string_is_given_at_another_end(finish_reason):
+def test_text_held_back_for_a_stop_string_is_given_at_another_end(finish_reason: FinishReason) -> None:
     output_text = OutputText(CODEC, stop=("xyz",))
     assert output_text.push(make_output(encode("axy"))).text == "a"
     delta = output_text.push(make_output((), finish_reason))
