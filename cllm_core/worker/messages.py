@@ -1,13 +1,30 @@
 """Messages between the API process and the worker process: msgspec structs in MessagePack, never pickle.
 
-API -> worker: Submit, Abort, Shutdown.     worker -> API: Loading, Ready, StepReport, Failed.
+API -> worker: Hello, Submit, Abort, Shutdown.     worker -> API: Loading, Ready, StepReport, Rejected, Failed.
 The first field on the wire is the struct's tag, so each side decodes one union.
+
+    API                                worker
+     | -- Hello ------------------------> |
+     | <------------- Loading ... Ready - |   the greeting; again with each change of it
+     | -- Submit ------------------------> |
+     | <------- StepReport, StepReport .. |   or Rejected
+     | -- Abort -------------------------> |
+     | <--- StepReport: final "abort" --- |
 """
 
 import msgspec
 
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
+
+PROTOCOL_VERSION = 1
+"""Of these messages. Raised with every change that an older peer would misread."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """First message of a client on a new connection; the worker answers with the state it is in."""
+
+    version: int = PROTOCOL_VERSION
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -46,12 +63,22 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Rejected(msgspec.Struct, frozen=True, tag=True):
+    """The worker did not take this request; it ends here."""
+
+    request_id: str
+    error: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The worker cannot go on and leaves: loading failed, or the device did. Restarting helps only if retry is true."""
+    """The worker cannot serve any more: loading failed, the device did, or it cannot understand this client.
+
+    Restarting helps only if retry is true.
+    """
 
     error: str
     retry: bool
 
 
-ToWorker = Submit | Abort | Shutdown
-FromWorker = Loading | Ready | StepReport | Failed
+ToWorker = Hello | Submit | Abort | Shutdown
+FromWorker = Loading | Ready | StepReport | Rejected | Failed

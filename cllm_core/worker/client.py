@@ -1,0 +1,272 @@
+"""WorkerClient: the EngineClient of the server, over ZeroMQ. Starts and reaches workers through a WorkerHost.
+
+Runs in one event loop and imports no torch. What it does the same for a worker of its own and for a remote one:
+greet it, hand out streams, end them when it is lost, and try again as the RestartPolicy says.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Literal
+
+import msgspec
+import zmq.asyncio
+
+from cllm_core.errors import ConfigError, EngineBusy, EngineFailed, EngineUnavailable
+from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.worker.host import WorkerHost
+from cllm_core.worker.link import WorkerLink
+from cllm_core.worker.messages import (
+    Abort,
+    Failed,
+    Hello,
+    Loading,
+    Ready,
+    Rejected,
+    Shutdown,
+    StepReport,
+    Submit,
+)
+from cllm_core.worker.protocol import EngineState, EngineStatus
+from cllm_core.worker.restart import Departure, RestartPolicy
+from cllm_core.worker.stream import LiveStreams
+
+logger = logging.getLogger(__name__)
+
+# A dead worker's last words are in the socket already; this bounds the wait for the end of the connection behind them.
+_LAST_WORDS_SECONDS = 1.0
+
+
+class WorkerClient:
+    """Implements `cllm_core.worker.protocol.EngineClient`.
+
+    Args:
+        host: where workers come from.
+        max_waiting: requests that may wait beyond the `max_num_seqs` that the worker decodes together.
+        policy: when a lost worker is replaced.
+    """
+
+    def __init__(self, host: WorkerHost, *, max_waiting: int, policy: RestartPolicy) -> None:
+        self._host = host
+        self._policy = policy
+        self._max_waiting = max_waiting
+        self._streams = LiveStreams()
+        self._listeners: list[Callable[[StepReport], None]] = []
+        self._status = EngineStatus(state="starting", detail=host.place)
+        self._closing: Literal["draining", "stopped"] | None = None
+        self._info: ModelInfo | None = None
+        self._stats = EngineStats()
+        self._link: WorkerLink | None = None
+        self._ready_since: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> EngineStatus:
+        """Whether requests can be taken."""
+        if self._closing is None:
+            return self._status
+        return msgspec.structs.replace(self._status, state=self._closing)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model; the last known one while the worker restarts. EngineUnavailable before the first load."""
+        if self._info is None:
+            raise EngineUnavailable(self._describe_status())
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state of the engine after its latest step; zeros where there is no worker."""
+        return self._stats
+
+    def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
+        """Call `listener` with every step report, in the event loop. What it raises is logged."""
+        self._listeners.append(listener)
+
+    def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
+        """Queue a request; returns its stream at once. See EngineClient.
+
+        Raises:
+            EngineUnavailable: the status is not "ready".
+            EngineBusy: as many requests are alive as may run and wait.
+            InvalidRequest: a request of this id is alive.
+        """
+        if self.status.state != "ready" or self._link is None or self._info is None:
+            raise EngineUnavailable(self._describe_status())
+        limit = self._info.max_num_seqs + self._max_waiting
+        if len(self._streams) >= limit:
+            raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
+        stream = self._streams.open(request, self._abort)
+        self._link.send(Submit(request))
+        return stream
+
+    async def start(self) -> None:
+        """Begin to start or reach the worker; returns at once. To be called once."""
+        if self._task is not None:
+            raise RuntimeError("this client was started before: make a new one")
+        self._task = asyncio.create_task(self._run(), name="worker client")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests, wait up to `grace_seconds` for those that run, then end the rest with "abort"."""
+        self._closing = self._closing or "draining"
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._streams.wait_idle()
+        except TimeoutError:
+            self._abort(*self._streams.abort_all())
+
+    async def stop(self) -> None:
+        """End the worker where it is ours; every open stream ends with "abort" first. May be called twice."""
+        self._closing = "stopped"
+        self._abort(*self._streams.abort_all())
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self._host.close()
+
+    def _describe_status(self) -> str:
+        status = self.status
+        return f"the engine is {status.state}" + (f": {status.detail}" if status.detail else "")
+
+    def _abort(self, *request_ids: str) -> None:
+        if self._link is not None and request_ids:
+            self._link.send(Abort(request_ids))
+
+    async def _run(self) -> None:
+        """Serve one worker after the other, until the policy gives up or the client closes."""
+        try:
+            with zmq.asyncio.Context() as context:
+                delay: float | None = 0.0
+                while delay is not None:
+                    await asyncio.sleep(delay)
+                    delay = self._settle(await self._serve_one_worker(context))
+        except Exception as error:
+            logger.exception("the worker client failed; this is a bug")
+            self._set_status("failed", f"the worker client failed: {error}")
+        finally:
+            self._streams.fail_all(self._describe_status())
+
+    async def _serve_one_worker(self, context: zmq.asyncio.Context) -> Departure:
+        """From launch to loss."""
+        self._ready_since = None
+        try:
+            endpoint = await self._host.launch()
+        except (OSError, ConfigError) as error:
+            reason = f"the {self._host.place} cannot be started: {error}"
+            return Departure(reason, retry=isinstance(error, OSError), ready_seconds=None)
+        link = WorkerLink(context, endpoint)
+        try:
+            failure = await self._converse(link)
+            served = None if self._ready_since is None else time.monotonic() - self._ready_since
+        finally:
+            how_it_ended = await self._part(link)
+        if failure is None:
+            return Departure(how_it_ended, retry=True, ready_seconds=served)
+        return Departure(failure.error, retry=failure.retry, ready_seconds=served)
+
+    async def _converse(self, link: WorkerLink) -> Failed | None:
+        """Greet the worker and take what it sends until it is lost; then fail its requests, before all else."""
+        failure: Failed | None = None
+        self._link = link
+        try:
+            link.send(Hello())
+            failure = await self._listen(link)
+        except EngineFailed as error:
+            failure = Failed(str(error), retry=True)
+        finally:
+            self._link = None
+            self._stats = EngineStats()
+        reason = failure.error if failure else f"the {self._host.place} was lost"
+        self._set_status("restarting", reason)
+        self._streams.fail_all(reason)
+        return failure
+
+    async def _part(self, link: WorkerLink) -> str:
+        can_hear = self._closing == "stopped" and self._ready_since is not None
+        try:
+            return await self._host.dismiss((lambda: link.send(Shutdown())) if can_hear else None)
+        finally:
+            # Not before: a Shutdown that was not sent yet would be dropped.
+            link.close()
+
+    async def _listen(self, link: WorkerLink) -> Failed | None:
+        """Handle messages until the worker says Failed, its connection breaks or its process ends."""
+        reading = asyncio.create_task(self._read(link))
+        lost = asyncio.create_task(link.wait_lost())
+        gone = asyncio.create_task(self._host.wait_gone())
+        try:
+            await asyncio.wait({reading, lost, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and link.is_connected:
+                await asyncio.wait({reading, lost}, timeout=_LAST_WORDS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+        finally:
+            for task in (reading, lost, gone):
+                task.cancel()
+            await asyncio.wait({reading, lost, gone})
+        return await self._read_last_words(link)
+
+    async def _read(self, link: WorkerLink) -> Failed:
+        while True:
+            message = await link.receive()
+            if isinstance(message, Failed):
+                return message
+            self._handle(message)
+            # receive() does not yield while messages are waiting; the readers of the streams have their turn here.
+            await asyncio.sleep(0)
+
+    async def _read_last_words(self, link: WorkerLink) -> Failed | None:
+        while (message := await link.receive_waiting()) is not None:
+            if isinstance(message, Failed):
+                return message
+            self._handle(message)
+        return None
+
+    def _handle(self, message: Loading | Ready | StepReport | Rejected) -> None:
+        match message:
+            case StepReport(outputs, stats):
+                self._stats = stats
+                for output in outputs:
+                    self._streams.deliver(output)
+                self._tell_listeners(message)
+            case Rejected(request_id, error):
+                self._streams.reject(request_id, error)
+            case Loading(stage, fraction):
+                state: EngineState = "restarting" if self._status.num_restarts else "starting"
+                self._set_status(state, stage, progress=fraction)
+            case Ready(info):
+                self._info = info
+                self._ready_since = time.monotonic()
+                self._set_status("ready", progress=1.0)
+
+    def _tell_listeners(self, report: StepReport) -> None:
+        for listener in self._listeners:
+            try:
+                listener(report)
+            except Exception:
+                logger.exception("a step listener failed")
+
+    def _settle(self, departure: Departure) -> float | None:
+        """Decide after a loss; the seconds to wait before the next worker, None for no next one."""
+        if self._closing is not None:
+            return None
+        delay = self._policy.delay_after(departure)
+        if delay is None:
+            logger.error("%s; not started again", departure.reason)
+            self._set_status("failed", departure.reason)
+            return None
+        logger.warning("%s; next try in %.1f s", departure.reason, delay)
+        self._set_status("restarting", departure.reason, num_restarts=self._status.num_restarts + 1)
+        return delay
+
+    def _set_status(
+        self, state: EngineState, detail: str = "", *, progress: float = 0.0, num_restarts: int | None = None
+    ) -> None:
+        self._status = EngineStatus(
+            state=state,
+            detail=detail,
+            progress=progress,
+            num_restarts=self._status.num_restarts if num_restarts is None else num_restarts,
+        )

@@ -1,0 +1,107 @@
+"""WorkerLink: one connection of the API process to one incarnation of a worker.
+
+A lost link is never repaired. A new one takes its place, so that nothing queued for a dead worker reaches the next.
+"""
+
+import asyncio
+from typing import cast
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from cllm_core.errors import EngineFailed
+from cllm_core.worker.endpoint import socket_options
+from cllm_core.worker.messages import FromWorker, ToWorker
+
+_RECONNECT_MS = 20
+_RECONNECT_MAX_MS = 1000
+
+_CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
+_LOST = (
+    zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_AUTH
+)
+
+
+class WorkerLink:
+    """Connects at once, or as soon as the worker listens; messages sent before wait for that. Close it.
+
+    Args:
+        context: kept open by the caller for as long as the link.
+        endpoint: where the worker listens.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+        self._is_connected = False
+        self._receiving: asyncio.Future[bytes] | None = None
+        self._socket = context.socket(zmq.DEALER)
+        for option, value in socket_options(endpoint).items():
+            self._socket.set(option, value)
+        self._socket.set(zmq.SocketOption.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.set(zmq.SocketOption.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        self._monitor = self._socket.get_monitor_socket(_CONNECTED | _LOST)
+        self._socket.connect(endpoint)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the worker was reached and not lost since, as far as wait_lost() has seen."""
+        return self._is_connected
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a message; never blocks."""
+        sent = self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        # With NOBLOCK the future is done by now; asking it raises what went wrong, if anything did.
+        cast("asyncio.Future[object]", sent).result()
+
+    async def receive(self) -> FromWorker:
+        """The next message; EngineFailed where it cannot be read. Cancelling the wait loses no message."""
+        if self._receiving is None:
+            self._receiving = cast("asyncio.Future[bytes]", self._socket.recv())
+        payload = await asyncio.shield(self._receiving)
+        self._receiving = None
+        return self._decode(payload)
+
+    async def receive_waiting(self) -> FromWorker | None:
+        """A message that is here already, as it may be though the link is lost; None where there is none."""
+        if self._receiving is not None and self._receiving.done():
+            return await self.receive()
+        self._stop_receiving()
+        try:
+            payload = await self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return self._decode(payload)
+
+    async def wait_lost(self) -> None:
+        """Return when the connection broke: the worker closed it, died, or gave no sign of life over TCP."""
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            self._is_connected = event["event"] == _CONNECTED
+            if not self._is_connected:
+                return
+
+    def close(self) -> None:
+        """Disconnect; what was not sent yet is dropped."""
+        self._stop_receiving()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _decode(self, payload: bytes) -> FromWorker:
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            raise EngineFailed(
+                f"a message of the worker cannot be read ({error}): install the same release on both sides"
+            ) from error

@@ -1,0 +1,114 @@
+"""WorkerLoop: drives the engine for the clients of a channel, one step and one report at a time.
+
+It knows which client owns which request; it never looks into an output beyond its finish_reason.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from cllm_core.errors import RequestError
+from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.worker.channel import ClientId, Command, WorkerChannel
+from cllm_core.worker.messages import Abort, Rejected, Shutdown, StepReport, Submit
+
+
+class StepEngine(Protocol):
+    """What the loop needs of an engine; `cllm_core.engine.engine.Engine` is one."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        ...
+
+    def add_request(self, request: NewRequest) -> None:
+        """Queue a request; RequestError where this model cannot take it."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request; its final "abort" output comes with the next step. No-op where unknown."""
+        ...
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step; may be called when only aborted requests are left."""
+        ...
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """The state after the latest step."""
+        ...
+
+
+class WorkerLoop:
+    """Serves until a client says Shutdown or `should_stop` turns true; then ends every request with "abort".
+
+    Args:
+        engine: driven by this loop alone.
+        channel: not closed by the loop.
+        should_stop: asked whenever the channel was read.
+    """
+
+    def __init__(self, engine: StepEngine, channel: WorkerChannel, should_stop: Callable[[], bool]) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._should_stop = should_stop
+        self._shutdown = False
+        self._owners: dict[str, ClientId] = {}
+
+    def run(self) -> None:
+        """Serve to the end. Exceptions of the engine's step() pass through."""
+        while not self._leaving():
+            for client, command in self._channel.receive(0 if self._is_busy() else None):
+                self._obey(client, command)
+            if self._is_busy():
+                self._report(self._engine.step())
+        self._abort(self._owners)
+        if self._is_busy():
+            self._report(self._engine.step())
+
+    def _leaving(self) -> bool:
+        return self._shutdown or self._should_stop()
+
+    def _is_busy(self) -> bool:
+        # Owned requests count too: an aborted one may leave no work, but its last output is still owed.
+        return bool(self._owners) or self._engine.has_work()
+
+    def _obey(self, client: ClientId, command: Command) -> None:
+        match command:
+            case Submit(request):
+                self._add(client, request)
+            case Abort(request_ids):
+                self._abort(id for id in request_ids if self._owners.get(id) == client)
+            case Shutdown():
+                self._shutdown = True
+
+    def _add(self, client: ClientId, request: NewRequest) -> None:
+        try:
+            self._engine.add_request(request)
+        except RequestError as error:
+            self._channel.send(client, Rejected(request.request_id, str(error)))
+        else:
+            self._owners[request.request_id] = client
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in tuple(request_ids):
+            self._engine.abort(request_id)
+
+    def _report(self, outputs: list[RequestOutput]) -> None:
+        stats = self._engine.stats()
+        by_client = self._by_client(outputs)
+        for client in self._channel.clients:
+            if not self._channel.send(client, StepReport(tuple(by_client[client]), stats)):
+                self._abort(id for id, owner in self._owners.items() if owner == client)
+
+    def _by_client(self, outputs: list[RequestOutput]) -> defaultdict[ClientId, list[RequestOutput]]:
+        by_client: defaultdict[ClientId, list[RequestOutput]] = defaultdict(list)
+        for output in outputs:
+            by_client[self._owners[output.request_id]].append(output)
+            if output.finish_reason is not None:
+                del self._owners[output.request_id]
+        return by_client
