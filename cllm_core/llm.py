@@ -15,7 +15,7 @@ import msgspec
 from tqdm import tqdm
 
 from cllm_core.config import EngineConfig
-from cllm_core.engine.build import build_engine
+from cllm_core.engine.build import ProgressCallback, build_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.errors import ConfigError, EngineFailed, InvalidRequest
 from cllm_core.info import ModelInfo
@@ -65,6 +65,7 @@ class LLM:
 
     Args:
         model: Hub id, folder or .gguf file; None is the embedded default model.
+        on_progress: called with (stage, fraction) while the model loads.
         settings: any other field of EngineConfig.
 
     Raises:
@@ -72,13 +73,16 @@ class LLM:
         ModelLoadError: the model cannot be loaded.
     """
 
-    def __init__(self, model: str | None = None, **settings: object) -> None:
+    def __init__(
+        self, model: str | None = None, *, on_progress: ProgressCallback | None = None, **settings: object
+    ) -> None:
         try:
             config = msgspec.convert({"model": model, **settings}, EngineConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"LLM settings: {error}; see EngineConfig for names and types") from error
-        self._engine: Engine = build_engine(config)
-        tokenizer = self.info.tokenizer
+        engine = build_engine(config, on_progress)
+        tokenizer = engine.info.tokenizer
+        self._engine = engine
         self._codec = TextCodec(tokenizer)
         self._template = (
             ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens) if tokenizer.chat_template else None
