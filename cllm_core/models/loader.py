@@ -1,0 +1,162 @@
+"""Loads what the settings name: find it, check it, read it, merge the adapter, describe it. Called once per worker."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ModelLoadError
+from cllm_core.info import TokenizerBundle
+from cllm_core.models.adapter import cast_weights, merge_adapter
+from cllm_core.models.architecture import check_architecture
+from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.checkpoint import (
+    Checkpoint,
+    has_tokenizer,
+    read_config,
+    read_generation_config,
+    read_tokenizer,
+    read_weights,
+    stored_dtype,
+)
+from cllm_core.models.placement import choose_device, choose_dtype
+from cllm_core.models.progress import OnProgress
+from cllm_core.models.source import ModelSource, resolve_source
+from cllm_core.models.tokenizer import build_bundle
+
+logger = logging.getLogger(__name__)
+
+_FETCHING_SHARE = 0.4  # of the progress bar; reading takes most of the rest
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run, and what is known about it.
+
+    Attributes:
+        model: in eval mode on `device`; no parameter requires a gradient.
+        tokenizer: for the process that handles text.
+        eos_token_ids: ascending; any of them ends an output. Empty where the checkpoint names none.
+        name: what the user named, or the embedded default's name.
+        block_length: Jacobi block length n of cllm.json in tokens, None where it says none.
+        domain: what the model was trained for (cllm.json), None for a plain model.
+        max_model_len: longest prompt + output that the model was built for, in tokens.
+        device: of all weights.
+        dtype: of the weights, and for the KV cache.
+    """
+
+    model: PreTrainedModel
+    tokenizer: TokenizerBundle
+    eos_token_ids: tuple[int, ...]
+    name: str
+    block_length: int | None
+    domain: str | None
+    max_model_len: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(
+    config: EngineConfig, on_progress: OnProgress, *, attn_implementation: str = PAGED_ATTENTION
+) -> LoadedModel:
+    """Load the model, adapter and tokenizer that `config` names.
+
+    Args:
+        config: its model, adapter, revision, dtype, device and trust_remote_code are used; max_model_len only where
+            the checkpoint states no limit.
+        on_progress: called with the stage and the fraction of the whole load.
+        attn_implementation: transformers' name of the attention function.
+
+    Raises:
+        ModelLoadError: something is missing, damaged, does not fit together or cannot be served.
+    """
+    if attn_implementation == PAGED_ATTENTION:
+        register_paged_attention()
+    device = choose_device(config.device)
+    source = resolve_source(config, lambda stage, fraction: on_progress(stage, _FETCHING_SHARE * fraction))
+    model_config = read_config(source.checkpoint)
+    check_architecture(source.checkpoint, model_config, attention=attn_implementation)
+    on_progress("loading the tokenizer", _FETCHING_SHARE)
+    tokenizer_source = _tokenizer_source(source)
+    tokenizer = read_tokenizer(tokenizer_source)
+    bundle = build_bundle(tokenizer, model_name=source.name)
+    dtype = choose_dtype(config.dtype, stored_dtype(source.checkpoint, model_config), device)
+    model = _read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
+    on_progress("model loaded", 1.0)
+    logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
+    return LoadedModel(
+        model=model,
+        tokenizer=bundle,
+        eos_token_ids=_eos_token_ids(source.checkpoint, model_config, tokenizer),
+        name=source.name,
+        block_length=source.card.block_length if source.card else None,
+        domain=source.card.domain if source.card else None,
+        max_model_len=_max_model_len(source, model_config, config.max_model_len),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _read_model(
+    source: ModelSource,
+    model_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    attention: str,
+    on_progress: OnProgress,
+) -> PreTrainedModel:
+    """The weights, adapter merged. The merge runs on the CPU: in float32 the base may not fit the device."""
+    on_progress("reading weights", _FETCHING_SHARE + 0.1)
+    if source.adapter is None:
+        model = read_weights(source.checkpoint, model_config, dtype=dtype, device=device, attention=attention)
+    else:
+        _require_mergeable(source, model_config)
+        cpu = torch.device("cpu")
+        base = read_weights(source.checkpoint, model_config, dtype=torch.float32, device=cpu, attention=attention)
+        on_progress("merging adapter", 0.8)
+        model = merge_adapter(base, source.adapter, base_name=source.base_name)
+        cast_weights(model, dtype)
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _require_mergeable(source: ModelSource, model_config: PreTrainedConfig) -> None:
+    if source.checkpoint.gguf_file is None and getattr(model_config, "quantization_config", None) is not None:
+        raise ModelLoadError(
+            f"{source.base_name}: has quantised weights, which an adapter cannot be merged into; "
+            "name the unquantised base as model"
+        )
+
+
+def _tokenizer_source(source: ModelSource) -> Checkpoint:
+    """An adapter may bring a tokenizer, with the chat template it was trained with; it wins over the base's."""
+    if source.adapter is not None and has_tokenizer(source.adapter):
+        return Checkpoint(source.adapter, trust_remote_code=source.checkpoint.trust_remote_code)
+    return source.checkpoint
+
+
+def _eos_token_ids(
+    checkpoint: Checkpoint, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """What generation config, model config and tokenizer call end of sequence; checkpoints often fill in only one."""
+    generation = read_generation_config(checkpoint)
+    stated: Iterable[int | list[int] | None] = (
+        generation.eos_token_id if generation else None,
+        model_config.eos_token_id,
+        tokenizer.eos_token_id,
+    )
+    ids = {token_id for value in stated for token_id in (value if isinstance(value, list) else [value])}
+    return tuple(sorted(token_id for token_id in ids if token_id is not None and token_id < model_config.vocab_size))
+
+
+def _max_model_len(source: ModelSource, model_config: PreTrainedConfig, requested: int | None) -> int:
+    limit: int | None = getattr(model_config, "max_position_embeddings", None) or requested
+    if limit is None:
+        raise ModelLoadError(f"{source.name}: its config states no context length; set max_model_len")
+    return limit

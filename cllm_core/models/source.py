@@ -1,0 +1,138 @@
+"""From what the user named (a Hub id, a folder, a GGUF file, an adapter, or nothing) to files on the disk."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ModelLoadError
+from cllm_core.models.checkpoint import Checkpoint
+from cllm_core.models.cllm_json import CllmCard, read_card
+from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME, embedded_folder, has_embedded
+from cllm_core.models.hub import fetch, is_hub_id
+from cllm_core.models.progress import OnProgress
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What to load.
+
+    Attributes:
+        name: what the user named, or the embedded default's name.
+        checkpoint: the model, or the adapter's base.
+        base_name: how the checkpoint itself is called; equal to `name` unless an adapter was named instead of it.
+        adapter: folder of a PEFT adapter to merge, None for none.
+        card: the adapter's cllm.json, else the checkpoint's, None where neither has one.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    base_name: str
+    adapter: Path | None = None
+    card: CllmCard | None = None
+
+
+def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource:
+    """Find the files of `config.model` and `config.adapter`; fetch or convert them where they are not on the disk.
+
+    A model that holds only an adapter, and an adapter without a model, stand on the base that the adapter names. The
+    Hub id of the embedded default, named as such a base, means the embedded copy where its package is installed.
+
+    Raises:
+        ModelLoadError: something named does not exist, cannot be had, or is no checkpoint.
+    """
+    model = None if config.model is None else _locate(config.model, "model", config, on_progress)
+    if model is not None and _is_adapter(model):
+        if config.adapter is not None:
+            raise ModelLoadError(
+                f"{config.model}: is itself an adapter, so adapter {config.adapter} cannot be merged too; "
+                "merge one first, or name the base as model"
+            )
+        return _on_its_base(str(config.model), model, config, on_progress)
+    if config.adapter is None:
+        checkpoint, name = _checkpoint_or_default(model, config, on_progress)
+        return ModelSource(name, checkpoint, name, card=read_card(checkpoint.folder))
+    adapter = _locate(config.adapter, "adapter", config, on_progress)
+    if not _is_adapter(adapter):
+        raise ModelLoadError(f"{config.adapter}: has no {_ADAPTER_CONFIG}; name a folder or Hub id of a PEFT adapter")
+    if config.model is None:
+        return _on_its_base(config.adapter, adapter, config, on_progress)
+    checkpoint, name = _checkpoint_or_default(model, config, on_progress)
+    return ModelSource(name, checkpoint, name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+
+
+def _on_its_base(name: str, adapter: Path, config: EngineConfig, on_progress: OnProgress) -> ModelSource:
+    base_name = _base_of(adapter)
+    if base_name is None or (base_name == EMBEDDED_HUB_ID and has_embedded()):
+        checkpoint, base_name = _checkpoint_or_default(None, config, on_progress)
+    else:
+        base = _locate_base(base_name, adapter, config, on_progress)
+        if _is_adapter(base):
+            raise ModelLoadError(f"{adapter}: its base {base_name} is an adapter too; merge that one first")
+        checkpoint = _as_checkpoint(base, config)
+    return ModelSource(name, checkpoint, base_name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+
+
+def _checkpoint_or_default(model: Path | None, config: EngineConfig, on_progress: OnProgress) -> tuple[Checkpoint, str]:
+    if model is None:
+        return Checkpoint(embedded_folder(on_progress)), EMBEDDED_NAME
+    return _as_checkpoint(model, config), str(config.model)
+
+
+def _as_checkpoint(path: Path, config: EngineConfig) -> Checkpoint:
+    """The checkpoint at a folder or a GGUF file; a folder with nothing but one GGUF file means that file."""
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelLoadError(f"{path}: a single file must be a .gguf; for other formats name their folder")
+        return Checkpoint(path.parent, path.name, config.trust_remote_code)
+    gguf_files = sorted(path.glob("*.gguf"))
+    if gguf_files and not (path / "config.json").exists():
+        if len(gguf_files) > 1:
+            names = ", ".join(file.name for file in gguf_files)
+            raise ModelLoadError(f"{path}: holds several GGUF files ({names}); name one of them")
+        return Checkpoint(path, gguf_files[0].name, config.trust_remote_code)
+    return Checkpoint(path, trust_remote_code=config.trust_remote_code)
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").exists()
+
+
+def _base_of(adapter: Path) -> str | None:
+    """What the adapter says it was trained on, None where it does not say."""
+    path = adapter / _ADAPTER_CONFIG
+    try:
+        base = json.loads(path.read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"{path}: cannot be read ({error}); fetch or save the adapter again") from error
+    return str(base) if base else None
+
+
+def _locate_base(name: str, adapter: Path, config: EngineConfig, on_progress: OnProgress) -> Path:
+    beside = adapter / name
+    if beside.exists():
+        return beside
+    return _locate(name, f"base of adapter {adapter}", config, on_progress)
+
+
+def _locate(name: str, role: str, config: EngineConfig, on_progress: OnProgress) -> Path:
+    """The existing path called `name`, else the Hub repository of that name in the Hub cache."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if _looks_like_path(name) or not is_hub_id(name):
+        raise ModelLoadError(f"{role} {name}: no such file or folder (and no Hub id: those read owner/name)")
+    revision = config.revision if name == config.model else None
+    return fetch(name, revision=revision, with_code=config.trust_remote_code, on_progress=on_progress)
+
+
+def _looks_like_path(name: str) -> bool:
+    separators = {os.sep, "/", "\\"}
+    return (
+        name.startswith((".", "~", *separators))
+        or name.endswith((".gguf", ".safetensors", ".bin", *separators))
+        or sum(name.count(separator) for separator in separators) > 1
+    )
