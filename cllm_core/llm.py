@@ -90,6 +90,11 @@ class LLM:
         self._request_numbers = itertools.count()
 
     @property
+    def engine(self) -> Engine:
+        """The engine underneath, for those who drive or observe it step by step."""
+        return self._engine
+
+    @property
     def info(self) -> ModelInfo:
         """The loaded model and the limits in force."""
         return self._engine.info

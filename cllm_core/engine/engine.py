@@ -2,15 +2,19 @@
 
 import secrets
 import time
+from collections.abc import Callable
 
 from cllm_core.config import EngineConfig
 from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
+
+StepObserver = Callable[[StepPlan, StepResult], None]
 
 
 class Engine:
@@ -22,6 +26,9 @@ class Engine:
         config: limits and policies.
         info: the loaded model's description and resolved limits.
         runner: computes plans.
+
+    Attributes:
+        observer: called with every plan and its result before it is booked; training records trajectories with it.
     """
 
     def __init__(self, config: EngineConfig, info: ModelInfo, runner: ModelRunner) -> None:
@@ -31,6 +38,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.block_pool, max_num_seqs=config.max_num_seqs, max_batched_tokens=config.max_batched_tokens
         )
+        self.observer: StepObserver | None = None
         self._last_step = EngineStats(num_free_blocks=info.num_cache_blocks, num_cache_blocks=info.num_cache_blocks)
 
     def add_request(self, request: NewRequest) -> None:
@@ -67,13 +75,15 @@ class Engine:
         started = time.perf_counter()
         plan = self.scheduler.schedule()
         result = self.runner.run(plan)
+        if self.observer is not None:
+            self.observer(plan, result)
         outputs = self.scheduler.commit(plan, result)
         self._last_step = EngineStats(
             num_cache_blocks=self.block_pool.num_blocks,
             num_steps=self._last_step.num_steps + 1,
             step_seconds=time.perf_counter() - started,
             num_step_tokens=plan.num_tokens,
-            accepted_per_row=tuple(len(row.accepted_ids) for row in result.rows if row.accepted_ids),
+            accepted_per_row=tuple(row.num_accepted for row in result.rows if row.num_accepted),
         )
         return outputs
 

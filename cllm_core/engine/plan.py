@@ -63,8 +63,15 @@ class StepPlan:
 class RowResult:
     """What one row of a plan yielded; empty where num_sampled was 0."""
 
-    accepted_ids: tuple[int, ...] = ()  # 1..n tokens
+    window_ids: tuple[int, ...] = ()  # n tokens: the last accepted one and the draft
+    predicted_ids: tuple[int, ...] = ()  # n tokens: what follows each token of the window
+    num_accepted: int = 0  # 1..n leading predictions that are final
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one per accepted token where the request asked
+
+    @property
+    def accepted_ids(self) -> tuple[int, ...]:
+        """The accepted tokens, 1..n."""
+        return self.predicted_ids[: self.num_accepted]
 
 
 @dataclass(frozen=True, slots=True)

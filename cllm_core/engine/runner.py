@@ -42,9 +42,9 @@ class Windows:
     flat_index: Tensor  # [B, N] into the S sampled tokens; padding repeats the row's last
 
     @property
-    def longest(self) -> int:
-        """Longest text of a row with its window, in tokens."""
-        return max(row.end_position for row in self.rows)
+    def width(self) -> int:
+        """N, the longest window."""
+        return self.flat_index.shape[1]
 
 
 class ModelRunner:
@@ -77,18 +77,17 @@ class ModelRunner:
             return StepResult(rows=(RowResult(),) * len(plan.rows))
         windows = self._windows(rows)
         chosen = self._sample(logits, windows)
+        window_ids = input_ids[sampled][windows.flat_index]
         predicted = chosen[windows.flat_index]
-        matched = count_matched(input_ids[sampled][windows.flat_index], predicted, windows.lengths)
-        self._buffer.advance(
-            windows.slots,
-            windows.last_positions,
-            windows.lengths,
-            predicted,
-            matched,
-            longest=windows.longest,
-            block_length=max(self._admitted[row.slot].block_length for row in rows),
-        )
-        results = iter(self._collect(logits, chosen, windows, predicted, matched))
+        matched = count_matched(window_ids, predicted, windows.lengths)
+        self._advance(windows, predicted, matched)
+        columns = [matched[:, None], window_ids, predicted]
+        num_top = self._num_top_logprobs(rows)
+        if num_top is not None:
+            # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
+            columns.append(_logprob_columns(logits, chosen, windows.flat_index, num_top))
+        host = torch.cat(columns, dim=1).cpu().numpy()
+        results = (self._read_row(row, values, windows.width) for row, values in zip(rows, host, strict=True))
         return StepResult(rows=tuple(next(results) if row.num_sampled else RowResult() for row in plan.rows))
 
     def _to_device(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
@@ -131,26 +130,36 @@ class ModelRunner:
             stop_token_ids=admission.stop_token_ids,
         )
 
-    def _collect(
-        self, logits: Tensor, chosen: Tensor, windows: Windows, predicted: Tensor, matched: Tensor
-    ) -> list[RowResult]:
-        """Bring the accepted tokens, and log-probabilities where asked, to the host in one copy."""
-        wanted = [self._admitted[row.slot].request.params.logprobs for row in windows.rows]
-        num_top = max((count for count in wanted if count is not None), default=None)
-        columns = [matched[:, None], predicted]
+    def _advance(self, windows: Windows, predicted: Tensor, matched: Tensor) -> None:
+        self._buffer.advance(
+            windows.slots,
+            windows.last_positions,
+            windows.lengths,
+            predicted,
+            matched,
+            longest=max(row.end_position for row in windows.rows),
+            block_length=max(self._admitted[row.slot].block_length for row in windows.rows),
+        )
+
+    def _num_top_logprobs(self, rows: Sequence[PlannedRow]) -> int | None:
+        """The most alternatives any row wants to know the log-probability of; None where none wants any."""
+        wanted = (self._admitted[row.slot].request.params.logprobs for row in rows)
+        return max((count for count in wanted if count is not None), default=None)
+
+    def _read_row(self, row: PlannedRow, values: np.ndarray, width: int) -> RowResult:
+        """A row of the host's copy: matched, N window tokens, N predictions and, where asked, log-probabilities."""
+        num_accepted = int(values[0]) + 1
+        window_ids, predicted_ids = values[1 : 1 + width], values[1 + width : 1 + 2 * width]
+        num_top = self._admitted[row.slot].request.params.logprobs
+        logprobs = None
         if num_top is not None:
-            # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
-            columns += _logprob_columns(logits, chosen, windows.flat_index, num_top)
-        host = torch.cat(columns, dim=1).cpu().numpy()
-        num_columns = predicted.shape[1]
-        results = []
-        for values, num_wanted in zip(host, wanted, strict=True):
-            accepted = values[1 : 2 + values[0]]
-            logprobs = None
-            if num_wanted is not None:
-                logprobs = _read_logprobs(values[1 + num_columns :].reshape(num_columns, -1), len(accepted), num_wanted)
-            results.append(RowResult(accepted_ids=tuple(accepted.tolist()), logprobs=logprobs))
-        return results
+            logprobs = _read_logprobs(values[1 + 2 * width :].reshape(width, -1), num_accepted, num_top)
+        return RowResult(
+            window_ids=tuple(window_ids[: row.num_sampled].tolist()),
+            predicted_ids=tuple(predicted_ids[: row.num_sampled].tolist()),
+            num_accepted=num_accepted,
+            logprobs=logprobs,
+        )
 
 
 def _flatten(rows: Sequence[PlannedRow]) -> list[np.ndarray]:
@@ -172,15 +181,15 @@ def _spans(rows: Sequence[PlannedRow]) -> list[RowSpan]:
     return spans
 
 
-def _logprob_columns(logits: Tensor, chosen: Tensor, flat_index: Tensor, num_top: int) -> list[Tensor]:
+def _logprob_columns(logits: Tensor, chosen: Tensor, flat_index: Tensor, num_top: int) -> Tensor:
     """Per window position: log-probability of the chosen token, then top ids and their log-probabilities.
 
     Returns:
-        One [B, N * (1 + 2 * num_top)] int64 tensor; floats as the bits of float64, so that ids can share the copy.
+        [B, N * (1 + 2 * num_top)] int64; floats as the bits of float64, so that ids can share the copy.
     """
     logprob, top_ids, top_logprobs = compute_logprobs(logits, chosen, num_top)
     floats = torch.cat([logprob[:, None], top_logprobs], dim=1).double().view(torch.long)
-    return [torch.cat([floats, top_ids], dim=1)[flat_index].flatten(1)]
+    return torch.cat([floats, top_ids], dim=1)[flat_index].flatten(1)
 
 
 def _read_logprobs(values: np.ndarray, num_accepted: int, num_wanted: int) -> tuple[TokenLogprobs, ...]:
