@@ -1,0 +1,208 @@
+"""From choices to response bodies: one class per endpoint, whole answers and stream chunks alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel
+
+from cllm_core.errors import CllmError
+from cllm_core.request import FinishReason
+from cllm_core.text.codec import TextCodec
+from cllm_core.text.stream import PlacedLogprobs
+from server.generation import ChoiceDelta, ChoiceResult, TokenCounts
+from server.models import LoadedModel
+from server.schemas.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ChosenTokenLogprob,
+    ChunkChoice,
+    Delta,
+    TokenLogprob,
+)
+from server.schemas.common import PromptTokensDetails, Usage
+from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
+
+
+class Answer(Protocol):
+    """Shapes the answer to one API call."""
+
+    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> BaseModel:
+        """The body of an answer that is not streamed."""
+        ...
+
+    def chunk(self, delta: ChoiceDelta) -> BaseModel:
+        """A chunk with what is new of one choice."""
+        ...
+
+    def usage_chunk(self, counts: TokenCounts) -> BaseModel:
+        """The chunk after the last choice, with the usage only."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHead:
+    """What every body of one answer has in common.
+
+    Attributes:
+        created: Unix time in seconds.
+        has_logprobs: whether the client asked for them.
+        streams_usage: whether a stream ends with it, which puts "usage": null into every other chunk.
+    """
+
+    answer_id: str
+    created: int
+    model: LoadedModel
+    has_logprobs: bool
+    streams_usage: bool
+
+
+class ChatAnswer:
+    """Shapes chat completions."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+
+    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
+        """The body of an answer that is not streamed."""
+        choices = [
+            ChatChoice(
+                index=result.index,
+                message=AnswerMessage(role="assistant", content=result.text, refusal=None),
+                logprobs=self._choice_logprobs(result.logprobs),
+                finish_reason=_final(result.finish_reason),
+            )
+            for result in results
+        ]
+        return ChatCompletion(
+            id=self._head.answer_id,
+            object="chat.completion",
+            created=self._head.created,
+            model=self._head.model.name,
+            system_fingerprint=self._head.model.fingerprint,
+            choices=choices,
+            usage=_usage(counts),
+        )
+
+    def chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
+        """A chunk with what is new of one choice; the first one names the role."""
+        content = {"content": delta.text} if delta.text or delta.is_first else {}
+        role = {"role": "assistant"} if delta.is_first else {}
+        choice = ChunkChoice(
+            index=delta.index,
+            delta=Delta.model_validate({**role, **content}),
+            logprobs=self._choice_logprobs(delta.logprobs) if delta.logprobs else None,
+            finish_reason=_reason(delta.finish_reason),
+        )
+        return self._chunk([choice], None)
+
+    def usage_chunk(self, counts: TokenCounts) -> ChatCompletionChunk:
+        """The chunk after the last choice, with the usage only."""
+        return self._chunk([], _usage(counts))
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
+        chunk = ChatCompletionChunk(
+            id=self._head.answer_id,
+            object="chat.completion.chunk",
+            created=self._head.created,
+            model=self._head.model.name,
+            system_fingerprint=self._head.model.fingerprint,
+            choices=choices,
+        )
+        return chunk.model_copy(update={"usage": usage}) if self._head.streams_usage else chunk
+
+    def _choice_logprobs(self, entries: Sequence[PlacedLogprobs]) -> ChatLogprobs | None:
+        if not self._head.has_logprobs:
+            return None
+        codec = self._head.model.codec
+        return ChatLogprobs(content=[_chosen_token(entry, codec) for entry in entries], refusal=None)
+
+
+class CompletionAnswer:
+    """Shapes completions."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+
+    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
+        """The body of an answer that is not streamed."""
+        choices = [self._choice(result) for result in results]
+        return self._completion(choices).model_copy(update={"usage": _usage(counts)})
+
+    def chunk(self, delta: ChoiceDelta) -> Completion:
+        """A chunk with what is new of one choice."""
+        chunk = self._completion([self._choice(delta)])
+        return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
+
+    def usage_chunk(self, counts: TokenCounts) -> Completion:
+        """The chunk after the last choice, with the usage only."""
+        return self._completion([]).model_copy(update={"usage": _usage(counts)})
+
+    def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
+        return CompletionChoice(
+            index=part.index,
+            text=part.text,
+            logprobs=_completion_logprobs(part.logprobs, self._head.model.codec) if self._head.has_logprobs else None,
+            finish_reason=_reason(part.finish_reason),
+        )
+
+    def _completion(self, choices: list[CompletionChoice]) -> Completion:
+        return Completion(
+            id=self._head.answer_id,
+            object="text_completion",
+            created=self._head.created,
+            model=self._head.model.name,
+            system_fingerprint=self._head.model.fingerprint,
+            choices=choices,
+        )
+
+
+def _usage(counts: TokenCounts) -> Usage:
+    return Usage(
+        prompt_tokens=counts.num_prompt,
+        completion_tokens=counts.num_completion,
+        total_tokens=counts.num_prompt + counts.num_completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=counts.num_cached),
+    )
+
+
+def _chosen_token(entry: PlacedLogprobs, codec: TextCodec) -> ChosenTokenLogprob:
+    tops = zip(entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True)
+    return ChosenTokenLogprob(
+        token=codec.token_text(entry.token_id),
+        bytes=list(codec.token_bytes(entry.token_id)),
+        logprob=entry.logprobs.logprob,
+        top_logprobs=[_token(token_id, logprob, codec) for token_id, logprob in tops],
+    )
+
+
+def _token(token_id: int, logprob: float, codec: TextCodec) -> TokenLogprob:
+    return TokenLogprob(token=codec.token_text(token_id), bytes=list(codec.token_bytes(token_id)), logprob=logprob)
+
+
+def _completion_logprobs(entries: Sequence[PlacedLogprobs], codec: TextCodec) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        tokens=[codec.token_text(entry.token_id) for entry in entries],
+        token_logprobs=[entry.logprobs.logprob for entry in entries],
+        top_logprobs=[
+            {
+                codec.token_text(token_id): logprob
+                for token_id, logprob in zip(entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True)
+            }
+            for entry in entries
+        ],
+        text_offset=[entry.text_offset for entry in entries],
+    )
+
+
+def _reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:
+    return None if reason is None else _final(reason)
+
+
+def _final(reason: FinishReason) -> Literal["stop", "length"]:
+    if reason in ("stop", "length"):
+        return reason
+    raise CllmError(f"finish reason {reason!r} has no answer: it should have become an error")

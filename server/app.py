@@ -1,0 +1,105 @@
+"""The FastAPI app: factory, lifespan and error handlers. All it works with is handed in."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from cllm_core import __version__
+from cllm_core.errors import CllmError
+from cllm_core.worker.protocol import EngineClient
+from server.errors import ErrorBody, error_response, http_exception_response, request_error_of
+from server.metrics import Metrics
+from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
+from server.models import ModelRegistry
+from server.record import record_of
+from server.routes import completions, models, operations
+from server.services import Services
+from server.settings import ServerSettings
+from server.watch import watch_engine
+
+
+def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
+    """An app that serves this engine; it starts the engine when it starts up and stops it when it shuts down."""
+    registry = ModelRegistry(engine, settings)
+    services = Services(engine, settings, registry, Metrics(engine, registry))
+    engine.add_step_listener(services.metrics.observe_step)
+    app = FastAPI(
+        title="CLLM server",
+        version=__version__,
+        summary="OpenAI-compatible inference for Consistency LLMs: Jacobi decoding",
+        lifespan=_lifespan(services),
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.include_router(operations.router)
+    app.include_router(_api_router())
+    _add_error_handlers(app)
+    _add_middleware(app, services)
+    return app
+
+
+def _api_router() -> APIRouter:
+    # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
+    router = APIRouter(
+        prefix="/v1",
+        dependencies=[Security(HTTPBearer(auto_error=False))],
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    router.include_router(models.router)
+    router.include_router(completions.router)
+    return router
+
+
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        engine = services.engine
+        await engine.start()
+        watcher = asyncio.create_task(watch_engine(engine, services.models))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await engine.drain(services.settings.drain_seconds)
+            await engine.stop()
+
+    return lifespan
+
+
+def _add_middleware(app: FastAPI, services: Services) -> None:
+    """Innermost first."""
+    settings = services.settings
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    if settings.api_keys:
+        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+    app.add_middleware(RequestContextMiddleware, metrics=services.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER],
+        )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(CllmError)
+    async def on_cllm_error(request: Request, error: CllmError) -> Response:
+        return error_response(error, request_id=record_of(request.scope).request_id)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid_body(request: Request, error: RequestValidationError) -> Response:
+        return error_response(request_error_of(error), request_id=record_of(request.scope).request_id)
+
+    @app.exception_handler(HTTPException)
+    async def on_refused_route(_: Request, error: HTTPException) -> Response:
+        return http_exception_response(error)

@@ -1,0 +1,62 @@
+"""The console command `cllm`. A command imports what it needs when it runs, so that `--help` is instant."""
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from cllm_core.errors import ConfigError
+from cllm_core.worker.logs import LogFormat, LogLevel
+from server import local
+from server.options import exit_with, settings_command
+from server.settings import EngineSettings, ServerSettings
+
+app = typer.Typer(
+    name="cllm",
+    help="Serve Consistency LLMs through OpenAI's API, with batched Jacobi decoding.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve a model through OpenAI's API until Ctrl-C or SIGTERM."""
+    from server.serve import serve as run_server  # noqa: PLC0415
+
+    try:
+        run_server(settings)
+    except ConfigError as error:
+        exit_with(str(error))
+
+
+def worker(
+    settings: EngineSettings,
+    *,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Where to listen: tcp://ADDRESS:PORT or ipc://PATH. There is no authentication: whoever reaches it "
+            "can use and stop the worker, so stay on loopback or a private network."
+        ),
+    ],
+    log_level: Annotated[LogLevel, typer.Option(help="Least severity of what is logged.")] = "info",
+    log_format: Annotated[LogFormat, typer.Option(help="auto: console on a terminal, else JSON lines.")] = "auto",
+) -> None:
+    """Run a worker alone, for `cllm serve --worker ENDPOINT`."""
+    from cllm_core.worker.process import main as run_worker  # noqa: PLC0415
+
+    config = msgspec.json.encode(settings.to_engine_config()).decode()
+    options = ["--endpoint", endpoint, "--config", config, "--log-level", log_level, "--log-format", log_format]
+    raise typer.Exit(run_worker(options))
+
+
+app.command()(settings_command(serve, ServerSettings))
+app.command()(settings_command(worker, EngineSettings))
+app.command()(settings_command(local.generate, EngineSettings))
+app.command()(settings_command(local.chat, EngineSettings))

@@ -1,0 +1,176 @@
+"""Every error as an OpenAI error object, and the one table that gives each error type its HTTP status.
+
+RequestError (cllm_core.errors)
+|-- ModelNotFound           the named model is not served here
+|-- InvalidApiKey           no key, or a wrong one
+|-- BodyTooLarge            the request body is over the limit
+|-- UnsupportedMediaType    the request body is not declared as JSON
+CllmError
+`-- ClientDisconnected      the client left before its answer was complete
+"""
+
+import math
+from dataclasses import dataclass
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from cllm_core.errors import (
+    CllmError,
+    EngineBusy,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidRequest,
+    PromptTooLong,
+    RequestError,
+    UnsupportedParameter,
+)
+
+UNAVAILABLE_RETRY_SECONDS = 2.0
+
+_MAX_QUOTED_VALUE = 80  # characters of a bad value that an error message repeats
+
+
+class ModelNotFound(RequestError):
+    """The named model is not served here."""
+
+
+class InvalidApiKey(RequestError):
+    """No API key, or a wrong one."""
+
+
+class BodyTooLarge(RequestError):
+    """The request body is over the limit."""
+
+
+class UnsupportedMediaType(RequestError):
+    """The request body is not declared as JSON."""
+
+
+class ClientDisconnected(CllmError):
+    """The client left before its answer was complete; nobody reads the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpError:
+    """How one error type looks over HTTP: the status, and `type` and `code` of the OpenAI error object."""
+
+    status: int
+    type: str
+    code: str | None = None
+
+
+INTERNAL_ERROR = HttpError(500, "server_error", "internal_error")
+
+HTTP_ERRORS: dict[type[CllmError], HttpError] = {
+    RequestError: HttpError(400, "invalid_request_error"),
+    InvalidRequest: HttpError(400, "invalid_request_error", "invalid_value"),
+    UnsupportedParameter: HttpError(400, "invalid_request_error", "unsupported_parameter"),
+    PromptTooLong: HttpError(400, "invalid_request_error", "context_length_exceeded"),
+    InvalidApiKey: HttpError(401, "authentication_error", "invalid_api_key"),
+    ModelNotFound: HttpError(404, "invalid_request_error", "model_not_found"),
+    BodyTooLarge: HttpError(413, "invalid_request_error", "request_too_large"),
+    UnsupportedMediaType: HttpError(415, "invalid_request_error", "unsupported_media_type"),
+    EngineBusy: HttpError(429, "rate_limit_error", "engine_busy"),
+    ClientDisconnected: HttpError(499, "client_disconnected"),
+    EngineUnavailable: HttpError(503, "server_error", "engine_unavailable"),
+    EngineFailed: HttpError(503, "server_error", "engine_failed"),
+    CllmError: INTERNAL_ERROR,
+}
+
+_STATUS_CODES: dict[int, str] = {404: "unknown_url", 405: "method_not_allowed"}
+
+
+class ErrorDetail(BaseModel):
+    """The inner part of an OpenAI error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An OpenAI error object."""
+
+    error: ErrorDetail
+
+
+def http_error_of(error: CllmError) -> HttpError:
+    """The table's row for the error's type, or for its nearest parent there."""
+    return next(HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS)
+
+
+def error_body(error: CllmError, *, request_id: str) -> ErrorBody:
+    """What the client reads about the error; internal errors keep their details in the log."""
+    row = http_error_of(error)
+    if row is INTERNAL_ERROR:
+        return internal_error_body(request_id)
+    param = error.param if isinstance(error, RequestError) else None
+    return ErrorBody(error=ErrorDetail(message=str(error), type=row.type, param=param, code=row.code))
+
+
+def internal_error_body(request_id: str) -> ErrorBody:
+    """The answer to a bug of this project: nothing but the id under which the log tells more."""
+    message = f"The server had an internal error. Its log tells more under request id {request_id}."
+    return ErrorBody(error=ErrorDetail(message=message, type=INTERNAL_ERROR.type, param=None, code=INTERNAL_ERROR.code))
+
+
+def error_response(error: CllmError, *, request_id: str) -> JSONResponse:
+    """The whole HTTP answer to an error, with Retry-After where trying again makes sense."""
+    body = error_body(error, request_id=request_id)
+    return JSONResponse(body.model_dump(), http_error_of(error).status, _extra_headers(error))
+
+
+def internal_error_response(request_id: str) -> JSONResponse:
+    """The HTTP answer to a bug of this project."""
+    return JSONResponse(internal_error_body(request_id).model_dump(), INTERNAL_ERROR.status)
+
+
+def http_exception_response(error: HTTPException) -> JSONResponse:
+    """The OpenAI form of what the router itself refuses: unknown paths and methods."""
+    detail = ErrorDetail(
+        message=str(error.detail),
+        type="invalid_request_error",
+        param=None,
+        code=_STATUS_CODES.get(error.status_code),
+    )
+    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status_code, error.headers)
+
+
+def request_error_of(error: RequestValidationError) -> RequestError:
+    """The first thing pydantic found wrong, as an error that names the field.
+
+    A RequestError raised inside a validator comes through as it is.
+    """
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):
+        return cause
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    if first["type"] == "extra_forbidden":
+        return UnsupportedParameter(f"{param}: this server does not know the field; leave it out", param=param)
+    if first["type"] == "missing":
+        return InvalidRequest(f"{param or 'the request body'} is required", param=param)
+    return InvalidRequest(f"{param or 'body'}={_quoted(first.get('input'))}: {first['msg']}", param=param)
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_QUOTED_VALUE else f"{text[:_MAX_QUOTED_VALUE]}..."
+
+
+def _extra_headers(error: CllmError) -> dict[str, str]:
+    match error:
+        case EngineBusy():
+            return {"Retry-After": str(math.ceil(error.retry_after))}
+        case EngineUnavailable() | EngineFailed():
+            return {"Retry-After": str(math.ceil(UNAVAILABLE_RETRY_SECONDS))}
+        case InvalidApiKey():
+            return {"WWW-Authenticate": "Bearer"}
+        case BodyTooLarge():
+            return {"Connection": "close"}  # the rest of the body is not worth reading
+        case _:
+            return {}

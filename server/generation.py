@@ -1,0 +1,225 @@
+"""The outputs of one API call, decoded together: submitted all or none, merged into one stream, always closed.
+
+Knows texts and tokens but no response format.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable
+from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput
+from cllm_core.text.codec import TextCodec
+from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
+from cllm_core.worker.protocol import EngineClient
+from server.metrics import Metrics
+from server.record import RequestRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationPlan:
+    """What one API call asks of the engine.
+
+    Attributes:
+        requests: one per choice; position i is the choice's index. Those of one prompt stand together.
+        echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
+        continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
+    """
+
+    requests: tuple[NewRequest, ...]
+    echoes: tuple[str, ...]
+    continues_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What one step added to one choice; `is_first` holds once per choice."""
+
+    index: int
+    is_first: bool
+    text: str
+    logprobs: tuple[PlacedLogprobs, ...]
+    finish_reason: FinishReason | None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether a client that streams has to hear of it."""
+        return bool(self.is_first or self.text or self.logprobs or self.finish_reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceResult:
+    """One whole output."""
+
+    index: int
+    text: str
+    logprobs: tuple[PlacedLogprobs, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of the call so far; a prompt counts once, however many choices it has."""
+
+    num_prompt: int
+    num_cached: int
+    num_completion: int
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One output while it grows."""
+
+    index: int
+    request: NewRequest
+    echo: str
+    text: OutputText
+    stream: AsyncGenerator[RequestOutput]
+    stats: DecodingStats
+    last_chunk_at: float | None = None  # time.perf_counter() in seconds, None before the first token
+
+
+class Generation:
+    """Runs the choices of one API call. Whoever starts one must close it, whatever happened meanwhile."""
+
+    def __init__(
+        self, engine: EngineClient, codec: TextCodec, plan: GenerationPlan, *, record: RequestRecord, metrics: Metrics
+    ) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._plan = plan
+        self._record = record
+        self._metrics = metrics
+        self._choices: list[_Choice] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Submit every choice, or none where the engine refuses one (EngineBusy, EngineUnavailable)."""
+        try:
+            for index, request in enumerate(self._plan.requests):
+                self._choices.append(self._submit(index, request))
+        except BaseException:
+            await self.aclose()
+            raise
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice came to its end."""
+        return all(choice.text.finished for choice in self._choices)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Tokens so far."""
+        first_of_prompt = [choice for choice in self._choices if choice.request.choice_index == 0]
+        return TokenCounts(
+            num_prompt=sum(len(choice.request.prompt_ids) for choice in first_of_prompt),
+            num_cached=sum(choice.stats.num_cached_tokens for choice in first_of_prompt),
+            num_completion=sum(choice.text.num_tokens for choice in self._choices),
+        )
+
+    async def deltas(self) -> AsyncGenerator[ChoiceDelta]:
+        """What the steps add, of all choices in the order of arrival; the last delta of each has a finish_reason.
+
+        Raises:
+            EngineFailed: the worker died or failed at one of them.
+            EngineUnavailable: the engine stopped before they were done.
+        """
+        queue: asyncio.Queue[ChoiceDelta | Exception] = asyncio.Queue()
+        self._pumps = [asyncio.create_task(self._pump(choice, queue)) for choice in self._choices]
+        num_open = len(self._choices)
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_open -= item.finish_reason is not None
+            yield item
+
+    async def results(self) -> list[ChoiceResult]:
+        """Wait for every choice and return them in order of their index; raises as `deltas` does."""
+        parts: list[list[ChoiceDelta]] = [[] for _ in self._choices]
+        async for delta in self.deltas():
+            parts[delta.index].append(delta)
+        return [_joined(deltas) for deltas in parts]
+
+    async def aclose(self) -> None:
+        """Abort what still runs, and count what the call came to. Safe to call again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # Shielded: whoever closes is often being cancelled, and blocks that stay allocated would be lost for good.
+        with anyio.CancelScope(shield=True):
+            for pump in self._pumps:
+                pump.cancel()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
+            for choice in self._choices:
+                await choice.stream.aclose()
+        self._fill_record()
+
+    def _submit(self, index: int, request: NewRequest) -> _Choice:
+        return _Choice(
+            index=index,
+            request=request,
+            echo=self._plan.echoes[index],
+            text=OutputText(self._codec, stop=request.params.stop, continues_text=self._plan.continues_text),
+            stream=self._engine.submit(request),
+            stats=DecodingStats(num_prompt_tokens=len(request.prompt_ids)),
+        )
+
+    async def _pump(self, choice: _Choice, queue: asyncio.Queue[ChoiceDelta | Exception]) -> None:
+        try:
+            is_first = True
+            async for output in choice.stream:
+                queue.put_nowait(self._take(choice, output, is_first=is_first))
+                is_first = False
+                if choice.text.finished:
+                    break
+            else:
+                raise EngineFailed("the engine ended an output without saying why")
+            # A stop string ends the text before the engine knows: closing aborts the request there.
+            await choice.stream.aclose()
+        except Exception as error:  # whatever it is belongs to the reader of the queue
+            queue.put_nowait(error)
+
+    def _take(self, choice: _Choice, output: RequestOutput, *, is_first: bool) -> ChoiceDelta:
+        _raise_if_broken(output)
+        choice.stats = output.stats
+        delta = choice.text.push(output)
+        self._observe_times(choice, delta)
+        text = choice.echo + delta.text if is_first else delta.text
+        return ChoiceDelta(choice.index, is_first, text, delta.logprobs, delta.finish_reason)
+
+    def _observe_times(self, choice: _Choice, delta: TextDelta) -> None:
+        if not delta.token_ids:
+            return
+        now = time.perf_counter()
+        if choice.last_chunk_at is None:
+            self._metrics.observe_first_token(now - self._record.received_at)
+        else:
+            self._metrics.observe_gap(now - choice.last_chunk_at)
+        choice.last_chunk_at = now
+
+    def _fill_record(self) -> None:
+        counts = self.counts
+        self._record.num_prompt_tokens = counts.num_prompt
+        self._record.num_cached_tokens = counts.num_cached
+        self._record.num_completion_tokens = counts.num_completion
+        self._record.num_forward_passes = sum(choice.stats.num_forward_passes for choice in self._choices)
+
+
+def _raise_if_broken(output: RequestOutput) -> None:
+    if output.finish_reason == "error":
+        raise EngineFailed(output.error or "the engine failed at this request")
+    if output.finish_reason == "abort":
+        raise EngineUnavailable("the server is shutting down and ended this request")
+
+
+def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
+    last = deltas[-1]
+    if last.finish_reason is None:
+        raise CllmError(f"choice {last.index} has no end")
+    logprobs = tuple(entry for delta in deltas for entry in delta.logprobs)
+    return ChoiceResult(last.index, "".join(delta.text for delta in deltas), logprobs, last.finish_reason)

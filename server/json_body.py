@@ -1,0 +1,61 @@
+"""Strict JSON bodies: declared as JSON, valid, finite, not nested beyond reason; anything else is the client's error.
+
+FastAPI alone would accept NaN, let deep nesting exhaust the stack and answer several of these with a bare sentence.
+"""
+
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cllm_core.errors import InvalidRequest
+from server.errors import UnsupportedMediaType
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Parse the body before FastAPI looks at it."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            _require_json(request.headers.get("content-type"))
+            body = await request.body()
+            return await handle(_ParsedRequest(request, body, parse_json(body)))
+
+        return handle_strictly
+
+
+def parse_json(body: bytes) -> object:
+    """The value of a JSON text; InvalidRequest where it is malformed, not finite or nested deeper than 200 levels."""
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+class _ParsedRequest(Request):
+    """A request whose body was read and parsed already."""
+
+    def __init__(self, request: Request, body: bytes, value: object) -> None:
+        super().__init__(request.scope, request.receive)
+        self._raw = body
+        self._value = value
+
+    async def body(self) -> bytes:
+        return self._raw
+
+    async def json(self) -> object:
+        return self._value
+
+
+def _require_json(content_type: str | None) -> None:
+    header = Message()
+    header["content-type"] = content_type or "application/octet-stream"
+    if header.get_content_type() != "application/json":
+        raise UnsupportedMediaType(f"content-type={content_type!r}: send the body as application/json")

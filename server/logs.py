@@ -1,0 +1,47 @@
+"""Structured logs: one structlog pipeline for our own loggers and those of the libraries (uvicorn, cllm_core)."""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+from cllm_core.worker.logs import LogFormat, LogLevel
+
+
+def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
+    """Send every log record of this process to stderr, as console lines or as JSON lines."""
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_renderers(as_json)))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    _quieten_libraries()
+
+
+def _renderers(as_json: bool) -> list[Processor]:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if as_json:
+        return [remove_meta, structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    return [remove_meta, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _quieten_libraries() -> None:
+    """Our access line replaces uvicorn's; the other libraries' chatter says nothing to who runs the server."""
+    logging.getLogger("uvicorn.access").disabled = True
+    for name in ("uvicorn.error", "sse_starlette", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,182 @@
+"""From a request body to what the engine is asked: prompts rendered, tokenized, checked against the model's limits."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cllm_core.errors import InvalidRequest, PromptTooLong, UnsupportedParameter
+from cllm_core.request import NewRequest, SamplingParams
+from server.generation import GenerationPlan
+from server.models import LoadedModel
+from server.schemas.chat import ChatCompletionRequest, Message, content_text
+from server.schemas.common import GenerationRequest
+from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+
+# Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
+INLINE_CHARS = 4096
+
+T = TypeVar("T")
+
+
+async def plan_completion(
+    body: CompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int
+) -> GenerationPlan:
+    """Requests for the choices of a completion call.
+
+    Args:
+        answer_id: unique; the engine's request ids are made from it.
+        max_choices: most outputs of one call.
+
+    Raises:
+        RequestError: a value is out of range, or a prompt does not fit the context.
+    """
+    prompts = body.prompts
+    _check_num_choices(len(prompts) * body.num_choices, max_choices)
+    prompt_ids = await _off_loop_if_long(
+        _num_chars(prompts), lambda: [_prompt_ids(prompt, model) for prompt in prompts]
+    )
+    requests: list[NewRequest] = []
+    for ids in prompt_ids:
+        max_tokens = _completion_limit(body, ids, model)
+        params = body.sampling_params(max_tokens=max_tokens, logprobs=body.logprobs)
+        _check_params(params, model)
+        requests += _choices(body, ids, params, answer_id=answer_id, first_index=len(requests))
+    return GenerationPlan(requests=tuple(requests), echoes=_echoes(body, prompt_ids, model), continues_text=True)
+
+
+async def plan_chat(
+    body: ChatCompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int
+) -> GenerationPlan:
+    """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
+    _check_num_choices(body.num_choices, max_choices)
+    num_chars = sum(len(content_text(message.content)) for message in body.messages)
+    prompt_ids = await _off_loop_if_long(num_chars, lambda: _chat_ids(body.messages, model))
+    field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
+    _check_context(len(prompt_ids), body.output_limit, model, prompt_field="messages", limit_field=field)
+    params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
+    _check_params(params, model)
+    prediction_ids = await _prediction_ids(body, model)
+    requests = _choices(body, prompt_ids, params, answer_id=answer_id, prediction_ids=prediction_ids)
+    return GenerationPlan(requests=tuple(requests), echoes=("",) * len(requests), continues_text=False)
+
+
+def _choices(
+    body: GenerationRequest,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    answer_id: str,
+    first_index: int = 0,
+    prediction_ids: Sequence[int] = (),
+) -> list[NewRequest]:
+    return [
+        NewRequest(
+            request_id=f"{answer_id}-{first_index + choice}",
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            choice_index=choice,
+            prediction_ids=tuple(prediction_ids),
+            cache_salt=body.cache_salt or "",
+        )
+        for choice in range(body.num_choices)
+    ]
+
+
+def _prompt_ids(prompt: str | list[int], model: LoadedModel) -> list[int]:
+    if isinstance(prompt, list):
+        _check_token_ids(prompt, model, param="prompt")
+        return prompt
+    ids = model.codec.encode(prompt, add_special_tokens=True, param="prompt")
+    if not ids:
+        raise InvalidRequest("prompt: holds no tokens; the model needs at least one to start from", param="prompt")
+    return ids
+
+
+def _chat_ids(messages: Sequence[Message], model: LoadedModel) -> list[int]:
+    if model.chat_template is None:
+        raise UnsupportedParameter(
+            f"messages: the model {model.name!r} has no chat template; use /v1/completions", param="messages"
+        )
+    text = model.chat_template.render([_template_message(message) for message in messages])
+    ids = model.codec.encode(text, add_special_tokens=False, param="messages")
+    if not ids:
+        raise InvalidRequest("messages: hold no tokens; the model needs at least one to start from", param="messages")
+    return ids
+
+
+def _template_message(message: Message) -> dict[str, object]:
+    """A message as templates know it: text content, and `system` for the role that OpenAI renamed to `developer`."""
+    role = "system" if message.role == "developer" else message.role
+    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
+    given = {key: value for key, value in optional.items() if value is not None}
+    return {"role": role, "content": content_text(message.content), **given}
+
+
+async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
+    if body.prediction is None:
+        return []
+    text = content_text(body.prediction.content)
+    return await _off_loop_if_long(
+        len(text), lambda: model.codec.encode(text, add_special_tokens=False, param="prediction")
+    )
+
+
+def _completion_limit(body: CompletionRequest, prompt_ids: Sequence[int], model: LoadedModel) -> int:
+    _check_context(len(prompt_ids), body.max_tokens, model, prompt_field="prompt", limit_field="max_tokens")
+    if body.max_tokens is not None:
+        return body.max_tokens
+    return min(DEFAULT_MAX_TOKENS, model.info.max_model_len - len(prompt_ids))
+
+
+def _check_context(
+    num_prompt: int, max_tokens: int | None, model: LoadedModel, *, prompt_field: str, limit_field: str
+) -> None:
+    """Refuse here what the engine could only refuse after queueing it."""
+    limit = model.info.max_model_len
+    wish = max(max_tokens or 0, 1)
+    if num_prompt + wish <= limit:
+        return
+    field = prompt_field if num_prompt >= limit else limit_field
+    raise PromptTooLong(
+        f"This model's maximum context length is {limit} tokens, but {num_prompt + wish} were requested "
+        f"({num_prompt} in {prompt_field}, {wish} in the completion): shorten {prompt_field} or lower {limit_field}",
+        param=field,
+    )
+
+
+def _check_params(params: SamplingParams, model: LoadedModel) -> None:
+    _check_token_ids(params.logit_bias, model, param="logit_bias")
+    _check_token_ids(params.stop_token_ids, model, param="stop_token_ids")
+
+
+def _check_token_ids(token_ids: Sequence[int] | dict[int, float], model: LoadedModel, *, param: str) -> None:
+    size = model.info.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < size:
+            raise InvalidRequest(f"{param}: token id {token_id} is not in the vocabulary (0..{size - 1})", param=param)
+
+
+def _check_num_choices(num_choices: int, max_choices: int) -> None:
+    if num_choices > max_choices:
+        raise InvalidRequest(
+            f"n: {num_choices} outputs asked for (prompts times n); this server allows {max_choices} a request",
+            param="n",
+        )
+
+
+def _echoes(body: CompletionRequest, prompt_ids: list[list[int]], model: LoadedModel) -> tuple[str, ...]:
+    if not body.echo:
+        return ("",) * (len(prompt_ids) * body.num_choices)
+    texts = [
+        prompt if isinstance(prompt, str) else model.codec.decode(ids)
+        for prompt, ids in zip(body.prompts, prompt_ids, strict=True)
+    ]
+    return tuple(text for text in texts for _ in range(body.num_choices))
+
+
+def _num_chars(prompts: list[str] | list[list[int]]) -> int:
+    return sum(len(prompt) for prompt in prompts)
+
+
+async def _off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
+    return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)

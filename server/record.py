@@ -1,0 +1,52 @@
+"""What one HTTP request is known by and came to: filled in on its way, written to the access log at its end."""
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.types import Scope
+
+_STATE_KEY = "cllm_record"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One HTTP request.
+
+    Attributes:
+        received_at: time.perf_counter() in seconds.
+        model: served name, once the request named one that exists.
+        num_forward_passes: summed over the request's choices, as the token counts are.
+        is_aborted: the client left first.
+        error: code of the error that ended a stream, None where none did.
+    """
+
+    request_id: str
+    received_at: float = field(default_factory=time.perf_counter)
+    model: str = ""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
+    num_forward_passes: int = 0
+    is_aborted: bool = False
+    error: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the request came in."""
+        return time.perf_counter() - self.received_at
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF over all choices; 0.0 where nothing was decoded."""
+        return self.num_completion_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
+
+
+def attach_record(scope: Scope, record: RequestRecord) -> None:
+    """Make the record known to whoever handles the request."""
+    scope.setdefault("state", {})[_STATE_KEY] = record
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of the request that is being handled."""
+    return cast(RequestRecord, scope["state"][_STATE_KEY])

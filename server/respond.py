@@ -1,0 +1,123 @@
+"""How a generation reaches its client, as one JSON body or as server-sent events, and ends when the client leaves."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import anyio
+import structlog
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from cllm_core.errors import CllmError
+from server.answers import Answer
+from server.errors import ClientDisconnected, ErrorBody, error_body, internal_error_body
+from server.generation import Generation
+from server.record import RequestRecord, record_of
+from server.settings import ServerSettings
+
+T = TypeVar("T")
+
+# Streams end by themselves when the engine has drained; the library's own cut comes only after that failed.
+_CUT_AFTER_DRAIN_SECONDS = 10.0
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+async def respond_whole(request: Request, generation: Generation, answer: Answer) -> Response:
+    """Wait for every choice and answer in one body; closes the generation, at once when the client leaves.
+
+    Raises:
+        ClientDisconnected: nobody waits for the answer any more.
+        EngineFailed, EngineUnavailable: as Generation.deltas.
+    """
+    try:
+        results = await _until_disconnect(request, generation.results())
+    except ClientDisconnected:
+        record_of(request.scope).is_aborted = True
+        raise
+    finally:
+        await generation.aclose()
+    return JSONResponse(_dump(answer.whole(results, generation.counts)))
+
+
+class GenerationStream(EventSourceResponse):
+    """Streams a generation's chunks, then the usage where asked for, then [DONE]; an error event ends it early."""
+
+    def __init__(
+        self, generation: Generation, answer: Answer, *, record: RequestRecord, settings: ServerSettings, usage: bool
+    ) -> None:
+        self._generation = generation
+        self._answer = answer
+        self._record = record
+        self._usage = usage
+        super().__init__(
+            self._events(),
+            ping=settings.sse_ping_seconds,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            sep="\n",
+            shutdown_event=anyio.Event(),
+            shutdown_grace_period=settings.drain_seconds + _CUT_AFTER_DRAIN_SECONDS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream until the last event or until the client leaves, and close the generation in every case."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not in the events' generator: one that was never begun would not run its cleanup.
+            self._record.is_aborted = self._record.error is None and not self._generation.is_complete
+            await self._generation.aclose()
+
+    async def _events(self) -> AsyncGenerator[ServerSentEvent]:
+        try:
+            async with aclosing(self._generation.deltas()) as deltas:
+                async for delta in deltas:
+                    if delta.says_something:
+                        yield _event(self._answer.chunk(delta))
+            if self._usage:
+                yield _event(self._answer.usage_chunk(self._generation.counts))
+            yield ServerSentEvent("[DONE]", sep="\n")
+        except Exception as error:  # the status line is sent: this event is the only way left to tell
+            yield _event(self._error(error))
+
+    def _error(self, error: Exception) -> ErrorBody:
+        if isinstance(error, CllmError):
+            body = error_body(error, request_id=self._record.request_id)
+        else:
+            _log.exception("unhandled error in a stream", exc_info=error)
+            body = internal_error_body(self._record.request_id)
+        self._record.error = body.error.code
+        return body
+
+
+def _event(body: BaseModel) -> ServerSentEvent:
+    return ServerSentEvent(body.model_dump_json(exclude_unset=True), sep="\n")
+
+
+def _dump(body: BaseModel) -> dict[str, Any]:
+    return body.model_dump(mode="json", exclude_unset=True)
+
+
+async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, unless the client leaves first: then `work` is cancelled (ClientDisconnected)."""
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            return worker.result()
+        raise ClientDisconnected("the client closed the connection before its answer was complete")
+    finally:
+        worker.cancel()
+        watcher.cancel()
+        await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,1 @@
+"""The HTTP endpoints: each parses, calls once and shapes the answer."""

@@ -1,0 +1,30 @@
+"""/v1/models: what is served, under which name."""
+
+from fastapi import APIRouter
+
+from server.models import LoadedModel
+from server.schemas.models import ModelCard, ModelList
+from server.services import ServicesDep
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models")
+async def list_models(services: ServicesDep) -> ModelList:
+    """List the served models."""
+    return ModelList(data=[_card(await services.models.current())])
+
+
+@router.get("/models/{name:path}")
+async def get_model(name: str, services: ServicesDep) -> ModelCard:
+    """Describe one model; its name may hold slashes."""
+    return _card(await services.models.get(name))
+
+
+def _card(model: LoadedModel) -> ModelCard:
+    return ModelCard(
+        id=model.name,
+        created=model.created,
+        max_model_len=model.info.max_model_len,
+        block_length=model.info.block_length,
+    )

@@ -1,0 +1,58 @@
+"""For those who run the server: /health, /ready and /metrics. They stay open where API keys are required."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from cllm_core.worker.protocol import EngineState, EngineStatus
+from server.services import ServicesDep
+
+router = APIRouter(tags=["operations"])
+
+
+class StatusBody(BaseModel):
+    """State of the engine.
+
+    Attributes:
+        progress: of loading, 0..1.
+    """
+
+    status: Literal["ok", "failed"]
+    engine: EngineState
+    detail: str
+    progress: float
+    num_restarts: int
+
+
+@router.get("/health", response_model=StatusBody, responses={503: {"model": StatusBody}})
+async def health(services: ServicesDep) -> Response:
+    """Tell whether the process is of use: 200 also while a worker loads or restarts, 503 when it needs a person."""
+    status = services.engine.status
+    return _answer(status, is_good=status.state != "failed")
+
+
+@router.get("/ready", response_model=StatusBody, responses={503: {"model": StatusBody}})
+async def ready(services: ServicesDep) -> Response:
+    """Tell whether requests are taken now."""
+    status = services.engine.status
+    return _answer(status, is_good=status.state == "ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(services: ServicesDep) -> Response:
+    """Metrics in the Prometheus text format."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _answer(status: EngineStatus, *, is_good: bool) -> Response:
+    body = StatusBody(
+        status="failed" if status.state == "failed" else "ok",
+        engine=status.state,
+        detail=status.detail,
+        progress=status.progress,
+        num_restarts=status.num_restarts,
+    )
+    return JSONResponse(body.model_dump(), 200 if is_good else 503)

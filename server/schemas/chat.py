@@ -1,0 +1,216 @@
+"""Bodies of /v1/chat/completions."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.request import MAX_LOGPROBS
+from server.schemas.common import LABEL_FIELDS, ApiModel, GenerationRequest, IsNeutral, Usage, only
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class TextPart(ApiModel):
+    """A content part of type text, the only type served."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _check_content(value: object) -> object:
+    """Name the unsupported part instead of listing every form that content may have."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest("content: must be a string or a list of content parts, not empty", param="messages")
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise UnsupportedParameter(
+                f"content part of type {kind!r}: only type 'text' is supported", param="messages"
+            )
+    return value
+
+
+Content = Annotated[str | list[TextPart], BeforeValidator(_check_content)]
+
+
+def content_text(content: str | list[TextPart] | None) -> str:
+    """The text of a content field, its parts put together."""
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content or ""
+
+
+# Fields of a message that OpenAI's answers carry and clients send back; null or empty, they say nothing.
+_EMPTY_MESSAGE_FIELDS: Mapping[str, IsNeutral] = {
+    "tool_calls": only([]),
+    "annotations": only([]),
+    "function_call": only(),
+    "refusal": only(),
+    "audio": only(),
+}
+
+
+class Message(ApiModel):
+    """One message of the conversation."""
+
+    role: Role
+    content: Content | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, message: object) -> object:
+        if not isinstance(message, dict):
+            return message
+        for name, is_empty in _EMPTY_MESSAGE_FIELDS.items():
+            if message.get(name) is not None and not is_empty(message[name]):
+                raise UnsupportedParameter(f"messages: a message's {name!r} is not supported", param="messages")
+        return {name: value for name, value in message.items() if name not in _EMPTY_MESSAGE_FIELDS}
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        if self.content is None:
+            raise InvalidRequest(f"messages: a message of role {self.role!r} needs content", param="messages")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise InvalidRequest("messages: tool_call_id belongs to messages of role 'tool' only", param="messages")
+        return self
+
+
+class Prediction(ApiModel):
+    """What the client expects most of the answer to be; it seeds the draft and changes no token."""
+
+    type: Literal["content"]
+    content: Content
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Body of a chat completion request."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {
+        **LABEL_FIELDS,
+        "tools": only([]),
+        "tool_choice": only("none", "auto"),
+        "parallel_tool_calls": only(True, False),
+        "functions": only([]),
+        "function_call": only("none", "auto"),
+        "response_format": only({"type": "text"}),
+        "modalities": only(["text"]),
+        "verbosity": only("medium"),
+        "reasoning_effort": only("none"),
+        "audio": only(),
+        "web_search_options": only(),
+        "moderation": only(),
+        "prompt_cache_options": only(),
+        "prompt_cache_retention": only("in_memory"),
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prediction: Prediction | None = None
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs: only allowed with logprobs=true", param="top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise InvalidRequest(
+                "max_tokens: give either max_tokens or max_completion_tokens, not two different values",
+                param="max_tokens",
+            )
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        """Output limit in tokens, None for the end of the context."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_alternatives(self) -> int | None:
+        """Alternatives to report per token, None where no log-probabilities are asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TokenLogprob(BaseModel):
+    """A token, its UTF-8 bytes and its log-probability."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    """A token of the answer with the likeliest alternatives at its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of the answer's tokens."""
+
+    content: list[ChosenTokenLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """The model's answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One whole answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Answer to a chat completion request."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What is new of an answer; the first delta names the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What is new of one choice."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One chunk of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None

@@ -1,0 +1,170 @@
+"""What the request bodies of the completion endpoints share: strict parsing, sampling fields, refusals."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.request import SamplingParams
+
+
+class ApiModel(BaseModel):
+    """A body or part of one: unknown fields and wrong types are refused, never converted or dropped."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+
+IsNeutral = Callable[[object], bool]
+
+
+def only(*values: object) -> IsNeutral:
+    """Accept exactly these values: the documented defaults, which ask for nothing."""
+    # Compared with the type, for 1 == True would let a number through where a switch is meant.
+    return lambda value: any(type(value) is type(accepted) and value == accepted for accepted in values)
+
+
+def metadata_text(value: object) -> bool:
+    """Accept any text: the field is documented to label the request and to change nothing."""
+    return isinstance(value, str)
+
+
+def metadata_map(value: object) -> bool:
+    """Accept a map of text to text, as documented for `metadata`."""
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+# Fields of OpenAI's API that need no work here, for the values under which they change nothing.
+LABEL_FIELDS: Mapping[str, IsNeutral] = {
+    "user": metadata_text,
+    "safety_identifier": metadata_text,
+    "prompt_cache_key": metadata_text,
+    "metadata": metadata_map,
+    "store": only(False),
+    "service_tier": only("auto", "default"),
+}
+
+
+class StreamOptions(ApiModel):
+    """How a stream is told.
+
+    Attributes:
+        include_usage: end with a chunk that carries the usage and no choices.
+        include_obfuscation: false only; the server adds no padding against traffic analysis.
+    """
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+def _check_stop(value: object) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return value
+    raise InvalidRequest("stop: must be a string or a list of strings", param="stop")
+
+
+def _check_logit_bias(value: object) -> object:
+    if isinstance(value, dict):
+        for token_id in value:
+            if not (isinstance(token_id, str) and token_id.isascii() and token_id.isdecimal()):
+                raise InvalidRequest(f"logit_bias: {token_id!r} is not a token id", param="logit_bias")
+    return value
+
+
+class GenerationRequest(ApiModel):
+    """Fields that completions and chat completions share; the last group are extensions of open servers."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
+
+    model: str
+    temperature: float | None = None
+    top_p: float | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: int | None = None
+    stop: Annotated[str | list[str] | None, BeforeValidator(_check_stop)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_check_logit_bias)] = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    block_length: int | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: object) -> object:
+        """Take out the known fields that ask for nothing; refuse those that ask for what is not implemented."""
+        if not isinstance(body, dict):
+            return body
+        for name, is_neutral in cls.refusable.items():
+            if body.get(name) is not None and not is_neutral(body[name]):
+                raise UnsupportedParameter(f"{name}: this server does not support the value given", param=name)
+        return {name: value for name, value in body.items() if name not in cls.refusable}
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options: only allowed with stream=true", param="stream_options")
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        """Outputs for each prompt."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream shall end with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
+
+        Args:
+            max_tokens: output limit in tokens, None for the end of the context.
+            logprobs: alternatives to report per token, None for no log-probabilities.
+        """
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": None if self.logit_bias is None else {int(key): v for key, v in self.logit_bias.items()},
+            "seed": self.seed,
+            "max_tokens": max_tokens,
+            "min_tokens": self.min_tokens,
+            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
+            "ignore_eos": self.ignore_eos,
+            "stop": None if stop is None else tuple(stop),
+            "logprobs": logprobs,
+            "block_length": self.block_length,
+        }
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt tokens, those whose cache entries were shared with an earlier request."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens of one API call, over all its choices; a prompt counts once however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails

@@ -1,0 +1,95 @@
+"""Bodies of /v1/completions."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.request import MAX_LOGPROBS
+from server.schemas.common import LABEL_FIELDS, GenerationRequest, IsNeutral, Usage, only
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
+
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+def _check_prompt(value: object) -> object:
+    """Say in one sentence what pydantic would say in one for each form that a prompt may have."""
+    if isinstance(value, str) or _is_list_of(value, str) or _is_list_of(value, int):
+        return value
+    if isinstance(value, list) and value and all(_is_list_of(part, int) for part in value):
+        return value
+    raise InvalidRequest(
+        "prompt: must be a string, a list of strings, a list of token ids, or a list of such lists, none of them empty",
+        param="prompt",
+    )
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(part) is kind for part in value)
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of a completion request."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {**LABEL_FIELDS, "suffix": only("")}
+
+    prompt: Annotated[Prompt, BeforeValidator(_check_prompt)]
+    max_tokens: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise UnsupportedParameter(
+                f"best_of={self.best_of}: only best_of equal to n ({self.num_choices}) is supported", param="best_of"
+            )
+        if self.echo and self.logprobs is not None:
+            raise UnsupportedParameter("logprobs: not supported together with echo", param="logprobs")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts as a list: texts, or token ids each."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a choice, one entry per token in each list.
+
+    Attributes:
+        text_offset: of each token, in characters from the start of the choice's text.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One output, whole or (in a stream) what is new of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(BaseModel):
+    """Answer to a completion request, whole or one chunk of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

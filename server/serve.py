@@ -1,0 +1,85 @@
+"""`cllm serve`: the app under uvicorn, with the worker behind it, from the banner to the drained end."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import structlog
+import uvicorn
+
+from cllm_core.worker.protocol import EngineClient
+from cllm_core.worker.supervisor import remote_worker, supervised_worker
+from server.app import create_app
+from server.logs import configure_logging
+from server.settings import ServerSettings
+
+# Beyond the drain's own grace: for last events to be written before uvicorn cuts connections.
+_CLOSE_SECONDS = 5
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that lets running requests finish within a grace time and ends the rest with an error event."""
+
+    def __init__(self, engine: EngineClient, settings: ServerSettings) -> None:
+        app = create_app(engine, settings)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=int(settings.drain_seconds) + _CLOSE_SECONDS,
+            )
+        )
+        self._engine = engine
+        self._drain_seconds = settings.drain_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the engine and listen; the log says where."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for address in _addresses(server.sockets):
+                _log.info("listening", address=address, api=f"{address}/v1", docs=f"{address}/docs")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, drain the engine while open connections are answered, then stop the engine."""
+        _log.info("shutting down: running requests may finish", grace_seconds=self._drain_seconds)
+        # Beside uvicorn's own wait for the connections, which are open as long as the engine serves them.
+        drain = asyncio.create_task(self._engine.drain(self._drain_seconds))
+        await super().shutdown(sockets)
+        await drain
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: the worker's endpoint is malformed.
+        SystemExit: the address cannot be listened on.
+    """
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    engine = make_engine(settings)
+    _log.info("starting", model=settings.model or "embedded default", worker=settings.worker or "own process")
+    DrainingServer(engine, settings).run()
+
+
+def make_engine(settings: ServerSettings) -> EngineClient:
+    """A client of the worker named in the settings, else one with a worker process of its own."""
+    if settings.worker is not None:
+        return remote_worker(settings.worker, max_waiting=settings.max_waiting)
+    arguments = ("--log-level", settings.log_level, "--log-format", settings.log_format)
+    return supervised_worker(settings.to_engine_config(), worker_arguments=arguments)
+
+
+def _addresses(sockets: Sequence[socket.socket]) -> list[str]:
+    return [_url(listener.getsockname()) for listener in sockets if listener.family != socket.AF_UNIX]
+
+
+def _url(name: tuple[str, int]) -> str:
+    host, port = name[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

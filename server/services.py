@@ -1,0 +1,28 @@
+"""What routes need, injected: built once by the app factory, handed out by FastAPI dependencies."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from cllm_core.worker.protocol import EngineClient
+from server.metrics import Metrics
+from server.models import ModelRegistry
+from server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one app."""
+
+    engine: EngineClient
+    settings: ServerSettings
+    models: ModelRegistry
+    metrics: Metrics
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

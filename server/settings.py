@@ -1,0 +1,151 @@
+"""Every setting of the server, defined once: the command line's flags and the CLLM_* environment are made from it.
+
+The engine's settings are those of `cllm_core.config.EngineConfig`, by the same names and with the same defaults.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from cllm_core.config import DeviceName, DTypeName, EngineConfig
+from cllm_core.worker.logs import LogFormat, LogLevel
+
+PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
+
+ENV_PREFIX = "CLLM_"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Names the heading under which `--help` shows a setting."""
+
+    name: PanelName
+
+
+MODEL = Panel("Model")
+DECODING = Panel("Decoding")
+MEMORY = Panel("Memory")
+SERVER = Panel("Server")
+LIMITS = Panel("Limits")
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class EngineSettings(BaseSettings):
+    """What to load and how to run it; refuses bad values where it is built (pydantic.ValidationError)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=()
+    )
+
+    model: Annotated[
+        str | None,
+        MODEL,
+        Field(description="Hub id, folder or .gguf file. Left out: the embedded default, SmolLM2-135M-Instruct."),
+    ] = None
+    adapter: Annotated[
+        str | None, MODEL, Field(description="PEFT adapter (folder or Hub id) to merge into the weights.")
+    ] = None
+    revision: Annotated[str | None, MODEL, Field(description="Branch, tag or commit of the model on the Hub.")] = None
+    dtype: Annotated[
+        DTypeName, MODEL, Field(description="Number format of weights and KV cache. auto: the checkpoint's.")
+    ] = "auto"
+    device: Annotated[DeviceName, MODEL, Field(description="auto: CUDA where there is a GPU, else the CPU.")] = "auto"
+    trust_remote_code: Annotated[
+        bool, MODEL, Field(description="Let transformers run code that comes with the checkpoint.")
+    ] = False
+    num_threads: Annotated[
+        int | None, MODEL, Field(description="CPU threads of the model. Left out: as many as torch chooses.")
+    ] = None
+    block_length: Annotated[
+        int | None,
+        DECODING,
+        Field(
+            description="Jacobi block length in tokens; 1 decodes token by token. Left out: the checkpoint's, or 16."
+        ),
+    ] = None
+    max_num_seqs: Annotated[int, DECODING, Field(description="Requests decoded together.")] = 32
+    max_batched_tokens: Annotated[
+        int, DECODING, Field(description="Token budget of one step, shared by prompt chunks and Jacobi blocks.")
+    ] = 1024
+    prefix_caching: Annotated[
+        bool, DECODING, Field(description="Compute equal prompt beginnings once and share them.")
+    ] = True
+    cache_memory_gib: Annotated[
+        float | None, MEMORY, Field(description="Memory of the KV cache in GiB. Left out: a share of the free memory.")
+    ] = None
+    num_cache_blocks: Annotated[
+        int | None, MEMORY, Field(description="Blocks of the KV cache. Left out: as many as the cache's memory holds.")
+    ] = None
+    cache_block_size: Annotated[int, MEMORY, Field(description="Tokens in one block of the KV cache.")] = 16
+    gpu_memory_utilization: Annotated[
+        float, MEMORY, Field(description="Share of the GPU's memory to use for weights, activations and cache.")
+    ] = 0.9
+    max_model_len: Annotated[
+        int | None,
+        LIMITS,
+        Field(description="Longest prompt and output together, in tokens. Left out: the model's limit."),
+    ] = None
+    max_waiting: Annotated[
+        int, LIMITS, Field(description="Requests that may wait for their turn; more are refused with 429.")
+    ] = 256
+
+    @model_validator(mode="after")
+    def _check_engine_config(self) -> Self:
+        self.to_engine_config()
+        return self
+
+    def to_engine_config(self) -> EngineConfig:
+        """The part of the settings that the worker process gets; ConfigError where values do not fit together."""
+        return EngineConfig(**self.model_dump(include=set(EngineConfig.__struct_fields__)))
+
+
+class ServerSettings(EngineSettings):
+    """The engine's settings and those of the HTTP server."""
+
+    worker: Annotated[
+        str | None,
+        MODEL,
+        Field(description="Endpoint of a worker started by `cllm worker`. Left out: the server starts its own."),
+    ] = None
+    served_model_name: Annotated[
+        str | None, SERVER, Field(description="Name of the model in the API. Left out: the name of what is loaded.")
+    ] = None
+    host: Annotated[str, SERVER, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
+    port: Annotated[int, SERVER, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    api_keys: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(repr=False, description="Key that clients must send; give it again for more. Left out: no keys needed."),
+    ] = ()
+    cors_origins: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(description="Web origin that browsers may call from (* for any); give it again for more."),
+    ] = ()
+    log_level: Annotated[LogLevel, SERVER, Field(description="Least severity of what is logged.")] = "info"
+    log_format: Annotated[LogFormat, SERVER, Field(description="auto: console on a terminal, else JSON lines.")] = (
+        "auto"
+    )
+    drain_seconds: Annotated[
+        float, SERVER, Field(ge=0, description="Seconds that running requests get to finish after SIGTERM.")
+    ] = 30.0
+    sse_ping_seconds: Annotated[
+        float, SERVER, Field(gt=0, description="Seconds between the comments that keep an idle stream open.")
+    ] = 15.0
+    max_body_bytes: Annotated[
+        int, LIMITS, Field(ge=1024, description="Longest request body in bytes; longer ones are refused with 413.")
+    ] = 8 * 1024 * 1024
+    max_choices: Annotated[
+        int, LIMITS, Field(ge=1, description="Most outputs (prompts times n) of one API request.")
+    ] = 128
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        given = [value] if isinstance(value, str) else value
+        if isinstance(given, list):
+            return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
+        return given
