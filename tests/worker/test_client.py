@@ -1,0 +1,198 @@
+"""WorkerClient against a worker in a thread, reached as a remote one."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from cllm_core.errors import ConfigError, EngineBusy, EngineUnavailable, InvalidRequest
+from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.worker.client import WorkerClient
+from cllm_core.worker.messages import StepReport
+from cllm_core.worker.supervisor import remote_worker
+from tests.worker.conftest import ThreadWorker, happens, reaches
+from tests.worker.fake_engine import REFUSED, SLOW_STEPS, make_request
+
+ENDLESS = 10**6
+
+
+def endless(request_id: str = "r") -> NewRequest:
+    return make_request(request_id, prompt=(SLOW_STEPS, 1), max_tokens=ENDLESS)
+
+
+async def collect(stream: AsyncGenerator[RequestOutput]) -> list[RequestOutput]:
+    return [output async for output in stream]
+
+
+async def test_a_request_streams_its_tokens_and_ends_once(client: WorkerClient) -> None:
+    outputs = await collect(client.submit(make_request(prompt=(1, 2, 3), max_tokens=3)))
+    assert [output.token_ids for output in outputs] == [(4,), (5,), (6,)]
+    assert [output.finish_reason for output in outputs] == [None, None, "length"]
+
+
+async def test_the_client_knows_the_model(client: WorkerClient, worker: ThreadWorker) -> None:
+    assert client.info == worker.engine.info
+
+
+async def test_a_request_the_model_cannot_take_ends_in_an_error(client: WorkerClient) -> None:
+    bad, good = client.submit(make_request("bad", prompt=(REFUSED,))), client.submit(make_request("good"))
+    (error,) = await collect(bad)
+    assert error.finish_reason == "error"
+    assert "valid ids are 0..899" in (error.error or "")
+    assert (await collect(good))[-1].finish_reason == "length"
+
+
+async def test_closing_a_stream_aborts_its_request_exactly_once(client: WorkerClient, worker: ThreadWorker) -> None:
+    stream = client.submit(endless())
+    await anext(stream)
+    await stream.aclose()
+    await stream.aclose()
+    await client.drain(5)
+    assert worker.engine.aborted == ["r"]
+
+
+async def test_closing_an_unread_stream_aborts_its_request(client: WorkerClient, worker: ThreadWorker) -> None:
+    await client.submit(endless()).aclose()
+    await client.drain(5)
+    assert worker.engine.aborted == ["r"]
+
+
+async def test_cancelling_the_reader_aborts_its_request(client: WorkerClient, worker: ThreadWorker) -> None:
+    reader = asyncio.create_task(collect(client.submit(endless())))
+    await happens(lambda: client.stats.num_running == 1)
+    reader.cancel()
+    await client.drain(5)
+    assert reader.cancelled()
+    assert worker.engine.aborted == ["r"]
+
+
+async def test_more_requests_than_may_run_and_wait_are_refused_as_busy(client: WorkerClient) -> None:
+    streams = [client.submit(endless(str(i))) for i in range(4)]  # 2 running and 2 waiting
+    with pytest.raises(EngineBusy, match="4 requests"):
+        client.submit(make_request())
+    await streams[0].aclose()
+    await happens(lambda: client.stats.num_running == 3)
+    assert len(await collect(client.submit(make_request()))) == 3
+
+
+async def test_a_running_id_is_refused(client: WorkerClient) -> None:
+    first = client.submit(make_request("twin"))
+    with pytest.raises(InvalidRequest, match="'twin'"):
+        client.submit(make_request("twin"))
+    assert len(await collect(first)) == 3
+
+
+async def test_a_slow_reader_delays_nobody_and_loses_nothing(client: WorkerClient) -> None:
+    slow = client.submit(make_request("slow", max_tokens=500))
+    assert len(await collect(client.submit(make_request("quick", max_tokens=600)))) == 600
+    assert len(await collect(slow)) == 500
+
+
+async def test_each_step_reaches_the_listeners_though_one_of_them_fails(client: WorkerClient) -> None:
+    def broken(report: StepReport) -> None:
+        raise ValueError("a metric of the wrong name")
+
+    steps: list[int] = []
+    client.add_step_listener(broken)
+    client.add_step_listener(lambda report: steps.append(report.stats.num_steps))
+    await collect(client.submit(make_request(max_tokens=5)))
+    assert steps == [1, 2, 3, 4, 5]
+
+
+async def test_drain_lets_requests_end_and_refuses_new_ones(client: WorkerClient) -> None:
+    stream = client.submit(make_request(prompt=(SLOW_STEPS,), max_tokens=5))
+    draining = asyncio.create_task(client.drain(10))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineUnavailable, match="draining"):
+        client.submit(make_request("late"))
+    await draining
+    assert (await collect(stream))[-1].finish_reason == "length"
+
+
+async def test_drain_ends_with_abort_what_outlives_the_grace(client: WorkerClient, worker: ThreadWorker) -> None:
+    reader = asyncio.create_task(collect(client.submit(endless())))
+    await client.drain(0.1)
+    outputs = await reader
+    assert [output.finish_reason for output in outputs if output.finish_reason] == ["abort"]
+    await happens(lambda: worker.engine.aborted == ["r"])
+
+
+async def test_stop_ends_streams_and_leaves_a_remote_worker_to_others(
+    client: WorkerClient, worker: ThreadWorker
+) -> None:
+    reader = asyncio.create_task(collect(client.submit(endless())))
+    await happens(lambda: client.stats.num_running == 1)
+    await client.stop()
+    assert (await reader)[-1].finish_reason == "abort"
+    assert client.status.state == "stopped"
+    successor = remote_worker(worker.endpoint, max_waiting=2)
+    await successor.start()
+    await reaches(successor, "ready")
+    await successor.stop()
+    await happens(lambda: worker.engine.aborted == ["r"])
+
+
+async def test_a_client_may_come_before_its_worker_and_finds_the_next_one(endpoint: str) -> None:
+    client = remote_worker(endpoint, max_waiting=2)
+    await client.start()
+    with pytest.raises(EngineUnavailable, match=endpoint):
+        client.submit(make_request())
+    with pytest.raises(EngineUnavailable):
+        _ = client.info
+    for _ in range(2):
+        worker = ThreadWorker(endpoint)
+        await reaches(client, "ready")
+        assert len(await collect(client.submit(make_request()))) == 3
+        await asyncio.to_thread(worker.stop)
+        await reaches(client, "restarting")
+    assert client.info == worker.engine.info
+    await client.stop()
+
+
+async def test_a_client_that_was_never_started_can_be_stopped(endpoint: str) -> None:
+    client = remote_worker(endpoint, max_waiting=2)
+    await client.stop()
+    assert client.status.state == "stopped"
+
+
+def test_a_malformed_endpoint_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="tcp://HOST:PORT"):
+        remote_worker("127.0.0.1:5557", max_waiting=2)
+
+
+async def test_an_idle_worker_and_its_client_use_no_processor_time(client: WorkerClient) -> None:
+    await collect(client.submit(make_request()))
+    used = time.process_time()
+    await asyncio.sleep(0.5)
+    assert time.process_time() - used < 0.1
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_every_request_ends_exactly_once_under_random_use(
+    client: WorkerClient, worker: ThreadWorker, seed: int
+) -> None:
+    rng = random.Random(seed)
+    left: set[str] = set()
+
+    async def use(request_id: str) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        stream = client.submit(make_request(request_id, max_tokens=rng.randint(1, 30)))
+        leave_after = rng.choice([0, 1, 5, ENDLESS])
+        while len(outputs) < leave_after and (output := await anext(stream, None)) is not None:
+            outputs.append(output)
+        if not outputs or outputs[-1].finish_reason is None:
+            left.add(request_id)
+        await stream.aclose()
+        return outputs
+
+    for round_number in range(25):
+        ids = [f"{round_number}-{i}" for i in range(rng.randint(1, 4))]
+        for request_id, outputs in zip(ids, await asyncio.gather(*map(use, ids)), strict=True):
+            num_ends = sum(output.finish_reason is not None for output in outputs)
+            assert num_ends == (0 if request_id in left else 1)
+        await asyncio.wait_for(client._streams.wait_idle(), 5)
+    assert set(worker.engine.aborted) <= left
+    assert len(worker.engine.aborted) == len(set(worker.engine.aborted))
+    assert not worker.engine.has_work()

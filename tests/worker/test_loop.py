@@ -1,0 +1,148 @@
+"""WorkerLoop and WorkerChannel against bare sockets, so that the client's own care cannot hide a fault."""
+
+from collections.abc import Iterator
+from typing import Self
+
+import msgspec
+import pytest
+import zmq
+
+from cllm_core.request import RequestOutput
+from cllm_core.worker.messages import (
+    Abort,
+    Failed,
+    FromWorker,
+    Hello,
+    Ready,
+    Rejected,
+    Shutdown,
+    StepReport,
+    Submit,
+    ToWorker,
+)
+from tests.worker.conftest import ThreadWorker
+from tests.worker.fake_engine import REFUSED, SLOW_STEPS, make_request
+
+ENDLESS = 10**6
+
+
+class Peer:
+    """A client without any logic."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(endpoint)
+        self._decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    def send(self, *messages: ToWorker) -> None:
+        for message in messages:
+            self.send_bytes(msgspec.msgpack.encode(message))
+
+    def send_bytes(self, payload: bytes) -> None:
+        self._socket.send(payload)
+
+    def receive(self) -> FromWorker:
+        assert self._socket.poll(5000), "the worker did not answer"
+        return self._decoder.decode(self._socket.recv())
+
+    def greet(self) -> Self:
+        self.send(Hello())
+        while not isinstance(self.receive(), Ready):
+            pass
+        return self
+
+    def outputs(self, num_requests: int = 1) -> list[RequestOutput]:
+        """All outputs until this many requests have ended."""
+        outputs: list[RequestOutput] = []
+        while sum(output.finish_reason is not None for output in outputs) < num_requests:
+            message = self.receive()
+            if isinstance(message, StepReport):
+                outputs += message.outputs
+        return outputs
+
+
+@pytest.fixture
+def peer(worker: ThreadWorker) -> Iterator[Peer]:
+    with Peer(worker.endpoint) as peer:
+        yield peer.greet()
+
+
+def test_each_step_is_one_report(peer: Peer) -> None:
+    peer.send(Submit(make_request(prompt=(1, 2, 3), max_tokens=3)))
+    reports = [peer.receive() for _ in range(3)]
+    assert [report.outputs[0].token_ids for report in reports if isinstance(report, StepReport)] == [(4,), (5,), (6,)]
+
+
+def test_a_refused_request_ends_and_the_others_go_on(peer: Peer) -> None:
+    peer.send(Submit(make_request("bad", prompt=(REFUSED,))), Submit(make_request("good")))
+    rejected = peer.receive()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.request_id, "valid ids" in rejected.error) == ("bad", True)
+    assert peer.outputs()[-1].request_id == "good"
+
+
+def test_an_aborted_request_ends_in_one_output_though_no_work_is_left(peer: Peer) -> None:
+    peer.send(Submit(make_request(max_tokens=ENDLESS)), Abort(("r",)))
+    assert peer.outputs()[-1].finish_reason == "abort"
+
+
+def test_aborting_what_is_unknown_changes_nothing(peer: Peer) -> None:
+    peer.send(Abort(("nobody",)), Submit(make_request()))
+    assert [output.finish_reason for output in peer.outputs()] == [None, None, "length"]
+
+
+def test_shutdown_ends_every_request_with_abort(peer: Peer) -> None:
+    peer.send(*(Submit(make_request(id, max_tokens=ENDLESS)) for id in "abc"), Shutdown())
+    ends = {output.request_id: output.finish_reason for output in peer.outputs(3) if output.finish_reason}
+    assert ends == {"a": "abort", "b": "abort", "c": "abort"}
+
+
+def test_clients_see_their_own_outputs_only(worker: ThreadWorker, peer: Peer) -> None:
+    with Peer(worker.endpoint) as other:
+        other.greet()
+        peer.send(Submit(make_request("mine", max_tokens=50)))
+        other.send(Submit(make_request("theirs", max_tokens=50)), Abort(("mine",)))
+        assert {output.request_id for output in other.outputs()} == {"theirs"}
+    mine = peer.outputs()
+    assert {output.request_id for output in mine} == {"mine"}
+    assert mine[-1].finish_reason == "length"
+
+
+def test_the_requests_of_a_client_that_vanished_are_aborted(worker: ThreadWorker, peer: Peer) -> None:
+    with Peer(worker.endpoint) as other:
+        other.greet().send(Submit(make_request("orphan", prompt=(SLOW_STEPS,), max_tokens=ENDLESS)))
+        other.receive()
+    peer.send(Submit(make_request("mine", max_tokens=20)))
+    peer.outputs()
+    assert worker.engine.aborted == ["orphan"]
+    assert worker.engine.added == ["orphan", "mine"]
+
+
+def test_a_client_of_another_release_is_turned_away(worker: ThreadWorker) -> None:
+    with Peer(worker.endpoint) as stranger:
+        stranger.send(Hello(version=999))
+        answer = stranger.receive()
+        assert isinstance(answer, Failed)
+        assert "same release" in answer.error
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"GET / HTTP/1.1", msgspec.msgpack.encode({"type": "Exec"})])
+def test_an_unreadable_message_gets_an_answer_and_harms_nobody(peer: Peer, payload: bytes) -> None:
+    peer.send_bytes(payload)
+    assert isinstance(peer.receive(), Failed)
+    peer.send(Submit(make_request()))
+    assert len(peer.outputs()) == 3
+
+
+def test_a_command_before_the_greeting_is_answered(worker: ThreadWorker) -> None:
+    with Peer(worker.endpoint) as hasty:
+        hasty.send(Submit(make_request()))
+        assert isinstance(hasty.receive(), Failed)
+    assert worker.engine.added == []
