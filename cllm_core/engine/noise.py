@@ -57,7 +57,7 @@ def position_keys(seed: Tensor, choice_index: Tensor, output_position: Tensor) -
 
 
 def token_words(vocab_size: int, device: torch.device) -> Tensor:
-    """A well mixed word for each token: [V] int64 in 0..2^32 - 1. The same for all positions, so computed once a step."""
+    """A well mixed word for each token, [V] int64 in 0..2^32 - 1; the same for all positions."""
     return mix32(torch.arange(1, vocab_size + 1, device=device))
 
 

@@ -1,0 +1,88 @@
+"""SamplingBatch holds what the rows use, no more, and misuse is refused with the numbers at fault."""
+
+import pytest
+import torch
+
+from cllm_core.engine.sampling import sample
+from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
+from cllm_core.request import SamplingParams
+
+CPU = torch.device("cpu")
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def make_row(params: SamplingParams, *, positions: int = 2, first: int = 3, seed: int = 0) -> RowSampling:
+    return RowSampling(
+        params=params,
+        seed=seed,
+        num_positions=positions,
+        first_output_position=first,
+        num_prompt_tokens=10,
+        stop_token_ids=(99,),
+    )
+
+
+def build(*rows: RowSampling) -> SamplingBatch:
+    return SamplingBatch.build(rows, CPU)
+
+
+def test_greedy_rows_without_processors_cost_an_argmax_and_nothing_else() -> None:
+    batch = build(make_row(GREEDY), make_row(GREEDY))
+    assert (batch.bias, batch.suppression, batch.repetition, batch.output_penalty) == (None, None, None, None)
+    assert (batch.draws, batch.needs_history, batch.max_token_id) == ((), False, -1)
+
+
+def test_rows_are_grouped_by_the_truncations_they_use() -> None:
+    top_p = SamplingParams(top_p=0.5)
+    batch = build(make_row(top_p), make_row(GREEDY), make_row(SamplingParams()), make_row(top_p, seed=1))
+    assert [group.positions.tolist() for group in batch.draws] == [[0, 1, 6, 7], [4, 5]]
+    assert [group.top_p is None for group in batch.draws] == [False, True]
+    assert all(group.top_k is None and group.min_p is None for group in batch.draws)
+
+
+def test_only_rows_with_penalties_need_their_text() -> None:
+    penalized = SamplingParams(frequency_penalty=0.1)
+    batch = build(make_row(GREEDY), make_row(penalized, positions=4), make_row(GREEDY), make_row(penalized, first=0))
+    assert batch.history_rows == (1, 3)
+    assert batch.history_length == 10 + 3 + 3
+    assert batch.output_penalty is not None
+    assert batch.output_penalty.positions.tolist() == [2, 3, 4, 5, 8, 9]
+    assert batch.output_penalty.ends.tolist() == [13, 14, 15, 16, 10, 11]
+
+
+def test_min_tokens_costs_nothing_once_reached() -> None:
+    params = SamplingParams(temperature=0.0, min_tokens=5)
+    assert build(make_row(params, first=5)).suppression is None
+    assert build(make_row(params, first=5)).max_token_id == -1
+    assert build(make_row(params, first=4)).max_token_id == 99
+
+
+@pytest.mark.parametrize(("signed", "unsigned"), [(-1, 2**64 - 1), (-(2**63), 2**63)])
+def test_a_seed_may_be_given_signed_or_unsigned(signed: int, unsigned: int) -> None:
+    (one,), (other,) = (build(make_row(SamplingParams(), seed=seed)).draws for seed in (signed, unsigned))
+    assert torch.equal(one.keys, other.keys)
+
+
+def test_no_rows_give_no_tokens() -> None:
+    assert sample(torch.empty(0, 50), build()).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("params", "logits", "history", "message"),
+    [
+        (GREEDY, torch.zeros(3, 50), None, "3 rows, the batch 2 positions"),
+        (SamplingParams(logit_bias={50: 1.0}), torch.zeros(2, 50), None, "token id 50 is outside"),
+        (SamplingParams(presence_penalty=1.0), torch.zeros(2, 50), None, "history has shape None"),
+        (
+            SamplingParams(presence_penalty=1.0),
+            torch.zeros(2, 50),
+            torch.zeros(1, 13),
+            r"\(1, 13\).* at least 14 tokens",
+        ),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(
+    params: SamplingParams, logits: torch.Tensor, history: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(logits, build(make_row(params)), history)
