@@ -54,7 +54,7 @@ class WorkerClient:
         self._max_waiting = max_waiting
         self._streams = LiveStreams()
         self._listeners: list[Callable[[StepReport], None]] = []
-        self._status = EngineStatus(state="starting", detail=host.place)
+        self._status = EngineStatus(state="starting", detail=f"waiting for the {host.place}")
         self._closing: Literal["draining", "stopped"] | None = None
         self._info: ModelInfo | None = None
         self._stats = EngineStats()
@@ -81,6 +81,11 @@ class WorkerClient:
         """The state of the engine after its latest step; zeros where there is no worker."""
         return self._stats
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that the worker is not done with; those whose reader left count until it confirms."""
+        return len(self._streams)
+
     def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
         """Call `listener` with every step report, in the event loop. What it raises is logged."""
         self._listeners.append(listener)
@@ -96,7 +101,7 @@ class WorkerClient:
         if self.status.state != "ready" or self._link is None or self._info is None:
             raise EngineUnavailable(self._describe_status())
         limit = self._info.max_num_seqs + self._max_waiting
-        if len(self._streams) >= limit:
+        if self.num_requests >= limit:
             raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
         stream = self._streams.open(request, self._abort)
         self._link.send(Submit(request))

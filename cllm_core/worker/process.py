@@ -51,19 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker with command-line arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
     configure_logging(options.log_level, options.log_format)
-    if options.supervised:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        leave_with_parent(partial(_remove_ipc_folder, options.endpoint))
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         config = read_config(options.config)
-        channel = WorkerChannel(options.endpoint, Loading("starting", 0.0))
     except ConfigError as error:
         logger.error("%s", error)
         return EXIT_BAD_SETTINGS
-    with channel:
-        return serve(channel, config, engine=options.engine, supervised=options.supervised)
+    return run_worker(options.endpoint, config, engine=options.engine, supervised=options.supervised)
 
 
 def read_config(text: str) -> EngineConfig:
@@ -74,35 +67,50 @@ def read_config(text: str) -> EngineConfig:
         raise ConfigError(f"config is not the JSON of an EngineConfig: {error}") from error
 
 
-def serve(
-    channel: WorkerChannel, config: EngineConfig, *, engine: str = DEFAULT_ENGINE, supervised: bool = False
-) -> int:
-    """Load the engine and serve it over the channel.
+def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENGINE, supervised: bool = False) -> int:
+    """Load the engine and serve it until told to leave; takes over the signals of the process.
 
     Args:
-        channel: told about loading, readiness and failure; not closed.
+        endpoint: tcp://ADDRESS:PORT or ipc://PATH to bind. There is no authentication: loopback, a private network,
+            or a folder that only this user can enter.
         config: handed to the engine factory.
-        engine: the factory as "module:function"; the seam for engines other than ours, as in tests.
-        supervised: leave SIGINT to the parent, and let it know of a failed load.
+        engine: the factory as "module:function", an EngineFactory; the seam for other engines, as in tests.
+        supervised: end when standard input closes, leave SIGINT to the parent, and let it know of a failed load.
 
     Returns:
-        The exit code.
+        The exit code, one of EXIT_*.
     """
+    if supervised:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_with_parent(partial(_remove_ipc_folder, endpoint))
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        loaded = _load(channel, config, engine)
-    except _LeaveWhileLoading:
-        return EXIT_LEFT
-    except Exception as error:
-        logger.exception("loading failed")
-        _tell_failed_load(channel, error, wait_seconds=_TELL_SECONDS if supervised else 0.0)
-        return EXIT_LOAD_FAILED
+        channel = WorkerChannel(endpoint, Loading("starting the worker", 0.0))
+    except ConfigError as error:
+        logger.error("%s", error)
+        return EXIT_BAD_SETTINGS
+    with channel:
+        try:
+            loaded = _load(channel, config, engine)
+        except _LeaveWhileLoading:
+            return EXIT_LEFT
+        except Exception as error:
+            # Our own errors speak for themselves.
+            logger.error("loading failed: %s", _describe(error), exc_info=not isinstance(error, CllmError))
+            _tell_failed_load(channel, error, wait_seconds=_TELL_SECONDS if supervised else 0.0)
+            return EXIT_LOAD_FAILED
+        return _serve(channel, loaded, [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT])
+
+
+def _serve(channel: WorkerChannel, engine: StepEngine, stop_signals: Sequence[signal.Signals]) -> int:
     # Only now: until here the default handlers end the process at once, also inside a long call of a loader.
-    stop = StopSignals([signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT])
+    stop = StopSignals(stop_signals)
     channel.wake_on(stop)
-    channel.announce(Ready(loaded.info))
-    logger.info("ready: %s", loaded.info.name)
+    channel.announce(Ready(engine.info))
+    logger.info("ready: %s", engine.info.name)
     try:
-        WorkerLoop(loaded, channel, stop.requested).run()
+        WorkerLoop(engine, channel, stop.requested).run()
     except Exception as error:
         logger.exception("the engine failed")
         channel.announce(Failed(error=f"the engine failed: {_describe(error)}", retry=True))
@@ -115,7 +123,7 @@ def _load(channel: WorkerChannel, config: EngineConfig, engine: str) -> StepEngi
         channel.announce(Loading(stage, fraction))
         _answer_while_loading(channel)
 
-    on_progress("starting", 0.0)
+    on_progress("starting the engine", 0.0)
     return _find_factory(engine)(config, on_progress)
 
 

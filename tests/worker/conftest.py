@@ -17,13 +17,13 @@ from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import Loading, Ready
 from cllm_core.worker.protocol import EngineState
 from cllm_core.worker.restart import RestartPolicy
-from cllm_core.worker.supervisor import remote_worker, supervised_worker
+from cllm_core.worker.supervisor import WorkerProcess, remote_worker
 from tests.worker.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 FAKE_ENGINE = "tests.worker.fake_engine:build"
 
-StartSupervised = Callable[..., Coroutine[Any, Any, WorkerClient]]
+StartSupervised = Callable[..., Coroutine[Any, Any, tuple[WorkerClient, WorkerProcess]]]
 
 
 class ThreadWorker:
@@ -87,12 +87,13 @@ async def start_supervised(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sta
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     clients: list[WorkerClient] = []
 
-    async def start(engine: str = FAKE_ENGINE, *, max_failed_starts: int = 3) -> WorkerClient:
+    async def start(engine: str = FAKE_ENGINE, *, max_failed_starts: int = 3) -> tuple[WorkerClient, WorkerProcess]:
         policy = RestartPolicy(first_delay=0.01, max_delay=0.05, max_failed_starts=max_failed_starts)
-        arguments = ("--engine", engine, "--log-level", "error")
-        clients.append(supervised_worker(EngineConfig(), worker_arguments=arguments, policy=policy))
-        await clients[-1].start()
-        return clients[-1]
+        host = WorkerProcess(EngineConfig(), ("--engine", engine, "--log-level", "error"))
+        client = WorkerClient(host, max_waiting=100, policy=policy)
+        clients.append(client)
+        await client.start()
+        return client, host
 
     yield start
     for client in clients:

@@ -18,7 +18,6 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import EngineUnavailable
 from cllm_core.request import RequestOutput
 from cllm_core.worker import endpoint as endpoint_module
-from cllm_core.worker.client import WorkerClient
 from cllm_core.worker.process import EXIT_BAD_SETTINGS, EXIT_LEFT, EXIT_LOAD_FAILED
 from cllm_core.worker.restart import RestartPolicy
 from cllm_core.worker.supervisor import WorkerProcess, describe_exit, remote_worker, supervised_worker
@@ -49,18 +48,17 @@ async def collect(stream: AsyncGenerator[RequestOutput]) -> list[RequestOutput]:
     return [output async for output in stream]
 
 
-def pid_of(client: WorkerClient) -> int:
-    assert isinstance(client._host, WorkerProcess)
-    assert client._host.pid is not None
-    return client._host.pid
+def pid_of(host: WorkerProcess) -> int:
+    assert host.pid is not None
+    return host.pid
 
 
 async def test_a_killed_worker_costs_its_requests_an_error_and_is_replaced(start_supervised: StartSupervised) -> None:
-    client = await start_supervised()
+    client, host = await start_supervised()
     await reaches(client, "ready")
     streams = [client.submit(make_request(str(i), prompt=(SLOW_STEPS,), max_tokens=ENDLESS)) for i in range(3)]
     await anext(streams[0])
-    os.kill(pid_of(client), signal.SIGKILL)
+    os.kill(pid_of(host), signal.SIGKILL)
     killed_at = time.monotonic()
     for stream in streams:
         assert [output.finish_reason for output in await collect(stream) if output.finish_reason] == ["error"]
@@ -79,7 +77,7 @@ async def test_a_killed_worker_costs_its_requests_an_error_and_is_replaced(start
 async def test_a_request_that_breaks_the_worker_ends_in_an_error(
     start_supervised: StartSupervised, poison: int, reason: str
 ) -> None:
-    client = await start_supervised()
+    client, _ = await start_supervised()
     await reaches(client, "ready")
     (output,) = await collect(client.submit(make_request(prompt=(poison,))))
     assert output.finish_reason == "error"
@@ -89,30 +87,30 @@ async def test_a_request_that_breaks_the_worker_ends_in_an_error(
 
 
 async def test_a_model_that_cannot_be_loaded_fails_for_good_with_the_reason(start_supervised: StartSupervised) -> None:
-    client = await start_supervised("tests.worker.fake_engine:build_missing_model")
+    client, _ = await start_supervised("tests.worker.fake_engine:build_missing_model")
     await reaches(client, "failed")
     assert "does not exist: check the name" in client.status.detail
     assert client.status.num_restarts == 0
 
 
 async def test_a_worker_that_dies_before_it_is_ready_is_given_up(start_supervised: StartSupervised) -> None:
-    client = await start_supervised("tests.worker.fake_engine:build_out_of_memory", max_failed_starts=2)
+    client, _ = await start_supervised("tests.worker.fake_engine:build_out_of_memory", max_failed_starts=2)
     await reaches(client, "failed")
     assert "MemoryError: no memory left" in client.status.detail
     assert client.status.num_restarts == 1
 
 
 async def test_an_engine_that_cannot_be_imported_fails_with_the_remedy(start_supervised: StartSupervised) -> None:
-    client = await start_supervised("no_such_module:build")
+    client, _ = await start_supervised("no_such_module:build")
     await reaches(client, "failed")
     assert "give module:function" in client.status.detail
 
 
 async def test_loading_shows_in_the_status_and_can_be_stopped(start_supervised: StartSupervised) -> None:
-    client = await start_supervised("tests.worker.fake_engine:build_for_ever")
+    client, host = await start_supervised("tests.worker.fake_engine:build_for_ever")
     await happens(lambda: client.status.detail == "loading for ever")
     assert (client.status.state, client.status.progress) == ("starting", 0.25)
-    pid = pid_of(client)
+    pid = pid_of(host)
     await asyncio.wait_for(client.stop(), 5)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -123,11 +121,11 @@ async def test_stop_ends_streams_process_and_folder(
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="cllm-test-") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        client = await start_supervised()
+        client, host = await start_supervised()
         await reaches(client, "ready")
         (private,) = os.listdir(folder)
         assert os.stat(os.path.join(folder, private)).st_mode & 0o777 == 0o700
-        pid, stream = pid_of(client), client.submit(make_request(prompt=(SLOW_STEPS,), max_tokens=ENDLESS))
+        pid, stream = pid_of(host), client.submit(make_request(prompt=(SLOW_STEPS,), max_tokens=ENDLESS))
         await client.stop()
         assert [output.finish_reason for output in await collect(stream)] == ["abort"]
         with pytest.raises(ProcessLookupError):
@@ -136,9 +134,9 @@ async def test_stop_ends_streams_process_and_folder(
 
 
 async def test_a_worker_that_does_not_listen_is_killed_by_stop(start_supervised: StartSupervised) -> None:
-    client = await start_supervised()
+    client, host = await start_supervised()
     await reaches(client, "ready")
-    pid = pid_of(client)
+    pid = pid_of(host)
     os.kill(pid, signal.SIGSTOP)
     await asyncio.wait_for(client.stop(), 10)
     with pytest.raises(ProcessLookupError):
@@ -146,17 +144,17 @@ async def test_a_worker_that_does_not_listen_is_killed_by_stop(start_supervised:
 
 
 async def test_ctrl_c_leaves_a_supervised_worker_to_its_parent(start_supervised: StartSupervised) -> None:
-    client = await start_supervised()
+    client, host = await start_supervised()
     await reaches(client, "ready")
     stream = client.submit(make_request(prompt=(SLOW_STEPS,), max_tokens=10))
     await anext(stream)
-    os.kill(pid_of(client), signal.SIGINT)
+    os.kill(pid_of(host), signal.SIGINT)
     assert (await collect(stream))[-1].finish_reason == "length"
-    assert os.getsid(pid_of(client)) != os.getsid(0)
+    assert os.getsid(pid_of(host)) != os.getsid(0)
 
 
 async def test_every_request_ends_exactly_once_while_workers_are_killed(start_supervised: StartSupervised) -> None:
-    client, rng = await start_supervised(), random.Random(7)
+    (client, host), rng = await start_supervised(), random.Random(7)
 
     async def use(request_id: str) -> None:
         request = make_request(request_id, prompt=(rng.choice([1, SLOW_STEPS]),), max_tokens=rng.randint(1, 40))
@@ -167,7 +165,7 @@ async def test_every_request_ends_exactly_once_while_workers_are_killed(start_su
         await reaches(client, "ready")
         uses = [asyncio.create_task(use(f"{kill}-{i}")) for i in range(20)]
         await asyncio.sleep(rng.random() / 4)
-        os.kill(pid_of(client), signal.SIGKILL)
+        os.kill(pid_of(host), signal.SIGKILL)
         async with asyncio.timeout(5):
             await asyncio.gather(*uses)
         await happens(lambda: client.status.num_restarts == kill + 1)  # noqa: B023
@@ -264,7 +262,7 @@ async def test_a_process_that_the_system_refuses_to_start_is_a_failure_with_a_re
     monkeypatch: pytest.MonkeyPatch, start_supervised: StartSupervised
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    client = await start_supervised(max_failed_starts=2)
+    client, _ = await start_supervised(max_failed_starts=2)
     await reaches(client, "failed")
     assert "/nowhere/python" in client.status.detail
 
@@ -275,7 +273,7 @@ async def test_a_temporary_folder_of_too_long_a_name_is_refused_with_the_remedy(
     long_folder = tmp_path / ("x" * 100)
     long_folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long_folder))
-    client = await start_supervised()
+    client, _ = await start_supervised()
     await reaches(client, "failed")
     assert "TMPDIR" in client.status.detail
 
