@@ -1,0 +1,1 @@
+"""Measurements: run by hand, with results under `results/`."""

@@ -39,10 +39,7 @@ TORCH_FREE = (
     "cllm_core.engine.plan",
     "cllm_core.engine.request_state",
     "cllm_core.engine.scheduler",
-    "cllm_core.worker.client",
-    "cllm_core.worker.messages",
-    "cllm_core.worker.protocol",
-    "cllm_core.worker.supervisor",
+    "cllm_core.worker",
     "server",
 )
 
