@@ -4,15 +4,19 @@ Weights are drawn wide enough that the two best logits are rarely close and gree
 (`tests/models/test_checkpoints.py` checks both), so that "equal token for token" is a meaningful law in fp32.
 """
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
+import gguf
+import peft
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -125,3 +129,89 @@ def _config(architecture: Architecture) -> PreTrainedConfig:
             return Qwen2Config(**shape, use_sliding_window=True, sliding_window=SLIDING_WINDOW, max_window_layers=1)
         case "qwen3":
             return Qwen3Config(**shape, head_dim=16)
+
+
+def write_gguf(path: Path, checkpoint: Path) -> Path:
+    """Write the tiny Llama checkpoint as a float32 GGUF file, in the layout of llama.cpp, and return its path."""
+    model = LlamaForCausalLM.from_pretrained(checkpoint)
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_gguf_config(writer, model.config)
+    _add_gguf_tokenizer(writer, PreTrainedTokenizerFast.from_pretrained(checkpoint))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    heads = {"q_proj.weight": model.config.num_attention_heads, "k_proj.weight": model.config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        num_heads = heads.get(".".join(name.split(".")[-2:]))
+        stored = _interleave_rotary(weight, num_heads) if num_heads else weight
+        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        writer.add_tensor(gguf_name, stored.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_gguf_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
+    assert config.num_key_value_heads is not None
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    special = set(SPECIAL_TOKENS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_bos_token_id(IM_START_ID)
+    writer.add_eos_token_id(IM_END_ID)
+    writer.add_pad_token_id(ENDOFTEXT_ID)
+    writer.add_chat_template(CHATML_TEMPLATE)
+
+
+def _interleave_rotary(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rows of each head from the halves that transformers rotates to the neighbours that llama.cpp rotates."""
+    return weight.view(num_heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_adapter(folder: Path, base_folder: Path, *, base: str | None = None, seed: int = 1, **lora: object) -> Path:
+    """Write a LoRA adapter with random weights for the checkpoint in `base_folder`, and return its folder.
+
+    Args:
+        folder: to write to.
+        base_folder: of the checkpoint that gives the shapes.
+        base: what the adapter calls its base; None is `base_folder`.
+        seed: of the weights.
+        lora: settings of peft.LoraConfig that differ from these.
+    """
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+        **lora,
+    }
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), peft.LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, _WEIGHT_STD, generator=generator)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    # Named only now: PEFT would ask the Hub about a base that it cannot find on the disk.
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base or str(base_folder)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

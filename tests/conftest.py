@@ -1,11 +1,18 @@
 """Fixtures of all layers. torch is imported only by the fixtures that need it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.architectures import Architecture
+
+
+def pytest_configure() -> None:
+    """Tests use no network: a library that asks the Hub fails at once instead of waiting."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 CheckpointFactory = Callable[[Architecture], Path]
 

@@ -121,7 +121,7 @@ def _locate_base(name: str, adapter: Path, config: EngineConfig, on_progress: On
 def _locate(name: str, role: str, config: EngineConfig, on_progress: OnProgress) -> Path:
     """The existing path called `name`, else the Hub repository of that name in the Hub cache."""
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return path
     if _looks_like_path(name) or not is_hub_id(name):
         raise ModelLoadError(f"{role} {name}: no such file or folder (and no Hub id: those read owner/name)")

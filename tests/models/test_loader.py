@@ -1,0 +1,88 @@
+"""Every way to name a checkpoint yields exactly the model that plain transformers reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cllm_core.config import EngineConfig
+from cllm_core.models.cllm_json import CllmCard, write_card
+from cllm_core.models.loader import load_model
+from tests.architectures import Architecture
+from tests.checkpoints import ARCHITECTURES, ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, write_gguf
+from tests.conftest import CheckpointFactory
+from tests.models.conftest import Load, logits_of, plain_logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folder_gives_the_logits_of_transformers(
+    load: Load, tiny_checkpoint: CheckpointFactory, architecture: Architecture
+) -> None:
+    folder = tiny_checkpoint(architecture)
+    loaded = load(folder)
+    assert torch.equal(logits_of(loaded.model), plain_logits(folder))
+
+
+def test_sharded_safetensors_give_the_same_logits(load: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(logits_of(load(tmp_path).model), plain_logits(tiny_llama))
+
+
+def test_legacy_bin_gives_the_same_logits(load: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(AutoModelForCausalLM.from_pretrained(tiny_llama).state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(logits_of(load(tmp_path).model), plain_logits(tiny_llama))
+
+
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_gguf_gives_the_same_logits_and_tokenizer(load: Load, tiny_llama: Path, tmp_path: Path, named: str) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    loaded = load(path if named == "file" else tmp_path, dtype="float32")
+    original = load(tiny_llama)
+    assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama))
+    assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
+    assert loaded.eos_token_ids == (IM_END_ID,)
+    assert loaded.max_model_len == MAX_POSITIONS
+
+
+def test_loaded_model_describes_itself(load: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    write_card(tmp_path, CllmCard(format_version=1, block_length=8, domain="sql"))
+    loaded = load(tmp_path)
+    assert (loaded.name, loaded.block_length, loaded.domain) == (str(tmp_path), 8, "sql")
+    assert loaded.max_model_len == MAX_POSITIONS
+    assert loaded.dtype is torch.float32
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_end_of_sequence_tokens_come_from_all_three_places(load: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 9}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [ENDOFTEXT_ID, 7]}))
+    assert load(tmp_path).eos_token_ids == (ENDOFTEXT_ID, IM_END_ID, 7, 9)
+
+
+def test_requested_dtype_is_that_of_every_weight(load: Load, tiny_llama: Path) -> None:
+    loaded = load(tiny_llama, dtype="bfloat16")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama, torch.bfloat16))
+
+
+def test_progress_rises_to_one_and_nothing_is_drawn(tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, float]] = []
+    config = EngineConfig(model=str(tiny_llama), device="cpu")
+    load_model(config, lambda stage, fraction: seen.append((stage, fraction)))
+    fractions = [fraction for _, fraction in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert "reading weights" in dict(seen)
+    assert capfd.readouterr() == ("", "")
