@@ -49,7 +49,6 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
 def _api_router() -> APIRouter:
     # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
     router = APIRouter(
-        prefix="/v1",
         dependencies=[Security(HTTPBearer(auto_error=False))],
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )

@@ -18,7 +18,7 @@ from server.schemas.completions import Completion, CompletionRequest
 from server.services import Services, ServicesDep
 from server.settings import ServerSettings
 
-router = APIRouter(tags=["completions"], route_class=JsonRoute)
+router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 
 @router.post("/completions", response_model=Completion)

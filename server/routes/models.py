@@ -6,7 +6,7 @@ from server.models import LoadedModel
 from server.schemas.models import ModelCard, ModelList
 from server.services import ServicesDep
 
-router = APIRouter(tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.get("/models")

@@ -31,6 +31,10 @@ def _check_content(value: object) -> object:
             raise UnsupportedParameter(
                 f"content part of type {kind!r}: only type 'text' is supported", param="messages"
             )
+        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
+            raise InvalidRequest(
+                "content part of type 'text': needs a string 'text' and nothing else", param="messages"
+            )
     return value
 
 

@@ -1,0 +1,209 @@
+"""ScriptedEngine: an EngineClient without model or worker, whose answer to every request is known in advance."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+
+from cllm_core.errors import EngineBusy, EngineUnavailable
+from cllm_core.info import EngineStats, ModelInfo, TokenizerBundle
+from cllm_core.request import DecodingStats, NewRequest, RequestOutput, TokenLogprobs
+from cllm_core.text.codec import TextCodec
+from cllm_core.worker.messages import StepReport
+from cllm_core.worker.protocol import EngineState, EngineStatus
+from cllm_core.worker.stream import LiveStreams
+from tests.text.factories import BOS, END, byte_level, id_of
+
+MODEL_NAME = "org/tiny-cllm"
+ANSWER = "The sky is blue, très blue \N{BUTTERFLY}, and so on."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_info(*, max_model_len: int = 512, chat_template: str | None = CHAT_TEMPLATE) -> ModelInfo:
+    """A model with a byte-level tokenizer, so that any text has tokens and characters span several of them."""
+    tokenizer = byte_level()
+    return ModelInfo(
+        name=MODEL_NAME,
+        architecture="ScriptedForCausalLM",
+        num_parameters=1_000_000,
+        device="cpu",
+        dtype="float32",
+        eos_token_ids=(id_of(tokenizer, END),),
+        vocab_size=tokenizer.get_vocab_size(),
+        block_length=16,
+        max_model_len=max_model_len,
+        max_num_seqs=4,
+        num_cache_blocks=64,
+        cache_block_size=16,
+        cache_bytes=1 << 20,
+        weight_bytes=4 << 20,
+        tokenizer=TokenizerBundle(
+            tokenizer_json=tokenizer.to_str(),
+            chat_template=chat_template,
+            special_tokens={"bos_token": BOS, "eos_token": END},
+        ),
+    )
+
+
+class ScriptedEngine:
+    """Answers every request with the tokens of one text, some at a time, then with the end-of-sequence token.
+
+    Args:
+        answer: the text.
+        chunk_sizes: how many tokens each step accepts, over and over; 1, 1, 1, ... would be AR.
+        step_seconds: pause before each step.
+        endless: say the answer again and again, until max_tokens or an abort.
+        capacity: requests taken at once; more are refused as busy.
+        becomes: state that start() leads to.
+    """
+
+    def __init__(
+        self,
+        answer: str = ANSWER,
+        *,
+        chunk_sizes: Sequence[int] = (1, 4, 2, 7, 3),
+        step_seconds: float = 0.0,
+        endless: bool = False,
+        capacity: int = 1000,
+        info: ModelInfo | None = None,
+        becomes: EngineState = "ready",
+    ) -> None:
+        self._info = info or make_info()
+        self._codec = TextCodec(self._info.tokenizer)
+        self.answer_ids = self._codec.encode(answer, add_special_tokens=False)
+        self._chunk_sizes = tuple(chunk_sizes)
+        self._step_seconds = step_seconds
+        self._endless = endless
+        self._capacity = capacity
+        self._becomes: EngineState = becomes
+        self._streams = LiveStreams()
+        self._players: dict[str, asyncio.Task[None]] = {}
+        self._listeners: list[Callable[[StepReport], None]] = []
+        self.status = EngineStatus(state="starting", detail="loading weights", progress=0.25)
+        self.stats = EngineStats(num_cache_blocks=64, num_free_blocks=48)
+        self.requests: list[NewRequest] = []
+        self.aborted: list[str] = []
+        self.calls: list[str] = []
+
+    @property
+    def info(self) -> ModelInfo:
+        if self.status.state == "starting":
+            raise EngineUnavailable("the engine is starting: loading weights")
+        return self._info
+
+    @property
+    def num_open(self) -> int:
+        """Streams that nobody has read to the end or closed."""
+        return len(self._players)
+
+    def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
+        if self.status.state != "ready":
+            raise EngineUnavailable(f"the engine is {self.status.state}")
+        if self.num_open >= self._capacity:
+            raise EngineBusy("the queue is full: try again later", retry_after=2.5)
+        self.requests.append(request)
+        stream = self._streams.open(request, self._abort)
+        self._players[request.request_id] = asyncio.create_task(self._play(request))
+        return stream
+
+    def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        self.calls.append("start")
+        self.become(self._becomes)
+
+    async def drain(self, grace_seconds: float) -> None:
+        self.calls.append("drain")
+        self.become("draining")
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._streams.wait_idle()
+        except TimeoutError:
+            for request_id in self._streams.abort_all():
+                self._abort(request_id)
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+        self.become("stopped")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens that the engine was given."""
+        return self._codec.decode(token_ids)
+
+    def become(self, state: EngineState) -> None:
+        """Change the status."""
+        self.status = EngineStatus(state=state, detail=f"scripted to be {state}", progress=float(state == "ready"))
+
+    def kill_worker(self) -> None:
+        """Do what the client does when the worker dies: every running request ends in an error."""
+        self.become("restarting")
+        for player in self._players.values():
+            player.cancel()
+        self._players.clear()
+        self._streams.fail_all("the worker process was killed by SIGKILL")
+
+    def _abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        player = self._players.pop(request_id)
+        player.cancel()
+        stats = DecodingStats(num_prompt_tokens=0)
+        self._streams.deliver(RequestOutput(request_id=request_id, finish_reason="abort", stats=stats))
+
+    async def _play(self, request: NewRequest) -> None:
+        num_tokens = num_passes = 0
+        for chunk in self._chunks(request):
+            await asyncio.sleep(self._step_seconds)
+            num_tokens, num_passes = num_tokens + len(chunk), num_passes + 1
+            stats = DecodingStats(
+                num_prompt_tokens=len(request.prompt_ids),
+                num_cached_tokens=1,
+                num_output_tokens=num_tokens,
+                num_forward_passes=num_passes,
+            )
+            self._deliver(self._output(request, chunk, stats))
+
+    def _chunks(self, request: NewRequest) -> Iterator[tuple[int, ...]]:
+        """The scripted tokens, cut into steps and at max_tokens."""
+        endless = itertools.cycle(self.answer_ids)
+        ids = endless if self._endless else itertools.chain(self.answer_ids, self._info.eos_token_ids)
+        limited = itertools.islice(ids, self._limit(request))
+        for size in itertools.cycle(self._chunk_sizes):
+            if not (chunk := tuple(itertools.islice(limited, size))):
+                return
+            yield chunk
+
+    def _output(self, request: NewRequest, chunk: tuple[int, ...], stats: DecodingStats) -> RequestOutput:
+        ends = chunk[-1] in self._info.eos_token_ids
+        is_full = stats.num_output_tokens == self._limit(request)
+        return RequestOutput(
+            request_id=request.request_id,
+            token_ids=chunk,
+            logprobs=_logprobs(chunk, request.params.logprobs),
+            finish_reason="stop" if ends else "length" if is_full else None,
+            stop_token_id=chunk[-1] if ends else None,
+            stats=stats,
+        )
+
+    def _limit(self, request: NewRequest) -> int:
+        room = self._info.max_model_len - len(request.prompt_ids)
+        return room if request.params.max_tokens is None else request.params.max_tokens
+
+    def _deliver(self, output: RequestOutput) -> None:
+        if output.finish_reason is not None:
+            del self._players[output.request_id]
+        self._streams.deliver(output)
+        report = StepReport((output,), EngineStats(accepted_per_row=(len(output.token_ids),)))
+        for listener in self._listeners:
+            listener(report)
+
+
+def _logprobs(chunk: tuple[int, ...], num_alternatives: int | None) -> tuple[TokenLogprobs, ...] | None:
+    """-0.5 for every token, and as alternatives the tokens of the lowest ids."""
+    if num_alternatives is None:
+        return None
+    top_ids = tuple(range(num_alternatives))
+    tops = tuple(-1.0 - token_id for token_id in top_ids)
+    return tuple(TokenLogprobs(-0.5, top_ids, tops) for _ in chunk)

@@ -1,0 +1,225 @@
+"""Each malformed request gets its 4xx with an OpenAI error object, and the server goes on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
+from tests.server.harness import RunningServer, running
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MAX_BODY_BYTES = 100_000
+JSON = {"content-type": "application/json"}
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running(ScriptedEngine(), max_body_bytes=MAX_BODY_BYTES, max_choices=8) as running_server:
+        yield running_server
+
+
+def assert_error(response: httpx.Response, status: int, param: str | None = None) -> dict[str, Any]:
+    """The error object, which must be whole, after which the server must still answer."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["param"] == param
+    assert response.headers["x-request-id"]
+    return dict(error)
+
+
+def assert_alive(server: RunningServer, http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER]})
+    assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+    assert server.in_loop(lambda: server.engine.num_open) == 0
+
+
+CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "Hi"}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": ["Hi"]}, "messages.0"),
+    ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages.0.role"),
+    ({"messages": [{"role": "user"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages"),
+    ({"messages": [{**USER, "colour": "red"}]}, "messages.0.colour"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
+    ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages"),
+    ({"temperature": "0.5"}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_k": 1.5}, "top_k"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"n": 10**30}, "n"),
+    ({"seed": 2**70}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"stop": 5}, "stop"),
+    ({"stop": ["a", 5]}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"logit_bias": {"hello": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias"),
+    ({"logit_bias": {"99999999": 1}}, "logit_bias"),
+    ({"logit_bias": [1]}, "logit_bias"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_draft": True}}, "stream_options.include_draft"),
+    ({"block_length": 0}, "block_length"),
+    ({"prediction": {"type": "other", "content": "x"}}, "prediction.type"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+    ({"store": True}, "store"),
+    ({"metadata": [1]}, "metadata"),
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"model": 5}, "model"),
+    ({"model": None}, "model"),
+]
+
+COMPLETION_FIELDS: list[tuple[dict[str, object], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", 5]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": [5, -1]}, "prompt"),
+    ({"prompt": [99999999]}, "prompt"),
+    ({"prompt": ["x"] * 9}, "n"),
+    ({"best_of": 2}, "best_of"),
+    ({"suffix": "end"}, "suffix"),
+    ({"echo": True, "logprobs": 1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"messages": [USER]}, "messages"),
+    ({"tools": []}, "tools"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), CHAT_FIELDS, ids=str)
+def test_a_bad_chat_field_is_named(server: RunningServer, fields: dict[str, object], param: str) -> None:
+    with server.http() as http:
+        response = http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER], **fields})
+        error = assert_error(response, 400, param)
+        assert error["type"] == "invalid_request_error"
+        assert_alive(server, http)
+
+
+@pytest.mark.parametrize(("fields", "param"), COMPLETION_FIELDS, ids=str)
+def test_a_bad_completion_field_is_named(server: RunningServer, fields: dict[str, object], param: str) -> None:
+    with server.http() as http:
+        assert_error(http.post(COMPLETIONS, json={"model": MODEL_NAME, "prompt": "Hi", **fields}), 400, param)
+        assert_alive(server, http)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b'{"model": "\\ud800"}', b"[" * 90_000,
+        b'{"model": "m", "messages": [], "temperature": NaN}', b'{"model": "m", "top_p": Infinity}',
+        b'{"model": "m", "prompt": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
+    ],
+    ids=lambda body: body[:30].decode("latin-1"),
+)  # fmt: skip
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_body_that_is_no_json_object_is_refused(server: RunningServer, path: str, body: bytes) -> None:
+    with server.http() as http:
+        response = http.post(path, content=body, headers=JSON)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["type"] == "invalid_request_error"
+        assert_alive(server, http)
+
+
+def test_an_infinite_number_is_refused_where_it_stands(server: RunningServer) -> None:
+    body = f'{{"model": "{MODEL_NAME}", "prompt": "Hi", "temperature": 1e999}}'
+    with server.http() as http:
+        assert_error(http.post(COMPLETIONS, content=body, headers=JSON), 400, "temperature")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", "application/xml", ""])
+def test_a_body_must_be_declared_as_json(server: RunningServer, content_type: str) -> None:
+    with server.http() as http:
+        response = http.post(CHAT, content=b"{}", headers={"content-type": content_type})
+        assert_error(response, 415)
+        assert_alive(server, http)
+
+
+def test_too_large_a_body_is_refused_whether_announced_or_not(server: RunningServer) -> None:
+    half = b"x" * (MAX_BODY_BYTES // 2 + 1)
+    with server.http() as http:
+        assert_error(http.post(CHAT, content=half * 2, headers=JSON), 413)
+    with server.http() as http:
+        assert_error(http.post(CHAT, content=iter([half, half]), headers=JSON), 413)
+        assert_alive(server, http)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/", 404), ("POST", "/v1/embeddings", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
+)
+def test_unknown_paths_and_methods_get_error_objects(
+    server: RunningServer, method: str, path: str, status: int
+) -> None:
+    with server.http() as http:
+        assert_error(http.request(method, path), status)
+
+
+def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
+    with server.http() as http:
+        response = http.post(CHAT, json={"model": "gpt-9", "messages": [USER]})
+        assert assert_error(response, 404, "model")["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"prompt": "x" * 600}, "prompt"), ({"prompt": "x" * 9000}, "prompt"), ({"max_tokens": 510}, "max_tokens")],
+)
+def test_what_exceeds_the_context_is_refused_before_the_engine_sees_it(
+    server: RunningServer, fields: dict[str, object], param: str
+) -> None:
+    num_requests = len(server.engine.requests)
+    with server.http() as http:
+        response = http.post(COMPLETIONS, json={"model": MODEL_NAME, "prompt": "Hi, you", **fields})
+    assert assert_error(response, 400, param)["code"] == "context_length_exceeded"
+    assert len(server.engine.requests) == num_requests
+
+
+def test_the_default_limit_shrinks_to_what_is_left_of_the_context(server: RunningServer) -> None:
+    with server.http() as http:
+        response = http.post(COMPLETIONS, json={"model": MODEL_NAME, "prompt": [5] * 510})
+    assert response.json()["usage"]["completion_tokens"] == 2
+
+
+def test_chat_without_a_template_points_to_completions() -> None:
+    with running(ScriptedEngine(info=make_info(chat_template=None))) as server, server.http() as http:
+        error = assert_error(http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER]}), 400, "messages")
+        assert "/v1/completions" in error["message"]
+
+
+def test_a_template_that_refuses_the_messages_is_the_clients_error() -> None:
+    info = make_info(chat_template="{{ raise_exception('roles must alternate') }}")
+    with running(ScriptedEngine(info=info)) as server, server.http() as http:
+        error = assert_error(http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER]}), 400, "messages")
+        assert "roles must alternate" in error["message"]
