@@ -3,6 +3,7 @@
     CllmError
     |-- ConfigError             a setting is wrong; raised where the setting object is built
     |-- ModelLoadError          a checkpoint, adapter or tokenizer cannot be loaded
+    |-- DataError               a data file cannot be used; names file, line and remedy
     |-- RequestError            the client's fault; carries the name of the offending field
     |   |-- InvalidRequest          a value is out of range or malformed
     |   |-- UnsupportedParameter    a known field that this server does not implement
@@ -26,6 +27,10 @@ class ConfigError(CllmError, ValueError):
 
 class ModelLoadError(CllmError):
     """A checkpoint, adapter or tokenizer cannot be loaded. The message names the source and the remedy."""
+
+
+class DataError(CllmError, ValueError):
+    """A data file is missing, broken or does not fit its use. The message names the file, the place and the remedy."""
 
 
 class RequestError(CllmError, ValueError):

@@ -1,6 +1,6 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, request, info <- text, models <- engine <- llm <- worker <- server
+    errors, config, request, info <- text, models, tasks <- engine <- llm <- worker, training, evaluation <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
 one under `if TYPE_CHECKING:` never runs. Direction binds all three; what a process loads follows the eager ones.
@@ -19,10 +19,10 @@ PACKAGES = ("cllm_core", "server")
 
 LAYERS = (
     ("cllm_core.errors", "cllm_core.config", "cllm_core.request", "cllm_core.info"),
-    ("cllm_core.text", "cllm_core.models"),
+    ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.engine",),
     ("cllm_core.llm",),
-    ("cllm_core.worker",),
+    ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation"),
     ("server",),
 )
 # The package itself re-exports names of every layer below the server, so none of those may import it.
@@ -35,6 +35,7 @@ TORCH_FREE = (
     "cllm_core.info",
     "cllm_core.request",
     "cllm_core.text",
+    "cllm_core.tasks",
     "cllm_core.engine.block_pool",
     "cllm_core.engine.plan",
     "cllm_core.engine.request_state",
