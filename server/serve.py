@@ -1,6 +1,7 @@
 """`cllm serve`: the app under uvicorn, with the worker behind it, from the banner to the drained end."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ from server.settings import ServerSettings
 
 # Beyond the drain's own grace: for last events to be written before uvicorn cuts connections.
 _CLOSE_SECONDS = 5
+
+# Longer than the pools of common clients keep a connection, so that they never write into one that is closing.
+_KEEP_ALIVE_SECONDS = 75
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -33,6 +37,7 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds) + _CLOSE_SECONDS,
             )
         )
@@ -52,7 +57,9 @@ class DrainingServer(uvicorn.Server):
         # Beside uvicorn's own wait for the connections, which are open as long as the engine serves them.
         drain = asyncio.create_task(self._engine.drain(self._drain_seconds))
         await super().shutdown(sockets)
-        await drain
+        # Done by now, or cut short by a second Ctrl-C.
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
 
 
 def serve(settings: ServerSettings) -> None:
@@ -65,7 +72,8 @@ def serve(settings: ServerSettings) -> None:
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     engine = make_engine(settings)
     _log.info("starting", model=settings.model or "embedded default", worker=settings.worker or "own process")
-    DrainingServer(engine, settings).run()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
+        DrainingServer(engine, settings).run()
 
 
 def make_engine(settings: ServerSettings) -> EngineClient:

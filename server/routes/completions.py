@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -18,10 +19,14 @@ from server.schemas.completions import Completion, CompletionRequest
 from server.services import Services, ServicesDep
 from server.settings import ServerSettings
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole answer, or with stream=true its chunks.", "content": {"text/event-stream": {}}}
+}
+
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 
-@router.post("/completions", response_model=Completion)
+@router.post("/completions", response_model=Completion, responses=STREAMED)
 async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Continue one or more prompts."""
     model = await services.models.get(body.model)
@@ -31,7 +36,7 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     return await _respond(request, body, generation, CompletionAnswer(head), settings=services.settings)
 
 
-@router.post("/chat/completions", response_model=ChatCompletion)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=STREAMED)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Answer a conversation."""
     model = await services.models.get(body.model)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import httpx
@@ -22,8 +22,15 @@ START_SECONDS = 10.0
 class RunningServer:
     """A server that answers, and the engine behind it."""
 
-    def __init__(self, engine: ScriptedEngine, server: DrainingServer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        engine: ScriptedEngine,
+        server: DrainingServer,
+        loop: asyncio.AbstractEventLoop,
+        clients: ExitStack,
+    ) -> None:
         self.engine = engine
+        self._clients = clients
         self._server = server
         self._loop = loop
         host, port = server.servers[0].sockets[0].getsockname()[:2]
@@ -34,11 +41,12 @@ class RunningServer:
         return httpx.Client(base_url=self.url, headers=headers, timeout=10, verify=False)
 
     def openai(self, api_key: str = "none") -> OpenAI:
-        """The official client, as its documentation has it."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=10)
+        """The official client; closed with the server."""
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=10)
+        return self._clients.enter_context(client)
 
     def async_openai(self) -> AsyncOpenAI:
-        """The official asynchronous client."""
+        """The official asynchronous client, for the caller to close."""
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=10)
 
     def in_loop(self, call: Callable[[], T]) -> T:
@@ -68,7 +76,8 @@ def running(engine: ScriptedEngine, **settings: object) -> Iterator[RunningServe
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield RunningServer(engine, server, loops[0])
+        with ExitStack() as clients:
+            yield RunningServer(engine, server, loops[0], clients)
     finally:
         server.should_exit = True
         thread.join(timeout=30)
