@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Smallest normal float32: keeps the division finite however small the temperature.
 _MIN_TEMPERATURE = torch.finfo(torch.float32).tiny
+# From this share of the vocabulary on (1/64), sorting all of it takes less time on a CPU than picking the highest.
+_SHARE_WORTH_SORTING = 64
 
 
 def add_bias(logits: Tensor, positions: Tensor, token_ids: Tensor, values: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def keep_top_k(logits: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
         top_k: [T] int64, >= 1.
         max_top_k: the largest of top_k, known to the host.
     """
-    num_sorted = min(max_top_k, logits.shape[-1])
-    kept = _is_among_highest(logits, logits.topk(num_sorted).values, top_k.clamp(max=num_sorted))
+    count = min(max_top_k, logits.shape[-1])
+    kept = _is_among_highest(logits, _highest(logits, count), top_k.clamp(max=count))
     return torch.where(kept, logits, -torch.inf)
 
 
@@ -109,10 +111,11 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
         top_p: [T] float32, in (0, 1].
     """
     probabilities = logits.softmax(-1)
-    ordered = _sort_descending(probabilities)
+    ordered = _highest(probabilities, logits.shape[-1])
     # Summed in float64: in float32 the sum of a large vocabulary would drift by more than the rarest tokens weigh.
     cumulative = ordered.cumsum(-1, dtype=torch.float64)
-    num_kept = ((cumulative < top_p[:, None]).sum(-1) + 1).clamp(max=ordered.shape[-1])
+    num_below = torch.searchsorted(cumulative, top_p[:, None].double()).squeeze(-1)
+    num_kept = (num_below + 1).clamp(max=logits.shape[-1])
     return torch.where(_is_among_highest(probabilities, ordered, num_kept), logits, -torch.inf)
 
 
@@ -127,12 +130,14 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     return torch.where(logits >= floor, logits, -torch.inf)
 
 
-def _sort_descending(values: Tensor) -> Tensor:
-    """[T, V] float32, each row by itself."""
+def _highest(values: Tensor, count: int) -> Tensor:
+    """The highest values of each row, descending; [T, V] float32 -> [T, count]."""
+    if count * _SHARE_WORTH_SORTING < values.shape[-1]:
+        return values.topk(count).values
     if values.device.type == "cpu":
         # numpy sorts floats with vector instructions, torch does not: 0.09 against 3.2 ms for 49152 values.
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
-    return values.sort(-1, descending=True).values
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)[:, :count]
+    return values.sort(-1, descending=True).values[:, :count]
 
 
 def _is_among_highest(values: Tensor, ordered: Tensor, num_kept: Tensor) -> Tensor:
@@ -147,7 +152,7 @@ def _is_among_highest(values: Tensor, ordered: Tensor, num_kept: Tensor) -> Tens
         [T, V] bool, num_kept true values in each row.
     """
     boundary = ordered.gather(1, num_kept[:, None] - 1)
-    num_above = (ordered > boundary).sum(-1, keepdim=True)
+    num_above = torch.searchsorted(-ordered, -boundary)
     tied = values == boundary
     tied_kept = tied & (tied.cumsum(-1, dtype=torch.int32) <= num_kept[:, None] - num_above)
     return (values > boundary).logical_or_(tied_kept)

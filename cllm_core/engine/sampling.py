@@ -16,7 +16,7 @@ from cllm_core.engine.noise import gumbel_noise, token_words
 from cllm_core.engine.sampling_batch import Draw, Penalty, SamplingBatch
 
 # Logits drawn from at once: on a CPU about what stays in its cache, on a GPU what bounds temporary memory (0.5 GiB).
-_CPU_CHUNK = 2**16
+_CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
 
 
