@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,9 @@ EXIT_ENGINE_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 EXIT_LOAD_FAILED = 3
 
-# A load may fail before the server's first message is in; how long to wait for someone to tell.
-_TELL_SECONDS = 5.0
+# How long a supervised worker waits for its parent's Hello. It comes within milliseconds, and without it nobody would
+# hear why a load failed that fails at once.
+_HELLO_SECONDS = 5.0
 
 
 class _LeaveWhileLoading(BaseException):
@@ -75,7 +76,7 @@ def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENG
             or a folder that only this user can enter.
         config: handed to the engine factory.
         engine: the factory as "module:function", an EngineFactory; the seam for other engines, as in tests.
-        supervised: end when standard input closes, leave SIGINT to the parent, and let it know of a failed load.
+        supervised: end when standard input closes and leave SIGINT to the parent.
 
     Returns:
         The exit code, one of EXIT_*.
@@ -86,19 +87,21 @@ def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENG
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        channel = WorkerChannel(endpoint, Loading("starting the worker", 0.0))
+        channel = WorkerChannel(endpoint, Loading("importing the engine", 0.0))
     except ConfigError as error:
         logger.error("%s", error)
         return EXIT_BAD_SETTINGS
     with channel:
         try:
+            _answer_while_loading(channel, wait_seconds=_HELLO_SECONDS if supervised else 0.0)
             loaded = _load(channel, config, engine)
         except _LeaveWhileLoading:
             return EXIT_LEFT
         except Exception as error:
             # Our own errors speak for themselves.
             logger.error("loading failed: %s", _describe(error), exc_info=not isinstance(error, CllmError))
-            _tell_failed_load(channel, error, wait_seconds=_TELL_SECONDS if supervised else 0.0)
+            # What is not ours may pass: memory not given back yet, a network that is away.
+            channel.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
             return EXIT_LOAD_FAILED
         return _serve(channel, loaded, [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT])
 
@@ -119,11 +122,14 @@ def _serve(channel: WorkerChannel, engine: StepEngine, stop_signals: Sequence[si
 
 
 def _load(channel: WorkerChannel, config: EngineConfig, engine: str) -> StepEngine:
-    def on_progress(stage: str, fraction: float) -> None:
-        channel.announce(Loading(stage, fraction))
-        _answer_while_loading(channel)
+    # Downloads report from threads of their own, and a ZeroMQ socket takes one thread at a time.
+    turn = threading.Lock()
 
-    on_progress("starting the engine", 0.0)
+    def on_progress(stage: str, fraction: float) -> None:
+        with turn:
+            channel.announce(Loading(stage, fraction))
+            _answer_while_loading(channel, wait_seconds=0.0)
+
     return _find_factory(engine)(config, on_progress)
 
 
@@ -135,21 +141,13 @@ def _find_factory(engine: str) -> EngineFactory:
         raise ConfigError(f"engine={engine!r}: cannot import it ({error}); give module:function") from error
 
 
-def _answer_while_loading(channel: WorkerChannel) -> None:
-    for client, command in channel.receive(0):
+def _answer_while_loading(channel: WorkerChannel, *, wait_seconds: float) -> None:
+    for client, command in channel.receive(wait_seconds):
         match command:
             case Submit(request):
                 channel.send(client, Rejected(request.request_id, "the worker is still loading"))
             case Shutdown():
                 raise _LeaveWhileLoading
-
-
-def _tell_failed_load(channel: WorkerChannel, error: Exception, *, wait_seconds: float) -> None:
-    # Our own errors say what a person must mend. Others may pass: memory not yet given back, a network that is away.
-    channel.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
-    give_up = time.monotonic() + wait_seconds
-    while not channel.clients and (left := give_up - time.monotonic()) > 0:
-        channel.receive(left)
 
 
 def _describe(error: Exception) -> str:

@@ -6,6 +6,7 @@ Prompts whose first token is one of the constants below steer it. `build` is its
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import InvalidRequest, ModelLoadError
@@ -121,6 +122,13 @@ def make_request(request_id: str = "r", *, prompt: tuple[int, ...] = (1, 2, 3), 
 def build(config: EngineConfig, on_progress: Callable[[str, float], None]) -> FakeEngine:
     """Engine factory for the worker process."""
     on_progress("reading nothing", 0.5)
+    return FakeEngine(config)
+
+
+def build_in_threads(config: EngineConfig, on_progress: Callable[[str, float], None]) -> FakeEngine:
+    """Reports from several threads at once, as downloads do."""
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(on_progress, 400 * ["downloading"], (i / 400 for i in range(400))))
     return FakeEngine(config)
 
 

@@ -1,6 +1,7 @@
 """Worker processes of our own: life, death and what comes after."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,25 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+StartAlone = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartAlone]:
+    """Factory of workers without a supervisor; killed after the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with contextlib.ExitStack() as stack:
+
+        def start(endpoint: str, *, engine: str = FAKE_ENGINE, config: str = "{}") -> subprocess.Popen[bytes]:
+            arguments = ["--endpoint", endpoint, "--engine", engine, "--config", config, "--log-format", "console"]
+            command = [sys.executable, "-m", "cllm_core.worker", *arguments]
+            worker = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE))
+            stack.callback(worker.kill)
+            return worker
+
+        yield start
 
 
 async def collect(stream: AsyncGenerator[RequestOutput]) -> list[RequestOutput]:
@@ -116,6 +136,12 @@ async def test_loading_shows_in_the_status_and_can_be_stopped(start_supervised: 
         os.kill(pid, 0)
 
 
+async def test_loading_may_report_from_several_threads(start_supervised: StartSupervised) -> None:
+    client, _ = await start_supervised("tests.worker.fake_engine:build_in_threads")
+    await reaches(client, "ready")
+    assert len(await collect(client.submit(make_request()))) == 3
+
+
 async def test_stop_ends_streams_process_and_folder(
     start_supervised: StartSupervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,18 +214,10 @@ def test_no_worker_outlives_a_killed_parent(engine: str, detail: str) -> None:
         assert list(Path(folder).iterdir()) == []
 
 
-def start_alone(endpoint: str, *, engine: str = FAKE_ENGINE, config: str = "{}") -> subprocess.Popen[bytes]:
-    arguments = ["--endpoint", endpoint, "--engine", engine, "--config", config, "--log-format", "console"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "cllm_core.worker", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_worker_started_alone_ends_requests_and_leaves_on_a_signal(endpoint: str, number: int) -> None:
+async def test_a_worker_started_alone_ends_requests_and_leaves_on_a_signal(
+    start_alone: StartAlone, endpoint: str, number: int
+) -> None:
     worker, client = start_alone(endpoint), remote_worker(endpoint, max_waiting=2)
     await client.start()
     await reaches(client, "ready")
@@ -212,7 +230,7 @@ async def test_a_worker_started_alone_ends_requests_and_leaves_on_a_signal(endpo
     await client.stop()
 
 
-async def test_a_signal_wakes_an_idle_worker(endpoint: str) -> None:
+async def test_a_signal_wakes_an_idle_worker(start_alone: StartAlone, endpoint: str) -> None:
     worker, client = start_alone(endpoint), remote_worker(endpoint, max_waiting=2)
     await client.start()
     await reaches(client, "ready")
@@ -231,7 +249,7 @@ async def test_a_signal_wakes_an_idle_worker(endpoint: str) -> None:
     ],
 )
 def test_a_worker_started_alone_says_on_stderr_why_it_leaves(
-    endpoint: str, settings: dict[str, str], exit_code: int, message: str
+    start_alone: StartAlone, endpoint: str, settings: dict[str, str], exit_code: int, message: str
 ) -> None:
     worker = start_alone(endpoint, **settings)
     _, stderr = worker.communicate(timeout=20)
@@ -240,7 +258,7 @@ def test_a_worker_started_alone_says_on_stderr_why_it_leaves(
 
 
 async def test_a_remote_worker_is_missed_when_silent_but_not_when_busy(
-    monkeypatch: pytest.MonkeyPatch, tcp_endpoint: str
+    monkeypatch: pytest.MonkeyPatch, start_alone: StartAlone, tcp_endpoint: str
 ) -> None:
     monkeypatch.setattr(endpoint_module, "HEARTBEAT_MS", 100)
     monkeypatch.setattr(endpoint_module, "HEARTBEAT_TIMEOUT_MS", 500)
