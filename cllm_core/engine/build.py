@@ -14,6 +14,7 @@ from cllm_core.info import ModelInfo
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
+from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
     )
     max_model_len = _resolve_max_model_len(config, loaded, num_blocks)
     cache_bytes = model.allocate_cache(num_blocks=num_blocks, block_size=config.cache_block_size)
+    # Described before packing, which takes parameters out of the model.
     info = _describe(config, loaded, model, num_blocks=num_blocks, max_model_len=max_model_len, cache_bytes=cache_bytes)
+    if can_pack(loaded.model):
+        pack_linear_layers(loaded.model)
     runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
     report("ready", 1.0)
     return Engine(config, info, runner)

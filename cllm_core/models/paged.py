@@ -4,6 +4,7 @@ KVCache holds the memory; PagedStep is one step's view of it, built from the ste
 decoding: rows are runs of tokens with a position and a block table.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,19 +66,24 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.keys = [
-            torch.zeros(num_blocks, block_size, spec.num_kv_heads, spec.key_size, dtype=dtype, device=device)
-            for spec in layers
-        ]
+        shapes = [(num_blocks, block_size, spec.num_kv_heads) for spec in layers]
+        self.keys = [_zeros((*shape, spec.key_size), dtype, device) for shape, spec in zip(shapes, layers, strict=True)]
         self.values = [
-            torch.zeros(num_blocks, block_size, spec.num_kv_heads, spec.value_size, dtype=dtype, device=device)
-            for spec in layers
+            _zeros((*shape, spec.value_size), dtype, device) for shape, spec in zip(shapes, layers, strict=True)
         ]
 
     @property
     def num_bytes(self) -> int:
         """Memory of the cache."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy asks the system for zeroed memory, which becomes real page by page as it is used; torch would write it all.
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
