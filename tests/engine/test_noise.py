@@ -101,6 +101,12 @@ def test_noise_of_different_keys_is_uncorrelated(left: dict[str, int], right: di
     assert abs(correlation) < 4.5 / math.sqrt(len(one))
 
 
+def test_both_words_of_a_key_decide_over_all_of_the_noise() -> None:
+    noise = gumbel_noise(torch.tensor([[5, 1], [5, 2], [6, 1]]), token_words(100_000, CPU))
+    correlations = torch.corrcoef(noise)[torch.triu(torch.ones(3, 3), diagonal=1).bool()]
+    assert correlations.abs().max().item() < 4.5 / math.sqrt(100_000)
+
+
 @pytest.mark.parametrize("lag", [1, 2, 16, 1024])
 def test_noise_of_neighbouring_tokens_and_positions_is_uncorrelated(lag: int) -> None:
     noise = make_noise(seed=3, positions=1100, vocab=1100)
