@@ -30,7 +30,9 @@ from cllm_core.errors import (
 
 UNAVAILABLE_RETRY_SECONDS = 2.0
 
-_MAX_QUOTED_VALUE = 80  # characters of a bad value that an error message repeats
+# Characters: an error quotes what the client sent, which may be megabytes.
+_MAX_MESSAGE = 1000
+_MAX_QUOTED = 80
 
 
 class ModelNotFound(RequestError):
@@ -109,7 +111,8 @@ def error_body(error: CllmError, *, request_id: str) -> ErrorBody:
     if row is INTERNAL_ERROR:
         return internal_error_body(request_id)
     param = error.param if isinstance(error, RequestError) else None
-    return ErrorBody(error=ErrorDetail(message=str(error), type=row.type, param=param, code=row.code))
+    message = _shortened(str(error), _MAX_MESSAGE)
+    return ErrorBody(error=ErrorDetail(message=message, type=row.type, param=param, code=row.code))
 
 
 def internal_error_body(request_id: str) -> ErrorBody:
@@ -149,17 +152,17 @@ def request_error_of(error: RequestValidationError) -> RequestError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
         return cause
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    param = _shortened(".".join(str(part) for part in first["loc"] if part != "body"), _MAX_QUOTED) or None
     if first["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param}: this server does not know the field; leave it out", param=param)
     if first["type"] == "missing":
         return InvalidRequest(f"{param or 'the request body'} is required", param=param)
-    return InvalidRequest(f"{param or 'body'}={_quoted(first.get('input'))}: {first['msg']}", param=param)
+    value = _shortened(repr(first.get("input")), _MAX_QUOTED)
+    return InvalidRequest(f"{param or 'body'}={value}: {first['msg']}", param=param)
 
 
-def _quoted(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_QUOTED_VALUE else f"{text[:_MAX_QUOTED_VALUE]}..."
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _extra_headers(error: CllmError) -> dict[str, str]:

@@ -58,7 +58,8 @@ class RequestContextMiddleware:
         write(
             "request",
             method=scope["method"],
-            path=scope["path"],
+            # As it was sent, percent-encoded: a decoded line break would forge a log line.
+            path=scope["raw_path"].decode("latin-1"),
             status=status,
             error=record.error,
             seconds=round(record.seconds, 4),

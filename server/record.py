@@ -15,7 +15,6 @@ class RequestRecord:
 
     Attributes:
         received_at: time.perf_counter() in seconds.
-        model: served name, once the request named one that exists.
         num_forward_passes: summed over the request's choices, as the token counts are.
         is_aborted: the client left first.
         error: code of the error that ended a stream, None where none did.
@@ -23,7 +22,6 @@ class RequestRecord:
 
     request_id: str
     received_at: float = field(default_factory=time.perf_counter)
-    model: str = ""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0

@@ -10,7 +10,7 @@ import structlog
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cllm_core.errors import CllmError
@@ -42,7 +42,8 @@ async def respond_whole(request: Request, generation: Generation, answer: Answer
         raise
     finally:
         await generation.aclose()
-    return JSONResponse(_dump(answer.whole(results, generation.counts)))
+    body = answer.whole(results, generation.counts)
+    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 class GenerationStream(EventSourceResponse):
@@ -97,10 +98,6 @@ class GenerationStream(EventSourceResponse):
 
 def _event(body: BaseModel) -> ServerSentEvent:
     return ServerSentEvent(body.model_dump_json(exclude_unset=True), sep="\n")
-
-
-def _dump(body: BaseModel) -> dict[str, Any]:
-    return body.model_dump(mode="json", exclude_unset=True)
 
 
 async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

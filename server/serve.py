@@ -69,9 +69,12 @@ def serve(settings: ServerSettings) -> None:
         ConfigError: the worker's endpoint is malformed.
         SystemExit: the address cannot be listened on.
     """
-    configure_logging(level=settings.log_level, log_format=settings.log_format)
     engine = make_engine(settings)
-    _log.info("starting", model=settings.model or "embedded default", worker=settings.worker or "own process")
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    if settings.worker is None:
+        _log.info("starting", model=settings.model or "embedded default")
+    else:
+        _log.info("starting", worker=settings.worker)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
         DrainingServer(engine, settings).run()
 

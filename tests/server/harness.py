@@ -35,6 +35,7 @@ class RunningServer:
         self._loop = loop
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         self.url = f"http://{host}:{port}"
+        self.shared_http = clients.enter_context(self.http())
 
     def http(self, **headers: str) -> httpx.Client:
         """A plain HTTP client."""

@@ -192,6 +192,14 @@ def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
         assert assert_error(response, 404, "model")["code"] == "model_not_found"
 
 
+@pytest.mark.parametrize("fields", [{"model": "x" * 50_000}, {"x" * 50_000: 1}, {"logit_bias": {"x" * 50_000: 1}}])
+def test_an_error_quotes_only_the_beginning_of_long_values(server: RunningServer, fields: dict[str, object]) -> None:
+    with server.http() as http:
+        response = http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER], **fields})
+    assert response.status_code in (400, 404)
+    assert len(response.content) < 2000
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"prompt": "x" * 600}, "prompt"), ({"prompt": "x" * 9000}, "prompt"), ({"max_tokens": 510}, "max_tokens")],

@@ -1,0 +1,51 @@
+"""Where the work on prompts is done."""
+
+import asyncio
+import threading
+
+import pytest
+
+from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.codec import TextCodec
+from server.models import LoadedModel
+from server.planning import INLINE_CHARS, plan_chat, plan_completion
+from server.schemas.chat import ChatCompletionRequest
+from server.schemas.completions import CompletionRequest
+from tests.server.fakes import make_info
+
+
+class RecordingCodec(TextCodec):
+    """Remembers the threads in which texts were encoded."""
+
+    def __init__(self) -> None:
+        super().__init__(make_info().tokenizer)
+        self.threads: list[int] = []
+
+    def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
+        self.threads.append(threading.get_ident())
+        return super().encode(text, add_special_tokens=add_special_tokens, param=param)
+
+
+def make_model(codec: TextCodec) -> LoadedModel:
+    info = make_info(max_model_len=100_000)
+    return LoadedModel(name="m", info=info, codec=codec, chat_template=None, fingerprint="fp", created=0)
+
+
+@pytest.mark.parametrize(("num_chars", "on_loop"), [(10, True), (INLINE_CHARS + 1, False)])
+def test_long_prompts_are_tokenized_off_the_event_loop(num_chars: int, on_loop: bool) -> None:
+    codec = RecordingCodec()
+    body = CompletionRequest.model_validate({"model": "m", "prompt": "x" * num_chars})
+    plan = asyncio.run(plan_completion(body, make_model(codec), answer_id="a", max_choices=1))
+    assert [thread == threading.get_ident() for thread in codec.threads] == [on_loop]
+    assert len(plan.requests[0].prompt_ids) == num_chars
+
+
+def test_a_long_prediction_is_tokenized_off_the_event_loop_too() -> None:
+    codec = RecordingCodec()
+    model = LoadedModel(
+        name="m", info=make_info(), codec=codec, chat_template=ChatTemplate("Hello"), fingerprint="fp", created=0
+    )
+    prediction = {"type": "content", "content": "x" * (INLINE_CHARS + 1)}
+    fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "prediction": prediction}
+    asyncio.run(plan_chat(ChatCompletionRequest.model_validate(fields), model, answer_id="a", max_choices=1))
+    assert [thread == threading.get_ident() for thread in codec.threads] == [True, False]
