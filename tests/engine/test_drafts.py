@@ -1,0 +1,97 @@
+"""Guesses at the end of a draft: the look-up against its definition, and what is preferred to what."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cllm_core.engine.drafts import MAX_NGRAM, find_continuation, guess_tail, prompt_tokens
+
+corpora = st.lists(st.integers(1, 3), min_size=1, max_size=14)
+suffixes = st.lists(st.integers(1, 3), min_size=1, max_size=MAX_NGRAM)
+
+
+def continuation_by_definition(corpus: list[int], suffix: list[int]) -> tuple[int, int] | None:
+    """Start of the copy and length of the match: the longest, of these the latest, with a token left to copy."""
+    for size in range(len(suffix), 0, -1):
+        for end in range(len(corpus) - 1, size - 1, -1):
+            if corpus[end - size : end] == suffix[-size:]:
+                return end, size
+    return None
+
+
+@given(corpora, st.integers(0, 14), suffixes)
+def test_the_longest_then_latest_match_is_found(corpus: list[int], end: int, suffix: list[int]) -> None:
+    end = min(end, len(corpus))
+    padded = [-1] * (MAX_NGRAM - len(suffix)) + suffix
+    start, size = find_continuation(torch.tensor([corpus]), torch.tensor([end]), torch.tensor([padded]))
+    expected = continuation_by_definition(corpus[:end], suffix)
+    assert size.item() == (expected[1] if expected else 0)
+    assert expected is None or start.item() == expected[0]
+
+
+def guess(
+    text: list[int],
+    num_guesses: int,
+    *,
+    num_prompt: int | None = None,
+    draft: list[int] | None = None,
+    hint: list[int] | None = None,
+) -> list[int]:
+    tokens = text + (draft or [])
+    guesses = guess_tail(
+        torch.tensor([tokens + [0] * num_guesses]),
+        prompt_lengths=torch.tensor([num_prompt or len(text)]),
+        text_ends=torch.tensor([len(text)]),
+        draft_ends=torch.tensor([len(tokens)]),
+        predictions=None if hint is None else torch.tensor([[*hint, 0]]),
+        prediction_lengths=torch.tensor([len(hint or [])]),
+        num_guesses=num_guesses,
+    )
+    row: list[int] = guesses[0].tolist()
+    return row
+
+
+def test_what_followed_the_same_words_before_is_copied() -> None:
+    assert guess([1, 2, 3, 4, 5, 1, 2], 3) == [3, 4, 5]
+
+
+def test_words_of_the_draft_are_looked_up_too() -> None:
+    assert guess([1, 2, 3, 4, 5], 2, draft=[1, 2]) == [3, 4]
+
+
+def test_a_match_is_copied_up_to_the_end_of_the_text_and_prompt_tokens_follow() -> None:
+    text = [1, 2, 3, 8, 1, 2]
+    guesses = guess(text, 8)
+    assert guesses[:4] == [3, 8, 1, 2]
+    assert set(guesses[4:]) <= set(text)
+
+
+def test_rejected_draft_tokens_are_not_copied() -> None:
+    guesses = guess([1, 2, 3], 4, num_prompt=3, draft=[9, 2, 8, 9])
+    assert 8 not in guesses
+
+
+def test_the_prediction_of_the_client_wins_where_it_matches_as_long() -> None:
+    assert guess([1, 2, 3, 1, 2], 1, hint=[1, 2, 7]) == [7]
+
+
+def test_the_text_wins_where_it_matches_longer() -> None:
+    assert guess([1, 2, 3, 1, 2], 1, hint=[4, 2, 7]) == [3]
+
+
+def test_a_prediction_is_not_copied_beyond_its_end() -> None:
+    assert guess([1, 2], 2, num_prompt=1, hint=[2, 7]) == [7, 1]
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=20), st.integers(0, 2000))
+def test_random_guesses_are_tokens_of_the_prompt(prompt: list[int], position: int) -> None:
+    tokens = torch.tensor([prompt + [0] * 5])
+    guesses = prompt_tokens(tokens, torch.tensor([len(prompt)]), torch.arange(position, position + 40)[None])
+    assert set(guesses.flatten().tolist()) <= set(prompt)
+
+
+def test_random_guesses_vary_with_the_position() -> None:
+    tokens: Tensor = torch.arange(1, 33)[None]
+    guesses = prompt_tokens(tokens, torch.tensor([32]), torch.arange(100, 132)[None])
+    assert len(set(guesses.flatten().tolist())) > 8
