@@ -128,8 +128,12 @@ def read_weights(
     return model
 
 
-def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def read_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
+
+    Args:
+        checkpoint: that brings it.
+        config: from `read_config`; names the special tokens of a GGUF file.
 
     Raises:
         ModelLoadError: it is missing or broken.
@@ -140,7 +144,17 @@ def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         )
     with _translated(checkpoint.path, "the tokenizer"), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
+        if checkpoint.gguf_file is not None:
+            _name_special_tokens(tokenizer, config)
     return tokenizer
+
+
+def _name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Take the special tokens of a GGUF file from its metadata by id; transformers 5.17 confuses some of them."""
+    for name in ("bos_token", "eos_token"):
+        token_id = getattr(config, f"{name}_id")
+        if isinstance(token_id, int):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -122,7 +122,7 @@ def _convert(package: _Package, folder: Path) -> None:
     model = read_weights(source, config, dtype=torch.bfloat16, device=torch.device("cpu"), attention="sdpa")
     with quiet():
         model.save_pretrained(folder)
-        read_tokenizer(source).save_pretrained(folder)
+        read_tokenizer(source, config).save_pretrained(folder)
     readme = _README.format(name=EMBEDDED_NAME, package=_PACKAGE, version=package.version, hub_id=EMBEDDED_HUB_ID)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     shutil.copyfile(package.license, folder / "LICENSE")

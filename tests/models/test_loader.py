@@ -48,6 +48,7 @@ def test_gguf_gives_the_same_logits_and_tokenizer(load: Load, tiny_llama: Path, 
     original = load(tiny_llama)
     assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama))
     assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
+    assert loaded.tokenizer.special_tokens["eos_token"] == original.tokenizer.special_tokens["eos_token"]
     assert loaded.eos_token_ids == (IM_END_ID,)
     assert loaded.max_model_len == MAX_POSITIONS
 
