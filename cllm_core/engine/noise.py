@@ -57,17 +57,17 @@ def position_keys(seed: Tensor, choice_index: Tensor, output_position: Tensor) -
 
 
 def token_words(vocab_size: int, device: torch.device) -> Tensor:
-    """A well mixed word for each token, [V] int64 in 0..2^32 - 1; the same for all positions."""
+    """A well mixed word for each token, [V] int64 in 1..2^32 - 1; the same for all positions."""
     return mix32(torch.arange(1, vocab_size + 1, device=device))
 
 
 def gumbel_noise(keys: Tensor, words: Tensor) -> Tensor:
     """Standard Gumbel noise of every token at every position.
 
-    With h = mix32((word ^ key_0) + key_1 mod 2^32) and w = (h + 1/2) / 2^32, uniform in (0, 1), it is
-    G = -log(E), E = -log(1 - w). Large G, which decides over rare tokens, comes from small w, where float32 is finest:
-    values reach -log(2^-33) = 22.9. (Taken from 1 - w instead, they would end at 17.) The left tail ends at -2.8, below
-    which G would be with a probability of 6e-8.
+    With h = mix32(word * f mod 2^32 ^ key_1), f odd and made of key_0, and w = (h + 1/2) / 2^32, uniform in (0, 1), it
+    is G = -log(E), E = -log(1 - w). Large G, which decides over rare tokens, comes from small w, where float32 is
+    finest: values reach -log(2^-33) = 22.9. (Taken from 1 - w instead, they would end at 17.) The left tail ends at
+    -2.8, below which G would be with a probability of 6e-8.
 
     Args:
         keys: [T, 2] int64, from `position_keys`.
@@ -76,7 +76,9 @@ def gumbel_noise(keys: Tensor, words: Tensor) -> Tensor:
     Returns:
         [T, V] float32 on the device of the keys.
     """
-    hashed = mix32((words ^ keys[:, :1]).add_(keys[:, 1:]).bitwise_and_(_WORD_MASK))
+    # One-to-one on words; two sums or xors instead would make pairs of keys equal or alike.
+    factor = keys[:, :1] >> 1 | 1
+    hashed = mix32((words * factor).bitwise_and_(_WORD_MASK).bitwise_xor_(keys[:, 1:]))
     negative_uniform = hashed.float().add_(0.5).mul_(-(2.0**-_WORD_BITS)).clamp_(min=-_LARGEST_BELOW_ONE)
     exponential = negative_uniform.log1p_().neg_()
     return exponential.log_().neg_()
