@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, processors
 from tokenizers import decoders as token_decoders
-from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.checkpoint import Checkpoint, read_tokenizer
 from cllm_core.models.tokenizer import build_bundle, builtin_template
 from tests.checkpoints import CHATML_TEMPLATE, build_tokenizer
 
@@ -67,6 +69,32 @@ def test_sentencepiece_style_tokenizer_encodes_as_transformers_does() -> None:
     ids = ids_by_bundle(tokenizer)
     assert ids == [tokenizer(text).input_ids for text in TEXTS]
     assert all(row[0] == 1 and 0 not in row for row in ids)
+
+
+def test_tokenizer_model_without_tokenizer_json_encodes_as_sentencepiece_does(tmp_path: Path) -> None:
+    """The form of early Llama checkpoints."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the next token and the one after the next token"] * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        num_threads=1,
+        minloglevel=2,
+    )
+    settings: dict[str, object] = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_bos_token": True,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = read_tokenizer(Checkpoint(tmp_path), LlamaConfig())
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    backend = Tokenizer.from_str(build_bundle(tokenizer, model_name="tiny").tokenizer_json)
+    for text in ("the next token", "naïve 日本 🙂", "after\nthe one"):
+        assert backend.encode(text).ids == [1, *reference.encode(text)] == tokenizer(text).input_ids
 
 
 def test_bundle_carries_template_and_special_tokens() -> None:
