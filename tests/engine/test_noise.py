@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -54,6 +54,14 @@ def test_keys_equal_arithmetic_on_unbounded_integers(seed: int, choice_index: in
     keys = position_keys(torch.tensor([seed]), torch.tensor([choice_index]), torch.tensor([output_position]))
     expected = [key_reference(lane, seed, choice_index, output_position) for lane in (0x6A09E667, 0xBB67AE85)]
     assert keys.tolist() == [expected]
+
+
+@given(WORD, WORD, WORD)
+def test_noise_equals_arithmetic_on_unbounded_integers(key_0: int, key_1: int, word: int) -> None:
+    uniform = (mix_reference(word * (key_0 // 2 | 1) % 2**32 ^ key_1) + 0.5) / 2**32
+    assume(uniform < 0.99)  # farther up float32 is coarse
+    noise = gumbel_noise(torch.tensor([[key_0, key_1]]), torch.tensor([word])).item()
+    assert noise == pytest.approx(-math.log(-math.log1p(-uniform)), abs=1e-4)
 
 
 def test_every_bit_of_seed_choice_and_position_flips_about_half_of_the_key() -> None:
