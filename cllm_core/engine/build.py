@@ -109,7 +109,8 @@ def _describe(
         num_parameters=sum(p.numel() for p in parameters),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        eos_token_ids=loaded.eos_token_ids,
+        # Some checkpoints name end tokens that their own vocabulary lacks; they can never be chosen.
+        eos_token_ids=tuple(i for i in loaded.eos_token_ids if i < model.vocab_size),
         vocab_size=model.vocab_size,
         block_length=config.block_length or loaded.block_length or DEFAULT_BLOCK_LENGTH,
         max_model_len=max_model_len,
