@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
 
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 def merge_adapter(model: PreTrainedModel, folder: Path, *, base_name: str) -> PreTrainedModel:
     """Add the adapter to the weights.
@@ -46,6 +48,8 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _attach(model: PreTrainedModel, folder: Path, base_name: str) -> peft.PeftModel:
+    if not any((folder / name).is_file() for name in _WEIGHTS):  # PEFT would look for them on the Hub
+        raise ModelLoadError(f"{folder}: has no {' or '.join(_WEIGHTS)}; fetch or save the adapter again")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # PEFT lets the errors of JSON, of its own checks and of the system through

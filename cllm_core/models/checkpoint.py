@@ -119,6 +119,7 @@ def read_weights(
             device_map=None if device.type == "cpu" else {"": device},
             attn_implementation=attention,
             weights_only=True,
+            ignore_mismatched_sizes=True,  # so that they are reported by name; they are refused below
             output_loading_info=True,
             **options,
         )
@@ -206,7 +207,7 @@ def _require_complete(path: Path, report: dict[str, Any]) -> None:
         ("unexpected_keys", "weights are there that the architecture of config.json has no place for"),
         ("error_msgs", "weights could not be read"),
     ):
-        found = sorted(str(key) for key in report[kind])
+        found = sorted(key if isinstance(key, str) else " ".join(map(str, key)) for key in report[kind])
         if found:
             named = ", ".join(found[:_NUM_NAMED_KEYS]) + (", ..." if len(found) > _NUM_NAMED_KEYS else "")
             raise ModelLoadError(f"{path}: {meaning} ({len(found)}: {named}); fetch or convert the checkpoint again")

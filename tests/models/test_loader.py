@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from cllm_core.config import EngineConfig
 from cllm_core.models.cllm_json import CllmCard, write_card
 from cllm_core.models.loader import load_model
 from tests.architectures import Architecture
-from tests.checkpoints import ARCHITECTURES, ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, write_gguf
+from tests.checkpoints import ARCHITECTURES, ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, write_adapter, write_gguf
 from tests.conftest import CheckpointFactory
 from tests.models.conftest import Load, logits_of, plain_logits
 
@@ -87,3 +87,30 @@ def test_progress_rises_to_one_and_nothing_is_drawn(tiny_llama: Path, capfd: pyt
     assert fractions[-1] == 1.0
     assert "reading weights" in dict(seen)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_code_of_the_checkpoint_runs_only_where_trusted(
+    load: Load, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "own"))
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\nclass OwnForCausalLM(LlamaForCausalLM):\n    pass\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    config |= {"architectures": ["OwnForCausalLM"]} if trusted else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(folder, trust_remote_code=trusted)
+    assert type(loaded.model).__name__ == ("OwnForCausalLM" if trusted else "LlamaForCausalLM")
+    assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama))
+
+
+@pytest.mark.gpu
+def test_model_is_read_to_the_gpu(load: Load, tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path, tiny_llama)
+    for loaded in (load(tiny_llama, device="auto"), load(adapter, device="cuda")):
+        assert loaded.device.type == "cuda"
+        assert {parameter.device for parameter in loaded.model.parameters()} == {loaded.device}
+        assert {buffer.device for buffer in loaded.model.buffers()} == {loaded.device}
