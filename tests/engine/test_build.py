@@ -1,0 +1,66 @@
+"""An engine from settings alone: what it reports, what it refuses, and that it decodes."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine.build import build_engine
+from cllm_core.errors import ConfigError
+from cllm_core.request import SamplingParams
+from tests.checkpoints import ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, VOCAB_SIZE
+from tests.engine.factories import decode_one, greedy_ar, make_request
+
+PROMPT = (40, 50, 60, 70)
+
+
+def test_the_engine_of_a_checkpoint_decodes_what_transformers_does(tiny_llama: Path) -> None:
+    engine = build_engine(EngineConfig(model=str(tiny_llama), dtype="float32", device="cpu", num_cache_blocks=8))
+    params = SamplingParams(temperature=0, max_tokens=20)
+    answer = decode_one(engine, make_request("a", PROMPT, params))
+    assert answer.token_ids == greedy_ar(AutoModelForCausalLM.from_pretrained(tiny_llama), PROMPT, 20)
+
+
+def test_info_reports_the_limits_in_force(tiny_llama: Path) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8, cache_block_size=4, max_num_seqs=3)
+    info = build_engine(config).info
+    assert (info.max_model_len, info.num_cache_blocks, info.cache_block_size) == (32, 8, 4)
+    assert (info.block_length, info.max_num_seqs) == (DEFAULT_BLOCK_LENGTH, 3)
+    assert (info.vocab_size, info.eos_token_ids) == (VOCAB_SIZE, (ENDOFTEXT_ID, IM_END_ID))
+    assert info.cache_bytes == 8 * 4 * 2 * 2 * 2 * 16 * 4  # blocks, tokens, layers, k and v, heads, head size, bytes
+    assert info.weight_bytes == 4 * info.num_parameters
+
+
+def test_the_block_length_of_the_settings_wins_over_the_default(tiny_llama: Path) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8, block_length=3)
+    assert build_engine(config).info.block_length == 3
+
+
+def test_a_roomy_cache_leaves_the_context_of_the_model(tiny_llama: Path) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", cache_memory_gib=0.01)
+    assert build_engine(config).info.max_model_len == MAX_POSITIONS
+
+
+@pytest.mark.parametrize(
+    ("max_model_len", "message"),
+    [
+        (MAX_POSITIONS + 1, f"the model was built for {MAX_POSITIONS} tokens; lower it"),
+        (200, "the KV cache holds 128 tokens"),
+    ],
+)
+def test_a_context_that_does_not_fit_is_refused(tiny_llama: Path, max_model_len: int, message: str) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8, max_model_len=max_model_len)
+    with pytest.raises(ConfigError, match=message):
+        build_engine(config)
+
+
+def test_progress_only_moves_forward_and_ends_with_the_whole(tiny_llama: Path) -> None:
+    heard: list[tuple[str, float]] = []
+    build_engine(
+        EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8),
+        on_progress=lambda stage, fraction: heard.append((stage, fraction)),
+    )
+    fractions = [fraction for _, fraction in heard]
+    assert fractions == sorted(fractions)
+    assert heard[-1] == ("ready", 1.0)
