@@ -27,7 +27,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, base_name: str) -> Pr
     Raises:
         ModelLoadError: the adapter is damaged, does not fit the base, or is of a kind that cannot be merged.
     """
-    tuned = _attach(model, folder, base_name)
+    tuned = attach_adapter(model, folder, base_name=base_name)
     _require_untied(model, tuned, folder)
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged
@@ -47,7 +47,18 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
-def _attach(model: PreTrainedModel, folder: Path, base_name: str) -> peft.PeftModel:
+def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trainable: bool = False) -> peft.PeftModel:
+    """Put the adapter's layers into the model, beside its weights.
+
+    Args:
+        model: the base, changed in place.
+        folder: of the adapter.
+        base_name: what the base is called, for messages.
+        trainable: whether the adapter's weights shall learn; they are float32 then.
+
+    Raises:
+        ModelLoadError: the adapter is damaged, does not fit the base, or is of a kind that cannot be merged.
+    """
     if not any((folder / name).is_file() for name in _WEIGHTS):  # PEFT would look for them on the Hub
         raise ModelLoadError(f"{folder}: has no {' or '.join(_WEIGHTS)}; fetch or save the adapter again")
     try:
@@ -59,8 +70,9 @@ def _attach(model: PreTrainedModel, folder: Path, base_name: str) -> peft.PeftMo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is checked here and raised
+            config.inference_mode = not trainable
             tuned = peft.PeftModel(model, config)
-            result = tuned.load_adapter(str(folder), "default")
+            result = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # PEFT has no error class of its own: shapes, names and files fail in many ways
         detail = " ".join(str(error).split())
         raise ModelLoadError(
