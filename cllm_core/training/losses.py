@@ -1,0 +1,73 @@
+r"""The losses of a Consistency LLM, as maths on logits (arXiv:2403.00835, section 3.3). Pure functions.
+
+With q_theta the model, x the prompt, y* the fixed point of its trajectory and y a state of it:
+
+- global consistency   L_GC = sum_i KL( stopgrad q(. | y*_{:i}, x)  ||  q(. | y_{:i}, x) )
+- local consistency    L_LC = the same with the state after y in place of y*
+- AR                   L_AR = - sum_i log q( y*_i | y*_{:i}, x )
+- together             L = w_c L_consistency + w_ar L_AR
+
+*Soft* targets are the distributions above, *hard* ones their most likely tokens: the tokens of y* (or of the next
+state), which turns the divergence into cross entropy. Terms before the first wrong token of a state are those of AR
+and are left out, as are terms behind the end of the answer (see `examples`): no row of logits here is masked.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def token_losses(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """Cross entropy to a token: -log q(target). AR loss on clean tokens, hard consistency loss on draft tokens.
+
+    Args:
+        logits: [R, V], any float dtype; computed on in float32.
+        target_ids: [R] int64.
+
+    Returns:
+        [R] float32.
+    """
+    return functional.cross_entropy(logits.float(), target_ids, reduction="none")
+
+
+def distribution_losses(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Forward divergence KL(stopgrad p || q), the soft consistency loss; 0 exactly where both agree.
+
+    Args:
+        logits: [R, V] of the draft tokens.
+        teacher_logits: [R, V] at the clean tokens that predict the same positions; no gradient goes there.
+        temperature: both are divided by it, and the result is multiplied by its square, so that gradients keep their
+            size (Hinton et al., arXiv:1503.02531).
+
+    Returns:
+        [R] float32.
+    """
+    student = functional.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = functional.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+    return divergence * temperature**2
+
+
+def row_losses(
+    logits: Tensor, target_ids: Tensor, teacher_rows: Tensor, *, soft: bool, temperature: float = 1.0
+) -> Tensor:
+    """The loss of each row of a mixed list of clean and draft tokens.
+
+    Args:
+        logits: [R, V].
+        target_ids: [R] int64, the token to predict.
+        teacher_rows: [R] int64; for a draft token the row of the clean token that predicts the same position, -1 for a
+            clean token.
+        soft: whether draft tokens learn the teacher row's distribution instead of the target token.
+        temperature: of the soft targets.
+
+    Returns:
+        [R] float32.
+    """
+    if not soft:
+        return token_losses(logits, target_ids)
+    is_draft = teacher_rows >= 0
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    losses[~is_draft] = token_losses(logits[~is_draft], target_ids[~is_draft])
+    losses[is_draft] = distribution_losses(logits[is_draft], logits[teacher_rows[is_draft]], temperature=temperature)
+    return losses

@@ -1,0 +1,201 @@
+"""PackedModel: a causal language model that turns one pack into its losses.
+
+The backbone runs once over the pack; the output layer, which costs as much as many layers where the vocabulary is
+large, runs only on rows that have something to predict, a chunk of them at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from cllm_core.errors import ConfigError
+from cllm_core.training.losses import row_losses
+from cllm_core.training.packing import PackLayout, visible
+
+LossOfLogits = Callable[[Tensor], Tensor]
+
+_LOGITS_TOLERANCE = 0.05  # relative; bf16 rounds at 0.004
+
+
+class PackedModel(nn.Module):
+    """Wraps a model for training on packs.
+
+    Args:
+        causal_lm: transformers model with attn_implementation="sdpa", LoRA layers included where there are any.
+        ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
+        soft: consistency targets are distributions (see `losses`), else tokens.
+        temperature: of soft targets.
+        chunk_rows: rows whose logits exist at once; one example's rows always do.
+
+    Raises:
+        ConfigError: the model computes logits in a way that the output layer alone does not.
+    """
+
+    accepts_loss_kwargs = False  # tells the Trainer that the loss is a mean over this batch
+
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        *,
+        ar_weight: float = 1.0,
+        consistency_weight: float = 1.0,
+        soft: bool = True,
+        temperature: float = 1.0,
+        chunk_rows: int = 256,
+    ) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self._ar_weight = ar_weight
+        self._consistency_weight = consistency_weight
+        self._soft = soft
+        self._temperature = temperature
+        self._chunk_rows = chunk_rows
+        self._no_split_modules = causal_lm._no_split_modules  # FSDP wraps these layers
+        self._window = _sliding_window(causal_lm)
+        _require_plain_head(causal_lm)
+
+    @property
+    def config(self) -> Any:  # whatever configuration class the architecture has
+        """Of the model inside; the Trainer and its reports ask for it."""
+        return self.causal_lm.config
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations in the backward pass; called by the Trainer."""
+        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.causal_lm.enable_input_require_grads()
+
+    def forward(self, **pack: Tensor) -> dict[str, Tensor]:
+        """Losses of one pack.
+
+        Args:
+            pack: fields of PackLayout, on the model's device.
+
+        Returns:
+            loss: the weighted sum to minimise. ar_loss, consistency_loss: the means it is made of, without gradient;
+            0 where the pack has no such rows.
+        """
+        layout = PackLayout(**pack)
+        hidden = self._hidden(layout)
+        is_draft = layout.teacher_rows >= 0
+        weights = self._row_weights(is_draft)
+        head = self.causal_lm.get_output_embeddings()
+        totals, losses = [], []
+        for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
+            teachers = layout.teacher_rows[first:end]
+            loss_of = partial(
+                row_losses,
+                target_ids=layout.target_ids[first:end],
+                teacher_rows=torch.where(teachers >= 0, teachers - first, teachers),
+                soft=self._soft,
+                temperature=self._temperature,
+            )
+            total, chunk = _chunk_losses(hidden[layout.row_index[first:end]], head, loss_of, weights[first:end])
+            totals.append(total)
+            losses.append(chunk)
+        per_row = torch.cat(losses)
+        return {
+            "loss": torch.stack(totals).sum(),
+            "ar_loss": _mean(per_row[~is_draft]),
+            "consistency_loss": _mean(per_row[is_draft]),
+        }
+
+    def _hidden(self, layout: PackLayout) -> Tensor:
+        """[T, H] last hidden states."""
+        longest = int(layout.position_ids.max()) + 1
+        if self._window is not None and longest > self._window:
+            raise ConfigError(
+                f"an example has {longest} tokens, more than the model's sliding window of {self._window}, "
+                "which packing does not apply: leave long examples out (max_example_length)"
+            )
+        out = self.causal_lm.get_decoder()(
+            input_ids=layout.input_ids[None],
+            position_ids=layout.position_ids[None],
+            attention_mask=visible(layout)[None, None],
+            use_cache=False,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden[0]
+
+    def _row_weights(self, is_draft: Tensor) -> Tensor:
+        num_draft = is_draft.sum()
+        num_clean = len(is_draft) - num_draft
+        return torch.where(
+            is_draft,
+            self._consistency_weight / num_draft.clamp(min=1),
+            self._ar_weight / num_clean.clamp(min=1),
+        )
+
+
+def _chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of at most `size` rows that end where an example does."""
+    first = previous = 0
+    for end in ends:
+        if previous > first and end - first > size:
+            yield first, previous
+            first = previous
+        previous = end
+    yield first, previous
+
+
+def _chunk_losses(hidden: Tensor, head: nn.Module, loss_of: LossOfLogits, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(weighted sum, with gradient; [R] losses, without) of one chunk of rows."""
+    parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    result: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head, loss_of, weights, *parameters
+    )
+    return result
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Output layer and loss whose gradient is computed at once, so that no logits outlive the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: nn.Module, loss_of: LossOfLogits, weights: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            inputs = hidden.detach().requires_grad_()
+            losses = loss_of(head(inputs))
+            total = (losses * weights).sum()
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*torch.autograd.grad(total, [inputs, *parameters]))
+        losses = losses.detach()
+        ctx.mark_non_differentiable(losses)
+        return total.detach(), losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, *parameters = (grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors)
+        return hidden, None, None, None, *parameters
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if len(values) else values.new_zeros(())
+
+
+def _sliding_window(causal_lm: PreTrainedModel) -> int | None:
+    """The shortest attention window of any layer, in tokens; None where all see everything."""
+    config = causal_lm.config
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
+@torch.no_grad()
+def _require_plain_head(causal_lm: PreTrainedModel) -> None:
+    """Some architectures scale or cap their logits after the output layer; training without that would go wrong."""
+    ids = torch.arange(8, device=causal_lm.device)[None]
+    whole = causal_lm(input_ids=ids, use_cache=False).logits
+    parts = causal_lm.get_output_embeddings()(causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole.float(), parts.float(), rtol=_LOGITS_TOLERANCE, atol=_LOGITS_TOLERANCE):
+        raise ConfigError(
+            f"{type(causal_lm).__name__} changes its logits after the output layer: packed training does not support it"
+        )
