@@ -26,6 +26,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
         device: auto takes cuda where there is one.
         block_length: Jacobi block length n in tokens (1 is AR); None takes the checkpoint's cllm.json, else 16.
+        adaptive_block_length: choose each window's length, up to the block length, by load and recent acceptance;
+            False always drafts the whole block.
         max_model_len: longest prompt + output in tokens; None takes the model's own limit, cut to the KV cache.
         max_num_seqs: requests decoded together.
         max_waiting: requests that may wait beyond those running; more are refused as busy.
@@ -45,6 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: DTypeName = "auto"
     device: DeviceName = "auto"
     block_length: int | None = None
+    adaptive_block_length: bool = True
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_waiting: int = 256

@@ -66,6 +66,11 @@ class EngineSettings(BaseSettings):
             description="Jacobi block length in tokens; 1 decodes token by token. Left out: the checkpoint's, or 16."
         ),
     ] = None
+    adaptive_block_length: Annotated[
+        bool,
+        DECODING,
+        Field(description="Shorten blocks when the load is high or drafts are seldom confirmed; off: always whole."),
+    ] = True
     max_num_seqs: Annotated[int, DECODING, Field(description="Requests decoded together.")] = 32
     max_batched_tokens: Annotated[
         int, DECODING, Field(description="Token budget of one step, shared by prompt chunks and Jacobi blocks.")

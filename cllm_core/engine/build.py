@@ -1,11 +1,14 @@
 """Makes an Engine from settings: load, size the cache, resolve the limits."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
+from cllm_core.config import DEFAULT_BLOCK_LENGTH, MAX_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine.draft_length import DraftLengths, StepTimes
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks
 from cllm_core.engine.runner import ModelRunner
@@ -18,6 +21,10 @@ from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 
 logger = logging.getLogger(__name__)
+
+# Up to here a device goes from being bound by reading weights to being bound by arithmetic; beyond, time is linear.
+_LONGEST_TIMED_STEP = 128
+_NUM_TIMINGS = 3
 
 ProgressCallback = Callable[[str, float], None]
 
@@ -57,8 +64,30 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
     if can_pack(loaded.model):
         pack_linear_layers(loaded.model)
     runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+    draft_lengths = None
+    if config.adaptive_block_length:
+        report("measuring step times", 0.95)
+        draft_lengths = DraftLengths(measure_step_times(model, config, num_blocks), MAX_BLOCK_LENGTH)
     report("ready", 1.0)
-    return Engine(config, info, runner)
+    return Engine(config, info, runner, draft_lengths)
+
+
+def measure_step_times(model: PagedModel, config: EngineConfig, num_cache_blocks: int) -> StepTimes:
+    """Time steps of a few sizes; writes to the first blocks of the cache, which hold nothing yet."""
+    longest = min(_LONGEST_TIMED_STEP, config.max_batched_tokens, num_cache_blocks * config.cache_block_size)
+    measured = {}
+    for num_tokens in sorted({1, longest // 16, longest // 4, longest} - {0}):
+        index = torch.arange(num_tokens, device=model.device)
+        span = RowSpan(0, num_tokens, 0, tuple(range(-(-num_tokens // config.cache_block_size))))
+        measured[num_tokens] = min(_time_step(model, index, span) for _ in range(_NUM_TIMINGS))
+    return StepTimes(measured, config.max_batched_tokens)
+
+
+def _time_step(model: PagedModel, index: Tensor, span: RowSpan) -> float:
+    started = time.perf_counter()
+    logits = model.forward(index, index, [span], index)
+    logits.argmax(dim=-1).cpu()  # waits for the device
+    return time.perf_counter() - started
 
 
 def _resolve_max_model_len(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cllm_core.config import EngineConfig
 from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import ModelRunner
@@ -26,17 +27,24 @@ class Engine:
         config: limits and policies.
         info: the loaded model's description and resolved limits.
         runner: computes plans.
+        draft_lengths: chooses window lengths; None: every row gets its whole block.
 
     Attributes:
         observer: called with every plan and its result before it is booked; training records trajectories with it.
     """
 
-    def __init__(self, config: EngineConfig, info: ModelInfo, runner: ModelRunner) -> None:
+    def __init__(
+        self, config: EngineConfig, info: ModelInfo, runner: ModelRunner, draft_lengths: DraftLengths | None = None
+    ) -> None:
         self.info = info
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
+        self._draft_lengths = draft_lengths
         self.scheduler = Scheduler(
-            self.block_pool, max_num_seqs=config.max_num_seqs, max_batched_tokens=config.max_batched_tokens
+            self.block_pool,
+            max_num_seqs=config.max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens,
+            draft_lengths=draft_lengths,
         )
         self.observer: StepObserver | None = None
         self._last_step = EngineStats(num_free_blocks=info.num_cache_blocks, num_cache_blocks=info.num_cache_blocks)
@@ -78,10 +86,13 @@ class Engine:
         if self.observer is not None:
             self.observer(plan, result)
         outputs = self.scheduler.commit(plan, result)
+        seconds = time.perf_counter() - started
+        if self._draft_lengths is not None and plan.rows:
+            self._draft_lengths.observe_step(plan.num_tokens, seconds)
         self._last_step = EngineStats(
             num_cache_blocks=self.block_pool.num_blocks,
             num_steps=self._last_step.num_steps + 1,
-            step_seconds=time.perf_counter() - started,
+            step_seconds=seconds,
             num_step_tokens=plan.num_tokens,
             accepted_per_row=tuple(row.num_accepted for row in result.rows if row.num_accepted),
         )

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.request import RequestOutput
@@ -24,11 +25,21 @@ class Scheduler:
         block_pool: the KV cache's blocks; the scheduler is the only one who takes from it.
         max_num_seqs: requests that run together, each in a slot of its own.
         max_batched_tokens: token budget of one step; at least max_num_seqs.
+        draft_lengths: chooses window lengths by load and acceptance; None gives every row its whole block, or an equal
+            share of the budget where that is less.
     """
 
-    def __init__(self, block_pool: BlockPool, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        block_pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        draft_lengths: DraftLengths | None = None,
+    ) -> None:
         self.block_pool = block_pool
         self.max_batched_tokens = max_batched_tokens
+        self._draft_lengths = draft_lengths
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
@@ -69,8 +80,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
         rows: list[PlannedRow] = []
-        can_admit = bool(self._waiting and self._free_slots)
-        budget = _TokenBudget(self.max_batched_tokens, self._running, expects_prompt=can_admit)
+        budget = _TokenBudget(self.max_batched_tokens, len(self._running), self._choose_windows())
         num_preempted = 0
         # A copy, since preemption shortens the list from its young end while we walk it from the old one.
         for state in list(self._running):
@@ -105,6 +115,20 @@ class Scheduler:
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every block is held exactly by the requests that run."""
         self.block_pool.check(state.block_ids for state in self._by_id.values())
+
+    def _choose_windows(self) -> dict[str, int]:
+        """Window length of every running request that has no prompt left to read.
+
+        While a prompt is being read, or could be, windows leave half of the step to it, so that a full house of them
+        cannot starve the requests that have yet to start.
+        """
+        longest = {state.request_id: state.max_window for state in self._running if state.num_pending == 1}
+        has_prompt = len(longest) < len(self._running) or bool(self._waiting and self._free_slots)
+        budget = max(self.max_batched_tokens // 2 if has_prompt else self.max_batched_tokens, len(longest))
+        if self._draft_lengths is not None:
+            return self._draft_lengths.choose(longest, budget)
+        share = budget // max(1, len(longest))
+        return {request_id: min(window, share) for request_id, window in longest.items()}
 
     def _make_room(self, state: RequestState, wanted: int) -> tuple[int, int]:
         """Get blocks for up to `wanted` tokens of a running request; preempt younger ones only for the first token.
@@ -183,12 +207,16 @@ class Scheduler:
             self._waiting.remove(state)
         self._release(state)
         del self._by_id[state.request_id]
+        if self._draft_lengths is not None:
+            self._draft_lengths.forget(state.request_id)
 
     def _commit_window(self, state: RequestState, row: PlannedRow, result: RowResult) -> RequestOutput:
         num_taken, finish_reason = state.accept(result.accepted_ids)
         # The last accepted token of the row is final, and so is every draft token that was confirmed.
         state.num_computed = row.last_accepted_position + num_taken
         state.num_forward_passes += 1
+        if self._draft_lengths is not None:
+            self._draft_lengths.observe_window(state.request_id, row.num_sampled, result.num_accepted - 1)
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(
             request_id=state.request_id,
@@ -209,27 +237,24 @@ class Scheduler:
 
 
 class _TokenBudget:
-    """Shares one step's tokens: every running request gets at least one, drafts get equal parts of the rest.
+    """Shares one step's tokens over the running requests, each of which gets at least one.
 
-    While a prompt is being read (or expected), drafts leave half of the step to it, so that a full house of Jacobi
-    windows cannot starve the requests that have yet to start.
+    Args:
+        max_tokens: of the step; at least num_running.
+        num_running: requests to serve.
+        windows: request id -> window length, of the requests without a prompt left to read.
     """
 
-    def __init__(self, max_tokens: int, running: list[RequestState], *, expects_prompt: bool) -> None:
+    def __init__(self, max_tokens: int, num_running: int, windows: dict[str, int]) -> None:
         self.remaining = max_tokens
-        self._num_owed = len(running)
-        num_windows = sum(state.num_pending == 1 for state in running)
-        has_prompt = expects_prompt or num_windows < len(running)
-        share = max_tokens // 2 if has_prompt else max_tokens
-        self._max_window = max(1, share // max(1, num_windows))
+        self._num_owed = num_running
+        self._windows = windows
 
     def grant(self, state: RequestState) -> int:
         """Tokens this running request may compute now; at least 1."""
         self._num_owed -= 1
-        available = self.remaining - self._num_owed
-        if state.num_pending == 1:
-            return min(available, self._max_window, state.max_window)
-        return min(available, state.num_pending + state.max_window - 1)
+        wanted = self._windows.get(state.request_id, state.num_pending + state.max_window - 1)
+        return min(self.remaining - self._num_owed, wanted)
 
     def spend(self, num_tokens: int) -> None:
         """Book tokens that were planned."""

@@ -1,0 +1,154 @@
+"""How many tokens each Jacobi window of a step gets, so that the step accepts the most tokens per second.
+
+A longer window may accept more, yet every token in it makes the step slower for all rows. Two estimates decide, both
+kept current while the engine runs: the time of a step by its number of tokens, and per request how often a draft token
+at each depth is confirmed. Alone on the device a row gets about its whole block; at saturation windows shrink to 1,
+which is AR. Host only, no torch.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# Where no window has been seen yet: chance that a draft token is confirmed, given that the one before it was.
+_INITIAL_CONFIRMATION = 0.8
+# Weights of a new observation in the running means.
+_REQUEST_RATE = 0.15
+_SHARED_RATE = 0.02
+_TIME_RATE_NEAR = 0.1
+_TIME_RATE_ALL = 0.05
+# A step further off the expected time than this factor is a hiccup of the machine.
+_MAX_SURPRISE = 4.0
+# One window in this many has full length whatever the estimates say: depths that are never tried are never learnt.
+EXPLORE_EVERY = 24
+
+
+class StepTimes:
+    """Expected seconds of a step by its number of tokens: linear between knots, which follow what is observed.
+
+    Args:
+        measured: number of tokens -> seconds, of at least one size.
+        max_tokens: most tokens of a step.
+    """
+
+    def __init__(self, measured: Mapping[int, float], max_tokens: int) -> None:
+        self._knots = np.unique([1, *(2**i for i in range(max_tokens.bit_length())), max_tokens])
+        tokens = np.array(sorted(measured))
+        seconds = np.maximum.accumulate([measured[count] for count in sorted(measured)])
+        slope = (seconds[-1] - seconds[0]) / max(1, tokens[-1] - tokens[0])
+        beyond = seconds[-1] + slope * (self._knots - tokens[-1])
+        self._knot_seconds = np.where(self._knots > tokens[-1], beyond, np.interp(self._knots, tokens, seconds))
+        self._all_tokens = np.arange(max_tokens + 1)
+        self._refresh()
+
+    def seconds(self, num_tokens: int) -> float:
+        """Expected time of a step of this many tokens."""
+        return float(self._table[num_tokens])
+
+    def table(self) -> Floats:
+        """Expected time of steps of 0..max_tokens tokens; [max_tokens + 1], never falling."""
+        return self._table
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learn from a step: knots next to it most, and all of them a little, since machines speed up and slow down."""
+        surprise = np.clip(seconds / self.seconds(num_tokens), 1 / _MAX_SURPRISE, _MAX_SURPRISE) - 1
+        right = int(np.searchsorted(self._knots, num_tokens, side="right"))
+        rates = np.full(len(self._knots), _TIME_RATE_ALL)
+        rates[right - 1 : right + 1] = _TIME_RATE_NEAR
+        self._knot_seconds *= 1 + rates * surprise
+        self._refresh()
+
+    def _refresh(self) -> None:
+        rising = np.maximum.accumulate(self._knot_seconds)
+        self._table = np.interp(self._all_tokens, self._knots, rising)
+
+
+class Confirmations:
+    """Chance that at least `depth` draft tokens of a window are confirmed, for depths 1, 2, ...; a running mean.
+
+    Args:
+        chances: [longest window - 1], where to start from; copied.
+    """
+
+    def __init__(self, chances: Floats) -> None:
+        self._chances = chances.copy()
+        self.num_windows = 0
+
+    @property
+    def falling(self) -> Floats:
+        """The chances, none higher than one at a smaller depth; they were learnt from different windows."""
+        return np.minimum.accumulate(self._chances)
+
+    def observe(self, window_length: int, num_matched: int, *, rate: float = _REQUEST_RATE) -> None:
+        """Learn from a window of which `num_matched` draft tokens were confirmed."""
+        self.num_windows += 1
+        seen = self._chances[: window_length - 1]
+        seen += rate * ((np.arange(len(seen)) < num_matched) - seen)
+
+
+class DraftLengths:
+    """Chooses the window lengths of a step and learns from its outcome.
+
+    Args:
+        step_times: expected time of a step.
+        max_window: longest window of any request.
+    """
+
+    def __init__(self, step_times: StepTimes, max_window: int) -> None:
+        self._step_times = step_times
+        self._shared = Confirmations(_INITIAL_CONFIRMATION ** np.arange(1.0, max_window))
+        self._by_request: dict[str, Confirmations] = {}
+
+    def choose(self, max_windows: Mapping[str, int], max_tokens: int) -> dict[str, int]:
+        """Window length per request, each at least 1.
+
+        Tokens are added in the order of their chance to be accepted - within a row that is the order of depth - and
+        their best number is where accepted tokens per second peak.
+
+        Args:
+            max_windows: request id -> longest window it may have, at least 1.
+            max_tokens: sum of the windows; at least the number of requests.
+        """
+        if not max_windows:
+            return {}
+        chances = [self._row_chances(request_id, longest) for request_id, longest in max_windows.items()]
+        num_rows, best = len(chances), np.sort(np.concatenate(chances))[::-1][: max_tokens - len(chances)]
+        accepted = num_rows + np.concatenate([[0.0], np.cumsum(best)])
+        num_added = int(np.argmax(accepted / self._step_times.table()[num_rows : num_rows + len(accepted)]))
+        if num_added == 0:
+            return dict.fromkeys(max_windows, 1)
+        threshold = best[num_added - 1]
+        lengths = [1 + int(np.count_nonzero(row > threshold)) for row in chances]
+        # Equally likely tokens stand at the threshold; the oldest rows get them, in the order given.
+        spare = num_rows + num_added - sum(lengths)
+        for index, row in enumerate(chances):
+            taken = min(spare, int(np.count_nonzero(row == threshold)))
+            lengths[index] += taken
+            spare -= taken
+        return dict(zip(max_windows, lengths, strict=True))
+
+    def observe_window(self, request_id: str, window_length: int, num_matched: int) -> None:
+        """Learn from one request's window."""
+        own = self._by_request.get(request_id)
+        if own is None:
+            own = self._by_request[request_id] = Confirmations(self._shared.falling)
+        own.observe(window_length, num_matched)
+        self._shared.observe(window_length, num_matched, rate=_SHARED_RATE)
+
+    def observe_step(self, num_tokens: int, seconds: float) -> None:
+        """Learn from the time of a step."""
+        self._step_times.observe(num_tokens, seconds)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is known of a request that ended."""
+        self._by_request.pop(request_id, None)
+
+    def _row_chances(self, request_id: str, longest: int) -> Floats:
+        """Chances of a row's depths, falling; all certain when it is the row's turn to explore."""
+        own = self._by_request.get(request_id)
+        if own is not None and own.num_windows % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+            return np.ones(longest - 1)
+        return (own or self._shared).falling[: longest - 1]

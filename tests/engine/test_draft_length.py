@@ -1,0 +1,98 @@
+"""Window lengths: what is chosen maximises expected accepted tokens per second, and the estimates follow the engine."""
+
+import itertools
+import random
+
+import pytest
+
+from cllm_core.engine.draft_length import EXPLORE_EVERY, DraftLengths, StepTimes
+
+FLAT = {1: 0.010, 64: 0.010}  # seconds by tokens: a device bound by reading weights
+STEEP = {1: 0.010, 64: 0.640}  # a saturated device
+
+
+def draft_lengths(measured: dict[int, float], max_window: int = 8) -> DraftLengths:
+    return DraftLengths(StepTimes(measured, max_tokens=64), max_window)
+
+
+def teach(lengths: DraftLengths, request_id: str, num_matched: int, *, windows: int = 40) -> None:
+    for _ in range(windows):
+        lengths.observe_window(request_id, 8, num_matched)
+
+
+def test_free_tokens_are_all_taken() -> None:
+    assert draft_lengths(FLAT).choose({"a": 8, "b": 5}, max_tokens=64) == {"a": 8, "b": 5}
+
+
+def test_tokens_that_cost_what_a_pass_costs_are_not_drafted() -> None:
+    assert draft_lengths(STEEP).choose({"a": 8, "b": 5}, max_tokens=64) == {"a": 1, "b": 1}
+
+
+def test_budget_goes_to_the_row_whose_drafts_are_confirmed() -> None:
+    lengths = draft_lengths(FLAT)
+    teach(lengths, "good", num_matched=7)
+    teach(lengths, "bad", num_matched=0)
+    chosen = lengths.choose({"bad": 8, "good": 8}, max_tokens=9)
+    assert chosen == {"bad": 1, "good": 8}
+
+
+def test_a_load_of_many_rows_shortens_windows() -> None:
+    bound_beyond_16_tokens = {1: 0.010, 16: 0.010, 64: 0.040}
+    lengths = draft_lengths(bound_beyond_16_tokens)
+    alone = lengths.choose({"0": 8}, max_tokens=64)
+    crowded = lengths.choose({str(i): 8 for i in range(16)}, max_tokens=64)
+    assert alone == {"0": 8}
+    assert max(crowded.values()) < 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_choice_reaches_the_best_rate_of_all_choices(seed: int) -> None:
+    rng = random.Random(seed)
+    measured = {1: 0.010, 4: 0.010 + rng.random() * 0.01, 16: 0.025 + rng.random() * 0.05}
+    times = StepTimes(measured, max_tokens=64)
+    lengths = DraftLengths(times, max_window=4)
+    for request_id in "abc":
+        teach(lengths, request_id, num_matched=rng.randrange(4), windows=rng.randrange(1, 12))
+
+    def rate(windows: tuple[int, ...]) -> float:
+        chances = (lengths._row_chances(r, 4)[: w - 1].sum() for r, w in zip("abc", windows, strict=True))
+        return float(3 + sum(chances)) / times.seconds(sum(windows))
+
+    chosen = lengths.choose(dict.fromkeys("abc", 4), max_tokens=10)
+    possible = [w for w in itertools.product(range(1, 5), repeat=3) if sum(w) <= 10]
+    assert rate(tuple(chosen.values())) == pytest.approx(max(map(rate, possible)))
+
+
+def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
+    lengths = draft_lengths({1: 0.010, 64: 0.100})
+    chosen = []
+    for _ in range(3 * EXPLORE_EVERY):
+        window = lengths.choose({"a": 8}, max_tokens=64)["a"]
+        lengths.observe_window("a", window, 0)
+        chosen.append(window)
+    assert chosen.count(8) >= 3
+    assert chosen.count(1) > 2 * EXPLORE_EVERY
+
+
+def test_a_request_that_ended_is_forgotten() -> None:
+    lengths = draft_lengths(FLAT)
+    teach(lengths, "a", num_matched=0)
+    lengths.forget("a")
+    assert lengths._by_request == {}
+
+
+def test_step_times_follow_what_is_observed() -> None:
+    times = StepTimes({1: 0.010, 64: 0.020}, max_tokens=64)
+    for _ in range(200):
+        times.observe(16, 0.050)
+        times.observe(1, 0.012)
+    assert times.seconds(16) == pytest.approx(0.050, rel=0.1)
+    assert times.seconds(1) == pytest.approx(0.012, rel=0.15)
+    assert (times.table()[1:] >= times.table()[:-1]).all()
+
+
+def test_one_hiccup_changes_little() -> None:
+    times = StepTimes({1: 0.010, 64: 0.020}, max_tokens=64)
+    before = times.seconds(1)
+    times.observe(1, 10.0)
+    assert times.seconds(1) < 1.5 * before
