@@ -7,7 +7,7 @@ import typer
 
 from cllm_core.errors import ConfigError
 from cllm_core.worker.logs import LogFormat, LogLevel
-from server import local
+from server import eval_command, local
 from server.options import exit_with, settings_command
 from server.settings import EngineSettings, ServerSettings
 
@@ -60,3 +60,4 @@ app.command()(settings_command(serve, ServerSettings))
 app.command()(settings_command(worker, EngineSettings))
 app.command()(settings_command(local.generate, EngineSettings))
 app.command()(settings_command(local.chat, EngineSettings))
+app.command("eval")(settings_command(eval_command.evaluate, EngineSettings))

@@ -12,6 +12,7 @@ CllmError
 import math
 from dataclasses import dataclass
 
+import structlog
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -33,6 +34,8 @@ UNAVAILABLE_RETRY_SECONDS = 2.0
 # Characters: an error quotes what the client sent, which may be megabytes.
 _MAX_MESSAGE = 1000
 _MAX_QUOTED = 80
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class ModelNotFound(RequestError):
@@ -106,9 +109,10 @@ def http_error_of(error: CllmError) -> HttpError:
 
 
 def error_body(error: CllmError, *, request_id: str) -> ErrorBody:
-    """What the client reads about the error; internal errors keep their details in the log."""
+    """What the client reads about the error; an internal one is logged instead, details and all."""
     row = http_error_of(error)
     if row is INTERNAL_ERROR:
+        _log.error("internal error", request_id=request_id, exc_info=error)
         return internal_error_body(request_id)
     param = error.param if isinstance(error, RequestError) else None
     message = _shortened(str(error), _MAX_MESSAGE)

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 import httpx
 import pytest
 from openai import APIError
+from structlog.testing import capture_logs
 
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput
-from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
+from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -135,6 +136,15 @@ def test_a_bug_is_a_500_that_tells_an_id_and_nothing_else(at_once: bool) -> None
         assert "my-id" in response.json()["error"]["message"]
         assert "secret" not in response.text
         assert "Traceback" not in response.text
+
+
+def test_an_unusable_chat_template_is_told_to_the_log_only() -> None:
+    info = make_info(chat_template="{% for secret %}")
+    with capture_logs() as logs, running(ScriptedEngine(info=info)) as server, server.http() as http:
+        response = http.post(CHAT, json=BODY)
+    assert response.status_code == 500
+    assert "template" not in response.text
+    assert {"internal error", "the model's tokenizer or chat template cannot be used"} <= {x["event"] for x in logs}
 
 
 def test_a_bug_in_a_stream_is_an_error_event_without_details() -> None:
