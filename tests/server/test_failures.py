@@ -18,7 +18,8 @@ BODY = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 def endless() -> ScriptedEngine:
-    return ScriptedEngine(endless=True, step_seconds=0.01)
+    """An answer that no test waits out, however busy the machine."""
+    return ScriptedEngine(endless=True, step_seconds=0.01, info=make_info(max_model_len=1_000_000))
 
 
 def all_closed(server: RunningServer) -> bool:
@@ -65,7 +66,7 @@ def test_a_worker_that_dies_ends_a_stream_with_an_error_event() -> None:
 
 def test_the_sdk_raises_when_a_worker_dies_in_a_stream() -> None:
     with running(endless()) as server:
-        stream = server.openai().completions.create(model=MODEL_NAME, prompt="Say:", max_tokens=400, stream=True)
+        stream = server.openai().completions.create(model=MODEL_NAME, prompt="Say:", max_tokens=100_000, stream=True)
         next(iter(stream))
         server.in_loop(server.engine.kill_worker)
         with pytest.raises(APIError, match="SIGKILL"):
