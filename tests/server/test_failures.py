@@ -30,7 +30,8 @@ def all_closed(server: RunningServer) -> bool:
 def test_a_client_that_leaves_a_stream_aborts_its_requests(n: int) -> None:
     with running(endless()) as server:
         with server.http() as http, http.stream("POST", CHAT, json={**BODY, "stream": True, "n": n}) as response:
-            assert "assistant" in next(response.iter_lines())
+            lines = response.iter_lines()  # kept: once collected, it closes the connection
+            assert "assistant" in next(lines)
             assert server.in_loop(lambda: server.engine.num_open) == n
         wait_until(lambda: all_closed(server))
         assert len(server.engine.aborted) == n
