@@ -47,6 +47,11 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
     loaded = load_model(
         config, on_progress=lambda stage, fraction: report(stage, 0.9 * fraction), attn_implementation=PAGED_ATTENTION
     )
+    return assemble_engine(config, loaded, report)
+
+
+def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressCallback) -> Engine:
+    """Make an engine of a model in memory, loaded with attn_implementation="cllm_paged"; errors as build_engine."""
     report("allocating the KV cache", 0.9)
     model = PagedModel(loaded.model)
     wanted_len = config.max_model_len or loaded.max_model_len
