@@ -1,0 +1,1 @@
+"""Quality and speed of a CLLM beside its target model: tasks, decoding figures, trajectory pictures, reports."""

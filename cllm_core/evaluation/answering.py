@@ -1,0 +1,125 @@
+"""A loaded model that answers examples: messages to prompts, outputs to records."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cllm_core.config import EngineConfig
+from cllm_core.engine.build import build_engine
+from cllm_core.errors import ConfigError, PromptTooLong
+from cllm_core.evaluation.decode import Decoded, Prompt, decode
+from cllm_core.evaluation.records import Answer
+from cllm_core.evaluation.report import ModelDescription
+from cllm_core.evaluation.tasks import Example, Task
+from cllm_core.evaluation.trajectory import count_fast_forwarded, count_stationary, repetition_rate
+from cllm_core.info import TokenizerBundle
+from cllm_core.models.progress import OnProgress
+from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.codec import TextCodec
+
+_WARM_UP_TOKENS = 8
+
+
+class ChatCodec:
+    """A model's tokenizer with its chat template.
+
+    Raises:
+        ConfigError: the model has no chat template.
+    """
+
+    def __init__(self, bundle: TokenizerBundle, model_name: str) -> None:
+        if bundle.chat_template is None:
+            raise ConfigError(f"{model_name} has no chat template, which the prompts are written with; add one to it")
+        self.text = TextCodec(bundle)
+        self._template = ChatTemplate(bundle.chat_template, bundle.special_tokens)
+
+    def prompt_ids(self, message: str) -> tuple[int, ...]:
+        """Tokens of a conversation that opens with this message of the user, up to the answer."""
+        text = self._template.render([{"role": "user", "content": message}])
+        return tuple(self.text.encode(text, add_special_tokens=False))
+
+
+class AnsweringModel:
+    """An engine and its tokenizer.
+
+    Nothing adapts while it is measured: every repeat computes the whole prompt, and every window is the block length.
+
+    Args:
+        role: of the model in the evaluation.
+        config: what to load.
+        on_progress: called with (stage, fraction) while it loads.
+    """
+
+    def __init__(self, role: str, config: EngineConfig, on_progress: OnProgress) -> None:
+        self.role = role
+        self._adapter = config.adapter
+        fixed = msgspec.structs.replace(config, prefix_caching=False, adaptive_block_length=False)
+        self._engine = build_engine(fixed, on_progress)
+        self.info = self._engine.info
+        self.codec = ChatCodec(self.info.tokenizer, self.info.name)
+
+    def describe(self) -> ModelDescription:
+        """For the report."""
+        return ModelDescription(
+            role=self.role,
+            name=self.info.name,
+            adapter=self._adapter,
+            num_parameters=self.info.num_parameters,
+            device=self.info.device,
+            dtype=self.info.dtype,
+            domain=self.info.domain,
+        )
+
+    def prompt(self, example: Example, max_tokens: int) -> Prompt:
+        """The example as tokens, its answer cut to what the context leaves.
+
+        Raises:
+            PromptTooLong: the context leaves nothing.
+        """
+        ids = self.codec.prompt_ids(example.message)
+        room = self.info.max_model_len - len(ids)
+        if room < 1:
+            raise PromptTooLong(
+                f"example {example.example_id}: its {len(ids)} prompt tokens leave no room in the context of "
+                f"{self.info.max_model_len} tokens; raise max_model_len or leave the example out"
+            )
+        return Prompt(ids, min(max_tokens, room))
+
+    def warm_up(self, prompt: Prompt, block_lengths: Sequence[int]) -> None:
+        """Decode a little at every block length, so that one-time costs fall on no measurement."""
+        short = Prompt(prompt.token_ids, min(prompt.max_tokens, _WARM_UP_TOKENS))
+        for block_length in block_lengths:
+            decode(self._engine, [short], block_length=block_length)
+
+    def decode(self, prompts: Sequence[Prompt], block_length: int) -> list[Decoded]:
+        """Greedy outputs, all decoded together."""
+        return decode(self._engine, prompts, block_length=block_length)
+
+    def answer(self, task: Task, example: Example, block_length: int, output: Decoded) -> Answer:
+        """The record of an answer, scored, without times."""
+        trajectory = output.trajectory
+        text = self.codec.text.decode(output.token_ids)
+        return Answer(
+            model=self.role,
+            block_length=block_length,
+            example=example.example_id,
+            text=text,
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            num_passes=len(trajectory.iterations),
+            num_prefill_passes=trajectory.num_prefill_passes,
+            num_prefill_tokens=trajectory.num_prefill_tokens,
+            num_fast_forwarded=count_fast_forwarded(trajectory),
+            num_stationary=count_stationary(trajectory),
+            repetition=repetition_rate(output.token_ids),
+            scores=dict(task.score(example.example_id, text)),
+        )
+
+
+def with_times(answer: Answer, outputs: Sequence[Decoded]) -> Answer:
+    """The answer with the wall-clock times of its repeats."""
+    return msgspec.structs.replace(
+        answer,
+        seconds=tuple(output.seconds for output in outputs),
+        first_seconds=tuple(output.first_seconds for output in outputs),
+    )
