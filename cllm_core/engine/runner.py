@@ -57,7 +57,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: StepModel, *, max_num_seqs: int, max_model_len: int) -> None:
-        self._model = model
+        self.model = model
         self._device = model.device
         self._buffer = TokenBuffer(max_num_seqs, max_model_len, model.device)
         self._admitted: dict[int, Admission] = {}  # by slot
@@ -71,7 +71,7 @@ class ModelRunner:
             return StepResult(rows=())
         slots, positions, sampled = self._to_device(_flatten(plan.rows))
         input_ids = self._buffer.gather(slots, positions)
-        logits = self._model.forward(input_ids, positions, _spans(plan.rows), sampled)
+        logits = self.model.forward(input_ids, positions, _spans(plan.rows), sampled)
         rows = tuple(row for row in plan.rows if row.num_sampled)
         if not rows:
             return StepResult(rows=(RowResult(),) * len(plan.rows))
