@@ -6,10 +6,12 @@ import msgspec
 import typer
 
 from cllm_core.errors import ConfigError
-from cllm_core.worker.logs import LogFormat, LogLevel
-from server import eval_command, local
+from cllm_core.logs import LogFormat, LogLevel
+from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
+from server import eval_command, local, training_commands
 from server.options import exit_with, settings_command
 from server.settings import EngineSettings, ServerSettings
+from server.struct_options import struct_command
 
 app = typer.Typer(
     name="cllm",
@@ -61,3 +63,6 @@ app.command()(settings_command(worker, EngineSettings))
 app.command()(settings_command(local.generate, EngineSettings))
 app.command()(settings_command(local.chat, EngineSettings))
 app.command("eval")(settings_command(eval_command.evaluate, EngineSettings))
+app.command()(struct_command(training_commands.sft, SftConfig))
+app.command()(struct_command(training_commands.trajectories, TrajectoryConfig))
+app.command()(struct_command(training_commands.train, TrainConfig))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import structlog
 import uvicorn
 
+from cllm_core.logs import configure_logging
 from cllm_core.worker.protocol import EngineClient
 from cllm_core.worker.supervisor import remote_worker, supervised_worker
 from server.app import create_app
-from server.logs import configure_logging
 from server.settings import ServerSettings
 
 # Beyond the drain's own grace: for last events to be written before uvicorn cuts connections.

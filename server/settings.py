@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cllm_core.config import DeviceName, DTypeName, EngineConfig
-from cllm_core.worker.logs import LogFormat, LogLevel
+from cllm_core.logs import LogFormat, LogLevel
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
 

@@ -1,6 +1,7 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, request, info <- text, models, tasks <- engine <- llm <- worker, training, evaluation <- server
+    errors, config, logs, request, info <- text, models, tasks <- engine <- llm
+        <- worker, training, evaluation <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
 one under `if TYPE_CHECKING:` never runs. Direction binds all three; what a process loads follows the eager ones.
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("cllm_core", "server")
 
 LAYERS = (
-    ("cllm_core.errors", "cllm_core.config", "cllm_core.request", "cllm_core.info"),
+    ("cllm_core.errors", "cllm_core.config", "cllm_core.logs", "cllm_core.request", "cllm_core.info"),
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.engine",),
     ("cllm_core.llm",),
@@ -33,10 +34,12 @@ TORCH_FREE = (
     "cllm_core.config",
     "cllm_core.errors",
     "cllm_core.info",
+    "cllm_core.logs",
     "cllm_core.request",
     "cllm_core.text",
     "cllm_core.tasks",
     "cllm_core.engine.block_pool",
+    "cllm_core.engine.draft_length",
     "cllm_core.engine.plan",
     "cllm_core.engine.request_state",
     "cllm_core.engine.scheduler",

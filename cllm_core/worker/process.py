@@ -22,9 +22,9 @@ import msgspec
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError, ConfigError
+from cllm_core.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.lifeline import StopSignals, leave_with_parent
-from cllm_core.worker.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.loop import StepEngine, WorkerLoop
 from cllm_core.worker.messages import Failed, Loading, Ready, Rejected, Shutdown, Submit
 
@@ -51,7 +51,7 @@ class _LeaveWhileLoading(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker with command-line arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
-    configure_logging(options.log_level, options.log_format)
+    configure_logging(level=options.log_level, log_format=options.log_format)
     try:
         config = read_config(options.config)
     except ConfigError as error:

@@ -15,7 +15,7 @@ from tests.server.fakes import ANSWER, MODEL_NAME
 
 SERVE = """
 import sys
-from server.logs import configure_logging
+from cllm_core.logs import configure_logging
 from server.serve import DrainingServer
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine

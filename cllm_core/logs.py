@@ -1,13 +1,15 @@
-"""Structured logs: one structlog pipeline for our own loggers and those of the libraries (uvicorn, cllm_core)."""
+"""Structured logs of the server and of the worker: one structlog pipeline for our own loggers and the libraries'."""
 
 import logging
 import sys
+from typing import Literal
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
-from cllm_core.worker.logs import LogFormat, LogLevel
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "console", "json"]
 
 
 def configure_logging(*, level: LogLevel, log_format: LogFormat) -> None:
