@@ -89,7 +89,7 @@ def load_model(
     return LoadedModel(
         model=model,
         tokenizer=bundle,
-        eos_token_ids=_eos_token_ids(source.checkpoint, model_config, tokenizer),
+        eos_token_ids=find_eos_token_ids(source.checkpoint, model_config, tokenizer),
         name=source.name,
         block_length=source.card.block_length if source.card else None,
         domain=source.card.domain if source.card else None,
@@ -140,7 +140,7 @@ def _tokenizer_source(source: ModelSource) -> Checkpoint:
     return source.checkpoint
 
 
-def _eos_token_ids(
+def find_eos_token_ids(
     checkpoint: Checkpoint, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
     """What generation config, model config and tokenizer call end of sequence; checkpoints often fill in only one."""

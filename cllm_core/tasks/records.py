@@ -1,7 +1,7 @@
 """Records out of JSON files, checked against a type, with errors that name the file and the line."""
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,19 +33,24 @@ def read_json_lines(path: Path, record_type: type[Record]) -> list[Record]:
     Raises:
         DataError: the file cannot be read, holds no record, or a line does not fit `record_type` (its number is named).
     """
-    records = list(decode_lines(_read_bytes(path), record_type, lambda line: f"{path}, line {line}"))
+    return [record for _, record in read_numbered_lines(path, record_type)]
+
+
+def read_numbered_lines(path: Path, record_type: type[Record]) -> list[tuple[int, Record]]:
+    """As `read_json_lines`, each record with the number of its line, from 1."""
+    records = list(decode_lines(_read_bytes(path), record_type, path))
     if not records:
         raise DataError(f"{path}: holds no record; expected one {_describe(record_type)} a line")
     return records
 
 
-def decode_lines(data: bytes, record_type: type[Record], name_line: Callable[[int], str]) -> Iterator[Record]:
-    """Decode JSON lines, empty ones passed over.
+def decode_lines(data: bytes, record_type: type[Record], path: Path) -> Iterator[tuple[int, Record]]:
+    """Decode JSON lines, empty ones passed over, each with its number from 1.
 
     Args:
         data: the lines.
         record_type: of each record.
-        name_line: where a line is, by its number from 1, for messages.
+        path: of the file they come from, for messages.
 
     Raises:
         DataError: a line is broken.
@@ -55,10 +60,10 @@ def decode_lines(data: bytes, record_type: type[Record], name_line: Callable[[in
         if not line.strip():
             continue
         try:
-            yield decoder.decode(line)
+            yield number, decoder.decode(line)
         except (msgspec.DecodeError, ConfigError) as error:
             raise DataError(
-                f"{name_line(number)}: {error}; each line is {_describe(record_type)}, correct or remove this one"
+                f"{path}, line {number}: {error}; each line is {_describe(record_type)}, correct or remove this one"
             ) from error
 
 
@@ -72,7 +77,7 @@ def _read_bytes(path: Path) -> bytes:
 
 def _describe(record_type: type[object]) -> str:
     """A record type as the user sees it: its required and optional fields."""
-    if not issubclass(record_type, msgspec.Struct):
-        return record_type.__name__
+    if not isinstance(record_type, type) or not issubclass(record_type, msgspec.Struct):
+        return "an object"
     fields = msgspec.structs.fields(record_type)
     return "{" + ", ".join(f'"{f.encode_name}"' + ("" if f.required else "?") for f in fields) + "}"

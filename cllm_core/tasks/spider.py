@@ -73,6 +73,11 @@ def format_prompt(schema: Schema, question: str) -> str:
     return "\n".join(lines) + "\n\n" + question
 
 
+def format_answer(query: str) -> str:
+    """The SQL alone, runs of blanks made one: the published queries set some tokens apart with two."""
+    return " ".join(query.split()).removesuffix(";").rstrip()
+
+
 def load_schemas(path: Path) -> dict[str, Schema]:
     """The schemas of a tables.json, by db_id.
 

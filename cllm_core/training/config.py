@@ -19,6 +19,12 @@ Target = Literal["soft", "hard"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 
+def require(condition: bool, name: str, value: object, bounds: str) -> None:
+    """Raise ConfigError, naming field, value and what it must be, unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name}={value}: must be {bounds}")
+
+
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where prompts and answers come from."""
 
@@ -37,7 +43,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     answer_column: Annotated[str, Meta(description="Its column with the answer, where there is one.")] = "answer"
     limit: Annotated[int | None, Meta(description="Use only the first so many prompts.")] = None
     renamings: Annotated[
-        int, Meta(description="Spider only: copies of every example with tables and columns renamed at random.")
+        int, Meta(description="Spider only: copies of every example with names in another style and order.")
     ] = 0
 
     def __post_init__(self) -> None:
@@ -111,11 +117,12 @@ class WeightsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     full: Annotated[bool, Meta(description="Train all weights instead of a LoRA adapter.")] = False
     lora_rank: Annotated[int, Meta(description="Rank of a new adapter on every linear layer but the output.")] = 32
-    lora_alpha: Annotated[float | None, Meta(description="Its scale; left out: twice the rank.")] = None
+    lora_alpha: Annotated[int | None, Meta(description="Its scale; left out: twice the rank.")] = None
     lora_dropout: Annotated[float, Meta(description="Its dropout.")] = 0.0
 
     def __post_init__(self) -> None:
         require(self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
+        require(self.lora_alpha is None or self.lora_alpha >= 1, "lora_alpha", self.lora_alpha, ">= 1")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "in [0, 1)")
 
 
@@ -246,9 +253,3 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         require(0 <= self.max_repetition <= 1, "max_repetition", self.max_repetition, "in 0..1")
         require(self.shard_size >= 1, "shard_size", self.shard_size, ">= 1")
         require(self.max_num_seqs >= 1, "max_num_seqs", self.max_num_seqs, ">= 1")
-
-
-def require(condition: bool, name: str, value: object, bounds: str) -> None:
-    """Raise ConfigError, naming field, value and what it must be, unless the condition holds."""
-    if not condition:
-        raise ConfigError(f"{name}={value}: must be {bounds}")

@@ -193,8 +193,11 @@ def _sliding_window(causal_lm: PreTrainedModel) -> int | None:
 def _require_plain_head(causal_lm: PreTrainedModel) -> None:
     """Some architectures scale or cap their logits after the output layer; training without that would go wrong."""
     ids = torch.arange(8, device=causal_lm.device)[None]
-    whole = causal_lm(input_ids=ids, use_cache=False).logits
-    parts = causal_lm.get_output_embeddings()(causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    # as in training: the adapter on a bfloat16 model is in float32
+    with torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=causal_lm.dtype == torch.bfloat16):
+        whole = causal_lm(input_ids=ids, use_cache=False).logits
+        hidden = causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        parts = causal_lm.get_output_embeddings()(hidden)
     if not torch.allclose(whole.float(), parts.float(), rtol=_LOGITS_TOLERANCE, atol=_LOGITS_TOLERANCE):
         raise ConfigError(
             f"{type(causal_lm).__name__} changes its logits after the output layer: packed training does not support it"

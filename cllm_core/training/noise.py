@@ -5,6 +5,7 @@ Everything is drawn from the generator that the caller gives, so that an interru
 
 import math
 import random
+from collections.abc import Sequence
 
 from cllm_core.training.config import NoiseConfig
 from cllm_core.training.examples import DraftState, NoisyBlock, Trajectory, global_block, local_block
@@ -12,31 +13,34 @@ from cllm_core.training.examples import DraftState, NoisyBlock, Trajectory, glob
 _MAX_SHIFT = 3  # of tokens that stand at a wrong place, as they do in the states of real trajectories
 
 
-def choose_blocks(
-    trajectory: Trajectory, config: NoiseConfig, *, progress: float, rng: random.Random
-) -> tuple[NoisyBlock, ...]:
-    """The noisy blocks of an example for one epoch, at most `blocks_per_example`, ordered by their place.
-
-    Args:
-        trajectory: the example.
-        config: how to choose.
-        progress: of the training, 0..1; matters to a growing schedule.
-        rng: source of all choices.
-    """
+def choose_blocks(trajectory: Trajectory, config: NoiseConfig, rng: random.Random) -> tuple[NoisyBlock, ...]:
+    """The noisy blocks of an example for one epoch, at most `blocks_per_example`, ordered by their place."""
     num_wanted = config.blocks_per_example
     num_places = len(trajectory.output_ids) - 1  # a draft at the last token would have nothing to predict
     if num_places < 1 or not num_wanted:
         return ()
     blocks = []
     for index in range(num_wanted):
-        longest = _longest_draft(config, index, progress)
         if not trajectory.states or rng.random() < config.synthetic_ratio:
-            block = _made_up(trajectory, _pick(num_places, index, num_wanted, rng), longest, rng)
+            block = _made_up(trajectory, _pick(num_places, index, num_wanted, rng), config, rng)
         else:
-            block = _recorded(trajectory, _pick(len(trajectory.states), index, num_wanted, rng), config, longest, rng)
+            block = _recorded(trajectory, _pick(len(trajectory.states), index, num_wanted, rng), config, rng)
         if block is not None:
             blocks.append(block)
     return tuple(blocks)
+
+
+def apply_schedule(blocks: Sequence[NoisyBlock], config: NoiseConfig, *, progress: float) -> tuple[NoisyBlock, ...]:
+    """Shorten blocks as the schedule says.
+
+    Args:
+        blocks: of one example, from `choose_blocks`.
+        config: names the schedule.
+        progress: of the training, 0..1.
+    """
+    return tuple(
+        _shortened(block, _longest_draft(config, index, len(blocks), progress)) for index, block in enumerate(blocks)
+    )
 
 
 def random_draft(trajectory: Trajectory, start: int, length: int, rng: random.Random) -> tuple[int, ...]:
@@ -70,22 +74,19 @@ def _wrong_token(trajectory: Trajectory, index: int, draft: list[int], rng: rand
     return rng.choice(trajectory.prompt_ids)
 
 
-def _made_up(trajectory: Trajectory, start: int, longest: int, rng: random.Random) -> NoisyBlock | None:
-    length = min(longest, len(trajectory.output_ids) - 1 - start)
+def _made_up(trajectory: Trajectory, start: int, config: NoiseConfig, rng: random.Random) -> NoisyBlock | None:
+    length = min(config.block_length - 1, len(trajectory.output_ids) - 1 - start)
     return global_block(trajectory.output_ids, DraftState(start, random_draft(trajectory, start, length, rng)))
 
 
-def _recorded(
-    trajectory: Trajectory, index: int, config: NoiseConfig, longest: int, rng: random.Random
-) -> NoisyBlock | None:
+def _recorded(trajectory: Trajectory, index: int, config: NoiseConfig, rng: random.Random) -> NoisyBlock | None:
     state = _corrected(trajectory, trajectory.states[index], config.corrected_ratio, rng)
     if config.consistency == "local":
         following = trajectory.states[index + 1] if index + 1 < len(trajectory.states) else None
         block = local_block(trajectory.output_ids, state, following)
     else:
         block = global_block(trajectory.output_ids, state)
-    longest = min(longest, config.block_length - 1)
-    return block and NoisyBlock(block.start, block.draft_ids[:longest], block.target_ids[:longest])
+    return block and _shortened(block, config.block_length - 1)
 
 
 def _corrected(trajectory: Trajectory, state: DraftState, ratio: float, rng: random.Random) -> DraftState:
@@ -103,7 +104,13 @@ def _pick(num_choices: int, index: int, num_picks: int, rng: random.Random) -> i
     return min(int(num_choices * (index + rng.random()) / num_picks), num_choices - 1)
 
 
-def _longest_draft(config: NoiseConfig, index: int, progress: float) -> int:
+def _shortened(block: NoisyBlock, longest: int) -> NoisyBlock:
+    if len(block.draft_ids) <= longest:
+        return block
+    return NoisyBlock(block.start, block.draft_ids[:longest], block.target_ids[:longest])
+
+
+def _longest_draft(config: NoiseConfig, index: int, num_blocks: int, progress: float) -> int:
     full = config.block_length - 1
     match config.schedule:
         case "constant":
@@ -111,4 +118,4 @@ def _longest_draft(config: NoiseConfig, index: int, progress: float) -> int:
         case "growing":
             return max(1, math.ceil(full * min(1.0, progress / config.growing_until)))
         case "cyclic":
-            return max(1, math.ceil(full * (index + 1) / config.blocks_per_example))
+            return max(1, math.ceil(full * (index + 1) / num_blocks))

@@ -1,0 +1,190 @@
+"""One training from settings to result; what `cllm sft` and `cllm train` run."""
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cllm_core.errors import ConfigError, DataError
+from cllm_core.models.progress import OnProgress
+from cllm_core.training.config import LossConfig, ModelConfig, NoiseConfig, SftConfig, TrainConfig
+from cllm_core.training.curves import draw_curves, require_plotting
+from cllm_core.training.dataset import PackDataset
+from cllm_core.training.encoding import ConversationEncoder
+from cllm_core.training.examples import Trajectory
+from cllm_core.training.model import PackedModel
+from cllm_core.training.output import TrainingFacts, describe_machine, write_result
+from cllm_core.training.prompts import Conversation, load_conversations, require_answers
+from cllm_core.training.store import read_trajectories
+from cllm_core.training.trainable import TrainableModel, load_trainable
+from cllm_core.training.trainer import CHECKPOINTS, ConsistencyTrainer, last_checkpoint, training_arguments
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+# may differ between a run and its continuation
+_FREE_SETTINGS = {"output", "resume", "report_to", "device", "logging_steps", "save_steps"}
+
+_NO_NOISE = NoiseConfig(blocks_per_example=0)
+_AR_ALONE = LossConfig(consistency_weight=0.0, target="hard")
+
+
+def run_sft(config: SftConfig, on_progress: OnProgress) -> Path:
+    """Fine-tune on the answers of the data; returns the folder of the result.
+
+    Raises:
+        ModelLoadError: model or adapter cannot be used.
+        DataError: the data cannot be used.
+        ConfigError: settings do not fit each other, or the run that the output folder holds.
+    """
+    trainable = _prepare(config.model, config, on_progress)
+    conversations = load_conversations(config.data, seed=config.run.seed)
+    require_answers(conversations, config.data)
+    examples = encode_examples(conversations, trainable.encoder)
+    return _train(config, trainable, examples, _NO_NOISE, _AR_ALONE, data=_shown(config.data.data))
+
+
+def run_train(config: TrainConfig, on_progress: OnProgress) -> Path:
+    """Consistency training on trajectories or on answers; returns the folder of the result. Errors as `run_sft`."""
+    trainable = _prepare(config.model, config, on_progress)
+    if config.trajectories is not None:
+        examples = read_trajectories(config.trajectories, trainable.bundle)
+        shown = _shown(str(config.trajectories))
+    else:
+        conversations = load_conversations(config.data, seed=config.run.seed)
+        require_answers(conversations, config.data)
+        examples = encode_examples(conversations, trainable.encoder)
+        shown = _shown(config.data.data)
+    return _train(config, trainable, examples, config.noise, config.loss, data=shown)
+
+
+def encode_examples(conversations: Iterable[Conversation], encoder: ConversationEncoder) -> list[Trajectory]:
+    """Prompts and answers as tokens, without states. Every conversation has an answer."""
+    return [
+        Trajectory(encoder.encode_prompt(conversation), encoder.encode_answer(conversation.answer or ""))
+        for conversation in conversations
+    ]
+
+
+def fitting(examples: Sequence[Trajectory], max_length: int) -> list[Trajectory]:
+    """Those of at most `max_length` tokens.
+
+    Raises:
+        DataError: none is.
+    """
+    kept = [example for example in examples if len(example.prompt_ids) + len(example.output_ids) <= max_length]
+    if not kept:
+        raise DataError(
+            f"none of {len(examples)} examples fits max_example_length={max_length}; raise it, or give other data"
+        )
+    if len(kept) < len(examples):
+        logger.warning(
+            "%d of %d examples exceed %d tokens: left out", len(examples) - len(kept), len(examples), max_length
+        )
+    return kept
+
+
+def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: OnProgress) -> TrainableModel:
+    """Everything that can be refused before the weights are read, then the model."""
+    require_plotting()
+    _claim_output(model.output, config)
+    return load_trainable(model, config.weights, config.run, on_progress)
+
+
+def _claim_output(folder: Path, config: SftConfig | TrainConfig) -> None:
+    """Note the settings in the output folder; they must be those of the run that is resumed there."""
+    settings = msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(config, enc_hook=str)))
+    path = folder / SETTINGS_FILE
+    if not config.run.resume:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    elif last_checkpoint(folder) is not None and path.exists():
+        changed = _changed(msgspec.json.decode(path.read_bytes()), msgspec.json.decode(settings))
+        if changed:
+            raise ConfigError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}): give --no-resume to start anew, "
+                "or another output folder"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(settings + b"\n")
+    except OSError as error:
+        raise ConfigError(f"output={folder}: cannot be written ({error}); name another folder") from error
+
+
+def _changed(before: object, after: object, name: str = "") -> list[str]:
+    """Names of the settings that differ and must not."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted((before.keys() | after.keys()) - _FREE_SETTINGS)
+        return [field for key in keys for field in _changed(before.get(key), after.get(key), key)]
+    return [] if before == after else [name]
+
+
+def _train(
+    config: SftConfig | TrainConfig,
+    trainable: TrainableModel,
+    examples: Sequence[Trajectory],
+    noise: NoiseConfig,
+    loss: LossConfig,
+    *,
+    data: str,
+) -> Path:
+    run, output = config.run, config.model.output
+    kept = fitting(examples, run.max_example_length)
+    packs = PackDataset(kept, noise, run)
+    model = PackedModel(
+        trainable.causal_lm,
+        ar_weight=loss.ar_weight,
+        consistency_weight=loss.consistency_weight,
+        soft=loss.target == "soft",
+        temperature=loss.temperature,
+    )
+    arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)
+    trainer = ConsistencyTrainer(model, arguments, packs, output)
+    logger.info("%d examples in %d packs, %d optimiser steps", len(kept), len(packs), arguments.max_steps)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    weights = trainer.gather_weights()
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        draw_curves(output, history)
+        last = next((entry for entry in reversed(history) if "ar_loss" in entry), {})
+        facts = TrainingFacts(
+            title=output.resolve().name,
+            base=trainable.base_name,
+            domain=config.model.domain,
+            block_length=noise.block_length if noise.blocks_per_example else None,
+            settings=_shown_settings(config),
+            data=data,
+            num_examples=len(kept),
+            num_left_out=len(examples) - len(kept),
+            num_steps=trainer.state.global_step,
+            num_tokens=int(_total(history, "tokens")),
+            seconds=_total(history, "seconds"),
+            final_losses={name: last[name] for name in ("ar_loss", "consistency_loss") if last.get(name)},
+            machine=describe_machine(trainer.args.device),
+        )
+        write_result(output, trainable, weights, facts)
+    return output
+
+
+def _total(history: Iterable[Mapping[str, float]], name: str) -> float:
+    """Sum over all reports, those of earlier parts of a resumed run included."""
+    return sum(entry.get(name, 0.0) for entry in history)
+
+
+def _shown_settings(config: SftConfig | TrainConfig) -> dict[str, object]:
+    """The settings for the card: files by name alone, as folders of one machine mean nothing on another."""
+    plain: dict[str, object] = msgspec.to_builtins(config, enc_hook=str)
+    return _without_folders(plain)  # type: ignore[return-value]
+
+
+def _without_folders(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return _shown(value) if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
+
+
+def _shown(name: str | None) -> str:
+    assert name is not None
+    return Path(name).name if Path(name).expanduser().exists() else name

@@ -1,0 +1,142 @@
+"""Loads the model to train: the base as it is served, with a LoRA adapter on top or with all weights set free."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ConfigError
+from cllm_core.info import TokenizerBundle
+from cllm_core.models.adapter import attach_adapter
+from cllm_core.models.architecture import check_architecture
+from cllm_core.models.checkpoint import read_config, read_tokenizer, read_weights
+from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
+from cllm_core.models.loader import find_eos_token_ids
+from cllm_core.models.placement import choose_device, has_bfloat16
+from cllm_core.models.progress import OnProgress
+from cllm_core.models.source import ModelSource, resolve_source
+from cllm_core.models.tokenizer import build_bundle
+from cllm_core.training.config import ModelConfig, Precision, RunConfig, WeightsConfig
+from cllm_core.training.encoding import ConversationEncoder
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = "sdpa"  # takes the mask of a pack
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableModel:
+    """A model ready to train.
+
+    Attributes:
+        causal_lm: on the CPU; parameters that learn require a gradient and are float32.
+        peft_model: the same with its adapter's settings, None where all weights learn.
+        tokenizer: of the checkpoint.
+        bundle: the same, as the engine knows it.
+        encoder: from conversations to its tokens.
+        base_name: what an adapter shall call its base: a Hub id, or a path.
+        bf16: whether matrix products are to run in bfloat16.
+    """
+
+    causal_lm: PreTrainedModel
+    peft_model: peft.PeftModel | None
+    tokenizer: PreTrainedTokenizerBase
+    bundle: TokenizerBundle
+    encoder: ConversationEncoder
+    base_name: str
+    bf16: bool
+
+
+def load_trainable(
+    model: ModelConfig, weights: WeightsConfig, run: RunConfig, on_progress: OnProgress
+) -> TrainableModel:
+    """Load base and adapter.
+
+    Args:
+        model: names both; `model.model` may be an adapter, which is then gone on with.
+        weights: what learns. Its LoRA shape counts for a new adapter; an existing one keeps its own.
+        run: precision, device and seed are used.
+        on_progress: called with the stage and the fraction of the load.
+
+    Raises:
+        ModelLoadError: something is missing or damaged, or the adapter belongs to another base.
+        ConfigError: the settings do not fit the model.
+    """
+    source = resolve_source(
+        EngineConfig(model=model.model, adapter=model.adapter, trust_remote_code=model.trust_remote_code), on_progress
+    )
+    config = read_config(source.checkpoint)
+    check_architecture(source.checkpoint, config, attention=ATTENTION)
+    bf16 = _wants_bf16(run)
+    dtype = torch.bfloat16 if bf16 and not weights.full else torch.float32
+    causal_lm = read_weights(source.checkpoint, config, dtype=dtype, device=torch.device("cpu"), attention=ATTENTION)
+    torch.manual_seed(run.seed)  # a new adapter starts at random
+    peft_model = _set_free(causal_lm, source, weights)
+    tokenizer = read_tokenizer(source.checkpoint, config)
+    bundle = build_bundle(tokenizer, model_name=source.base_name)
+    return TrainableModel(
+        causal_lm=causal_lm,
+        peft_model=peft_model,
+        tokenizer=tokenizer,
+        bundle=bundle,
+        encoder=ConversationEncoder(bundle, find_eos_token_ids(source.checkpoint, config, tokenizer)),
+        base_name=model.base_name or _base_name(source),
+        bf16=bf16,
+    )
+
+
+def _set_free(causal_lm: PreTrainedModel, source: ModelSource, weights: WeightsConfig) -> peft.PeftModel | None:
+    if weights.full:
+        if source.adapter is not None:
+            raise ConfigError(f"full=True: adapter {source.adapter} would be lost; merge it first, or train it alone")
+        causal_lm.requires_grad_(True)
+        return None
+    if source.adapter is not None:
+        peft_model = attach_adapter(causal_lm, source.adapter, base_name=source.base_name, trainable=True)
+    else:
+        peft_model = _new_adapter(causal_lm, weights)
+    for module in peft_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            # autocast brings float32 adapters to the precision of the activations; PEFT would do the reverse first
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    return peft_model
+
+
+def _new_adapter(causal_lm: PreTrainedModel, weights: WeightsConfig) -> peft.PeftModel:
+    settings = peft.LoraConfig(
+        r=weights.lora_rank,
+        lora_alpha=weights.lora_alpha or 2 * weights.lora_rank,
+        lora_dropout=weights.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied embeddings, which all-linear leaves alone
+        peft_model = peft.get_peft_model(causal_lm, settings)
+    assert isinstance(peft_model, peft.PeftModel)
+    return peft_model
+
+
+def _wants_bf16(run: RunConfig) -> bool:
+    precision: Precision = run.precision
+    if precision != "auto":
+        return precision == "bfloat16"
+    device = choose_device(run.device)
+    if not has_bfloat16(device):
+        logger.warning("%s has no bfloat16 in hardware: training in float32, which takes twice the memory", device)
+        return False
+    return True
+
+
+def _base_name(source: ModelSource) -> str:
+    """The embedded default goes by the Hub id it comes from; a folder by its full path, as adapters move."""
+    if source.base_name == EMBEDDED_NAME:
+        return EMBEDDED_HUB_ID
+    path = Path(source.base_name).expanduser()
+    return str(path.resolve()) if path.exists() else source.base_name

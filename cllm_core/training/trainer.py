@@ -1,0 +1,187 @@
+"""ConsistencyTrainer: transformers' Trainer on packs, so that torchrun, FSDP and reports work as users know them.
+
+Its checkpoints hold what learns (an adapter, or all weights) in full precision, the optimiser and the random state;
+as packs are a function of their number, a resumed run follows the curve of an uninterrupted one.
+"""
+
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from cllm_core.errors import ConfigError
+from cllm_core.training.config import RunConfig
+from cllm_core.training.curves import draw_curves, write_curves
+from cllm_core.training.dataset import PackDataset
+from cllm_core.training.model import PackedModel
+
+CHECKPOINTS = "checkpoints"
+_WEIGHTS_FILE = "trained.safetensors"
+_PARTS = ("ar_loss", "consistency_loss")
+_COUNTS = ("tokens", "examples")
+
+
+class ConsistencyTrainer(Trainer):
+    """Trains a PackedModel on the packs of a PackDataset, one pack per device and micro-step."""
+
+    def __init__(self, model: PackedModel, arguments: TrainingArguments, packs: PackDataset, curves: Path) -> None:
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=packs,
+            data_collator=_only_pack,
+            callbacks=[_CurveCallback(curves)],
+        )
+        self._sums: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted loss of one pack; its parts and sizes are kept for the next report."""
+        outputs: dict[str, Tensor] = model(**inputs)
+        for name in _PARTS:
+            self._sums[name] += float(outputs[name])
+        self._sums["packs"] += 1
+        self._sums["tokens"] += inputs["input_ids"].numel()
+        self._sums["examples"] += inputs["chunk_ends"].numel()
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss and the speed of this process since the last report."""
+        num_packs = self._sums.pop("packs", 0.0)
+        if num_packs:
+            now = time.perf_counter()
+            seconds, self._since = now - self._since, now
+            logs |= {name: self._sums.pop(name) / num_packs for name in _PARTS}
+            for name in _COUNTS:
+                logs |= {name: self._sums[name], f"{name}_per_second": self._sums.pop(name) / seconds}
+            logs["seconds"] = seconds
+        super().log(logs, start_time)
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """What was trained, by parameter name, on the CPU; every process has to call it, the first gets all values."""
+        state_dict = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
+        return trained_weights(self._packed_model(), state_dict)
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(trained_weights(self._packed_model(), state_dict), folder / _WEIGHTS_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        stored = safetensors.torch.load_file(Path(resume_from_checkpoint) / _WEIGHTS_FILE)
+        parameters = dict(self._packed_model().named_parameters())
+        with torch.no_grad():
+            for name, value in stored.items():
+                parameters[name].copy_(value)
+
+    def _packed_model(self) -> PackedModel:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, PackedModel)
+        return model
+
+
+def trained_weights(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The parameters that learn, by name, on the CPU.
+
+    Args:
+        model: tells which learn.
+        state_dict: values gathered from several devices; None takes the model's own.
+    """
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    values = learning if state_dict is None else {name: state_dict[name] for name in learning}
+    return {name: value.detach().cpu().contiguous() for name, value in values.items()}
+
+
+def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bool) -> TrainingArguments:
+    """The Trainer's settings out of ours.
+
+    Args:
+        run: our settings.
+        output: folder of the run.
+        num_packs: of all epochs; one epoch of the Trainer is the whole training.
+        bf16: matrix products in bfloat16.
+    """
+    world_size = _world_size()
+    num_steps = math.ceil(num_packs / (run.packs_per_step * world_size))
+    if run.max_steps is not None:
+        num_steps = min(num_steps, run.max_steps)
+    use_cuda = run.device != "cpu" and torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(output / CHECKPOINTS),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=run.packs_per_step,
+        max_steps=num_steps,
+        learning_rate=run.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(run.warmup_ratio * num_steps),
+        weight_decay=run.weight_decay,
+        max_grad_norm=run.max_grad_norm,
+        bf16=bf16,
+        activation_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if run.gradient_checkpointing else None,
+        logging_steps=run.logging_steps,
+        save_steps=run.save_steps,
+        save_total_limit=2,
+        seed=run.seed,
+        use_cpu=not use_cuda,
+        train_sampling_strategy="sequential",  # PackDataset is shuffled already
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_num_workers=2 if use_cuda else 0,
+        dataloader_pin_memory=use_cuda,
+        ddp_find_unused_parameters=False,
+        report_to=[name.strip() for name in run.report_to.split(",")],
+    )
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The checkpoint to resume from, None where there is none."""
+    folder = output / CHECKPOINTS
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _only_pack(packs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch is one pack: its length is what pack_length says."""
+    if len(packs) != 1:
+        raise ConfigError(f"{len(packs)} packs in a batch: set pack_length instead of the Trainer's batch size")
+    return packs[0]
+
+
+def _world_size() -> int:
+    """Processes of a torchrun launch; the Trainer, which would know, wants the number of steps first."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class _CurveCallback(TrainerCallback):
+    """Keeps the loss curve beside the weights: losses.jsonl with every report, losses.png with every checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if state.is_world_process_zero:
+            write_curves(self._folder, state.log_history)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if state.is_world_process_zero:
+            draw_curves(self._folder, state.log_history)
