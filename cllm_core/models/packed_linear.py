@@ -21,13 +21,19 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TUNED_FOR_TOKENS)
+        self._weight = pack_weight(linear.weight.detach())
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], both bfloat16."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """A weight [out_features, in_features] in the layout of the kernels: opaque, for torch.ops.mkldnn alone."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TUNED_FOR_TOKENS)
+    return packed
 
 
 def can_pack(model: nn.Module) -> bool:

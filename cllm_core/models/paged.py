@@ -139,7 +139,7 @@ class PagedStep:
         is_plain = len(order) == sum(group.query_positions.numel() for group in self._groups)
         in_order = is_plain and bool((order == np.arange(len(order))).all())
         self._output_order = None if in_order else torch.from_numpy(order).to(device)
-        self._masks: dict[int | None, list[Tensor]] = {}
+        self._masks: dict[tuple[int | None, int], list[Tensor]] = {}  # by window and queries per KV head
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
@@ -148,10 +148,14 @@ class PagedStep:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.flatten(0, 1).index_copy_(0, self._write_slots, key)
         values.flatten(0, 1).index_copy_(0, self._write_slots, value)
-        masks = self._masks.get(window)
+        repeat = query.shape[1] // key.shape[1]
+        masks = self._masks.get((window, repeat))
         if masks is None:
-            masks = [group.mask(self._cache.block_size, window, query.dtype) for group in self._groups]
-            self._masks[window] = masks
+            masks = [
+                group.mask(self._cache.block_size, window, query.dtype).repeat(1, 1, repeat, 1)
+                for group in self._groups
+            ]
+            self._masks[window, repeat] = masks
         parts = [
             _attend_group(group, mask, query, keys=keys, values=values, scale=scale)
             for group, mask in zip(self._groups, masks, strict=True)
@@ -176,7 +180,7 @@ def _attend_group(
         folded,
         _gather(keys, group.block_table),
         _gather(values, group.block_table),
-        attn_mask=mask if repeat == 1 else mask.repeat(1, 1, repeat, 1),
+        attn_mask=mask,
         scale=scale,
     )
     out = out.view(num_rows, num_kv_heads, repeat, num_queries, -1).permute(0, 3, 1, 2, 4)

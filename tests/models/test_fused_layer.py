@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.fused_layer import FusedLayer, fuse_layers
+from cllm_core.models.model import PagedModel
+from cllm_core.models.paged import RowSpan
+from tests.architectures import Architecture
+from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+def make_model(architecture: Architecture, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    register_paged_attention()
+    model = build_model(architecture).to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    model.set_attn_implementation(PAGED_ATTENTION)
+    model.requires_grad_(False)
+    return model
+
+
+def run_three_steps(model: PreTrainedModel) -> Tensor:
+    """Logits of a prompt of 40 tokens and a window of 5 behind it, beside a second row."""
+    paged = PagedModel(model)
+    paged.allocate_cache(num_blocks=16, block_size=8)
+    ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
+    blocks = (3, 9, 1, 4, 12, 6)
+    steps = [
+        ([RowSpan(0, 30, 0, blocks)], torch.arange(30)),
+        ([RowSpan(0, 10, 30, blocks), RowSpan(10, 3, 0, (0,))], torch.tensor([*range(30, 40), 0, 1, 2])),
+        ([RowSpan(0, 5, 40, blocks), RowSpan(5, 1, 3, (0,))], torch.tensor([*range(40, 45), 3])),
+    ]
+    out = [
+        paged.forward(ids[: len(positions)], positions, rows, torch.arange(len(positions))) for rows, positions in steps
+    ]
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fused_layers_compute_what_transformers_does(architecture: Architecture) -> None:
+    expected = run_three_steps(make_model(architecture))
+    model = make_model(architecture)
+    assert fuse_layers(model) == model.config.num_hidden_layers
+    torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_layers_are_as_near_to_float32_as_the_layers_they_replace() -> None:
+    exact = run_three_steps(make_model("llama"))
+    plain = run_three_steps(make_model("llama", torch.bfloat16))
+    model = make_model("llama", torch.bfloat16)
+    fuse_layers(model)
+    assert (run_three_steps(model) - exact).norm() < 1.5 * (plain - exact).norm()
+
+
+def test_a_layer_that_computes_otherwise_is_left_alone() -> None:
+    """The parts of the first layer have the common shape, but its norm is another one."""
+
+    def centred_norm(norm: nn.Module, _: object, out: Tensor) -> Tensor:
+        return out + 0.1
+
+    model = make_model("llama")
+    model.get_submodule("model.layers.0.input_layernorm").register_forward_hook(centred_norm)
+    expected = run_three_steps(model)
+    assert fuse_layers(model) == model.config.num_hidden_layers - 1
+    assert not isinstance(model.get_submodule("model.layers.0"), FusedLayer)
+    torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_another_shape_is_left_alone() -> None:
+    model = make_model("qwen3")
+    model.get_submodule("model.layers.1.mlp").act_fn = nn.GELU()
+    assert fuse_layers(model) == model.config.num_hidden_layers - 1
