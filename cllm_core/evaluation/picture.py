@@ -1,5 +1,6 @@
 """The trajectory of one output as a picture: which token settled at which iteration."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class TrajectoryPicture:
             from matplotlib.colors import ListedColormap  # noqa: PLC0415
             from matplotlib.figure import Figure  # noqa: PLC0415
             from matplotlib.patches import Patch  # noqa: PLC0415
+            from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
         except ImportError as error:
             raise ConfigError("the picture needs matplotlib: pip install 'cllm-server[train]'") from error
         order = list(_COLOURS)
@@ -70,11 +72,14 @@ class TrajectoryPicture:
         colours = ListedColormap(list(_COLOURS.values()))
         axes.imshow(grid, cmap=colours, vmin=-0.5, vmax=len(order) - 0.5, aspect="auto", interpolation="nearest")
         axes.set(title=self.title, xlabel="output token", ylabel="iteration")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if len(grid[0]) <= _MAX_LABELS:
             axes.set_xticks(range(len(grid[0])), self._labels(), rotation=90, fontsize=6, family="monospace")
         patches = [Patch(facecolor=colour, edgecolor="grey", label=state.value) for state, colour in _COLOURS.items()]
-        axes.legend(handles=patches, loc="upper right", fontsize=6)
-        figure.savefig(path, dpi=120, bbox_inches="tight")
+        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a token in a script that the font lacks is drawn as a box
+            figure.savefig(path, dpi=120, bbox_inches="tight")
 
     def _row(self, index: int, states: list[TokenState]) -> Text:
         """The window of one iteration: accepted tokens, then the rest of its draft."""

@@ -6,6 +6,8 @@ from itertools import islice
 
 from cllm_core.evaluation.sql.database import Result, SqlValue
 
+Content = frozenset[tuple[SqlValue, int]]
+
 _SIGNIFICANT_DIGITS = 9  # sums in another order differ in the last of a float's 15 digits
 _MAX_PERMUTATIONS = 5_000  # of columns that hold the same values; beyond it, wide results count as different
 
@@ -28,8 +30,11 @@ def same_result(gold: Result, predicted: Result, *, ordered: bool) -> bool:
     gold_columns, predicted_columns = _columns(gold), _columns(predicted)
     if ordered:
         return Counter(gold_columns) == Counter(predicted_columns)
+    gold_contents, predicted_contents = list(map(_content, gold_columns)), list(map(_content, predicted_columns))
+    if Counter(gold_contents) != Counter(predicted_contents):
+        return False
     gold_rows = Counter(zip(*gold_columns, strict=True))
-    orders = _column_orders(gold_columns, predicted_columns)
+    orders = _column_orders(gold_contents, predicted_contents)
     return any(
         Counter(zip(*(predicted_columns[index] for index in order), strict=True)) == gold_rows
         for order in islice(orders, _MAX_PERMUTATIONS)
@@ -48,19 +53,23 @@ def _canonical(value: SqlValue) -> SqlValue:
     return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
-def _column_orders(
-    gold: Sequence[tuple[SqlValue, ...]], predicted: Sequence[tuple[SqlValue, ...]]
-) -> Iterator[list[int]]:
-    """Orders of the predicted columns in which each has the values of the gold column in its place."""
-    contents = [Counter(column) for column in predicted]
-    candidates = [[i for i, content in enumerate(contents) if content == Counter(column)] for column in gold]
+def _content(column: tuple[SqlValue, ...]) -> Content:
+    """What a column holds, whatever the order of the rows."""
+    return frozenset(Counter(column).items())
+
+
+def _column_orders(gold: Sequence[Content], predicted: Sequence[Content]) -> Iterator[list[int]]:
+    """Orders of the predicted columns in which each holds what the gold column in its place holds.
+
+    Both sides hold the same contents as often, so no choice leads into a dead end.
+    """
 
     def extend(order: list[int]) -> Iterator[list[int]]:
         if len(order) == len(gold):
             yield order
             return
-        for index in candidates[len(order)]:
-            if index not in order:
+        for index, content in enumerate(predicted):
+            if content == gold[len(order)] and index not in order:
                 yield from extend([*order, index])
 
     return extend([])

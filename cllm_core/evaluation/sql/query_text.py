@@ -17,6 +17,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _SYNONYMS = {"<>": "!=", "==": "="}
+_BEYOND = {">": 1, "<": -1}  # to what satisfies a comparison that the literal itself does not
 _MAX_INT_DIGITS = 18  # SQLite's integers have 64 bits
 _WILDCARD_WORD = " amber "
 
@@ -130,8 +131,10 @@ class _Reader:
             text = _unquote(token)
             return _matching_texts(text) if self._words[index - 1] == "like" else [text]
         number = int(token) if token.isdecimal() and len(token) <= _MAX_INT_DIGITS else float(token)
-        is_negative = self._words[index - 1] == "-" and not self._is_column(index - 2)
-        return [-number if is_negative else number]
+        before = index - 1
+        if self._words[before] == "-" and not self._is_column(before - 1):
+            number, before = -number, before - 1
+        return [number + _BEYOND.get(self._words[before], 0)]
 
     def _column_ending_at(self, index: int) -> ColumnRef | None:
         if not self._is_column(index):
