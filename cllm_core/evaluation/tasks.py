@@ -20,7 +20,7 @@ from cllm_core.tasks.spider import Schema, SpiderExample, format_prompt, load_ex
 TaskName = Literal["spider", "gsm8k", "humaneval", "chat"]
 Scores = Mapping[str, float]
 
-_SQL_FENCE = re.compile(r"```[ \t]*\w*\s*(.*?)(?:```|\Z)", re.DOTALL)
+_SQL_FENCE = re.compile(r"```(?:[ \t]*\w*[ \t]*\n|sql\b)?(.*?)(?:```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,151 @@
+"""Evaluations of tiny random models, from settings to files."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ConfigError, PromptTooLong
+from cllm_core.evaluation.perplexity import LikelihoodScorer
+from cllm_core.evaluation.report import Results
+from cllm_core.evaluation.run import EvalConfig, Evaluation, evaluate
+from server.cli import app
+from tests.checkpoints import write_adapter
+
+QUESTIONS = '{"turns": ["Why?"]}\n{"turns": ["What does the server read?"]}\n{"turns": ["How?"]}\n'
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "question.jsonl"
+    path.write_text(QUESTIONS)
+    return path
+
+
+def engine_config(model: Path, **settings: object) -> EngineConfig:
+    return msgspec.convert(
+        {"model": str(model), "device": "cpu", "num_cache_blocks": 64, "num_threads": 1, **settings}, EngineConfig
+    )
+
+
+def run(config: EvalConfig) -> Evaluation:
+    return evaluate(config, lambda stage, fraction: None)
+
+
+def chat_config(model: Path, data: Path, output: Path, **settings: object) -> EvalConfig:
+    given = {"task": "chat", "data": str(data), "model": engine_config(model), "output": str(output), **settings}
+    return msgspec.convert({"max_tokens": 12, "repeats": 1, "block_lengths": (4, 8), **given}, EvalConfig)
+
+
+def test_model_and_target_are_compared_side_by_side(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tiny_llama)
+    config = chat_config(adapter, questions, tmp_path / "out", target=engine_config(tiny_llama))
+    results = run(config).results
+    assert [(cell.model, cell.block_length) for cell in results.cells] == [
+        (role, length) for role in ("model", "target") for length in (1, 4, 8)
+    ]
+    assert all(cell.same_as_ar == 1.0 and cell.num_answers == 3 for cell in results.cells)
+    assert all(cell.tokens_per_forward == 1.0 for cell in results.cells if cell.block_length == 1)
+    assert results.comparison is not None
+    assert results.reference == str(tiny_llama)
+
+
+def test_files_hold_what_was_found(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+    evaluation = run(chat_config(tiny_llama, questions, tmp_path / "out"))
+    folder = tmp_path / "out"
+    assert msgspec.json.decode((folder / "results.json").read_bytes(), type=Results) == evaluation.results
+    page = (folder / "results.md").read_text()
+    assert "| TPF | 1.00 |" in page
+    assert "- machine: " in page
+    assert (folder / "trajectory-model.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation.pictures[0].as_text())
+    assert "12 tokens in " in console.export_text()
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+    tiny_llama: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = chat_config(tiny_llama, questions, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 3
+    run(config)
+    after = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert after[:6] == lines
+    assert len(after) == 3 * 3
+
+
+def interrupt_after(patch: pytest.MonkeyPatch, num_examples: int) -> None:
+    """As Ctrl-C would while an example is decoded."""
+
+    def cut(examples: list[object], **settings: object) -> Iterator[object]:
+        yield from examples[:num_examples]
+        raise KeyboardInterrupt
+
+    patch.setattr("cllm_core.evaluation.run.tqdm", cut)
+
+
+def test_batches_find_what_single_requests_find(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+    single = run(chat_config(tiny_llama, questions, tmp_path / "single")).results.cells
+    batched = run(chat_config(tiny_llama, questions, tmp_path / "batched", repeats=0)).results.cells
+    assert [cell.tokens_per_second for cell in batched] == [None] * 3
+    assert [cell.mean_tokens for cell in batched] == [cell.mean_tokens for cell in single]
+    assert [cell.perplexity for cell in batched] == pytest.approx([cell.perplexity for cell in single])
+
+
+def test_the_likelihood_of_an_answer_is_the_sum_of_its_tokens(tiny_llama: Path) -> None:
+    scorer = LikelihoodScorer(engine_config(tiny_llama), lambda stage, fraction: None)
+    whole = scorer.negative_log_likelihood([5, 6], [7, 8, 9])
+    parts = [scorer.negative_log_likelihood([5, 6, 7, 8, 9][:end], [[7, 8, 9][end - 2]]) for end in (2, 3, 4)]
+    assert whole == pytest.approx(sum(parts), rel=1e-4)
+    assert whole > 0
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_is_decoded(
+    tiny_llama: Path, questions: Path, tmp_path: Path
+) -> None:
+    short = engine_config(tiny_llama, max_model_len=24)
+    config = msgspec.structs.replace(chat_config(tiny_llama, questions, tmp_path / "out"), model=short)
+    with pytest.raises(PromptTooLong, match=r"example 1: its \d+ prompt tokens"):
+        run(config)
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize("settings", [{"block_lengths": (1,)}, {"limit": 0}, {"repeats": -1}, {"max_tokens": 0}])
+def test_wrong_settings_are_refused(settings: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, msgspec.ValidationError), match=next(iter(settings))):
+        chat_config(tmp_path, tmp_path, tmp_path, **settings)
+
+
+def test_the_command_prints_and_writes_the_results(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+    words = ["eval", str(tiny_llama), "--task", "chat", "--data", str(questions), "--output", str(tmp_path / "out")]
+    words += ["--limit", "1", "--max-tokens", "6", "--repeats", "1", "--num-cache-blocks", "64", "--num-threads", "1"]
+    done = CliRunner().invoke(app, [*words, "--block-lengths", "4"])
+    assert done.exit_code == 0, done.output
+    assert "model n=4*" in done.output
+    assert json.loads((tmp_path / "out" / "results.json").read_bytes())["num_examples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "chat", "--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["--task", "humaneval", "--data", "nowhere.jsonl"], "--allow-code-execution"),
+        (["--task", "chat", "--data", "x", "--block-lengths", "8,a"], "--block-lengths 8,a"),
+        (["--task", "chat", "--data", "x", "--limit", "0"], "limit=0"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", *words, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert message in done.output

@@ -1,0 +1,59 @@
+"""An interrupted run goes on where it stopped, and never mixes with another."""
+
+from pathlib import Path
+
+import pytest
+
+from cllm_core.errors import ConfigError, DataError
+from cllm_core.evaluation.records import ANSWERS_FILE, AnswerStore, fingerprint
+from tests.evaluation.factories import make_answer
+
+SETTINGS = {"task": "chat", "seed": 0}
+
+
+def test_answers_survive_and_the_last_of_a_key_wins(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "new", SETTINGS)
+    store.add(make_answer())
+    store.add(make_answer(num_tokens=5))
+    store.add(make_answer(example="1"))
+    again = AnswerStore(tmp_path / "new", SETTINGS)
+    assert again.answers == store.answers
+    assert [answer.num_tokens for answer in again.answers.values()] == [5, 10]
+
+
+def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
+    AnswerStore(tmp_path, SETTINGS).add(make_answer())
+    with (tmp_path / ANSWERS_FILE).open("ab") as file:
+        file.write(b'{"model": "mo')
+    store = AnswerStore(tmp_path, SETTINGS)
+    store.add(make_answer(example="1"))
+    assert len(AnswerStore(tmp_path, SETTINGS).answers) == 2
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    AnswerStore(tmp_path, SETTINGS)
+    (tmp_path / ANSWERS_FILE).write_bytes(b"{}\n")
+    with pytest.raises(DataError, match=r"answers\.jsonl, line 1"):
+        AnswerStore(tmp_path, SETTINGS)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    AnswerStore(tmp_path, SETTINGS)
+    with pytest.raises(ConfigError, match="holds a run with seed=0, this one has seed=1"):
+        AnswerStore(tmp_path, {**SETTINGS, "seed": 1})
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--output .*cannot be written"):
+        AnswerStore(tmp_path / "file", SETTINGS)
+
+
+def test_a_fingerprint_changes_with_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text("a")
+    before = fingerprint(path), fingerprint(tmp_path)
+    path.write_text("bb")
+    after = fingerprint(path), fingerprint(tmp_path)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
