@@ -7,6 +7,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from cllm_core.engine.sampling import sample
+from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.request import SamplingParams
 from tests.checkpoints import VOCAB_SIZE
 from tests.engine.factories import (
@@ -128,19 +130,54 @@ def test_logprobs_are_those_of_a_plain_forward_pass(block_length: int) -> None:
     assert {one.top_ids for one in answers["fewer"].logprobs} == {()}
 
 
-def test_penalties_count_the_output_before_each_token_and_nothing_else() -> None:
+@torch.inference_mode()
+def plain_last_logits(text: list[int]) -> torch.Tensor:
+    """[V] of transformers after the last token of a text."""
+    logits: torch.Tensor = plain_model("llama")(torch.tensor([text])).logits[0, -1]
+    return logits
+
+
+@pytest.mark.parametrize("strength", [1.5, -1.5])  # the negative one makes texts that say the same word in a row
+def test_penalties_count_the_output_before_each_token_and_nothing_else(strength: float) -> None:
     """Against a loop that asks transformers for one token at a time and counts by hand."""
-    presence, frequency = 1.0, 1.5
     params = SamplingParams(
-        temperature=0, presence_penalty=presence, frequency_penalty=frequency, max_tokens=NUM_NEW, ignore_eos=True
+        temperature=0, presence_penalty=strength, frequency_penalty=strength, max_tokens=NUM_NEW, ignore_eos=True
     )
     output: list[int] = []
     for _ in range(NUM_NEW):
-        with torch.inference_mode():
-            logits = plain_model("llama")(torch.tensor([[*PROMPT, *output]])).logits[0, -1]
         counts = torch.bincount(torch.tensor(output, dtype=torch.long), minlength=VOCAB_SIZE)
-        output.append(int((logits - counts * frequency - (counts > 0) * presence).argmax()))
-    request = make_request("a", PROMPT, params, prediction_ids=output)
-    answer = decode_one(make_engine("llama"), request)
+        scores = plain_last_logits([*PROMPT, *output]) - counts * strength - (counts > 0) * strength
+        output.append(int(scores.argmax()))
+    answer = decode_one(make_engine("llama"), make_request("a", PROMPT, params, prediction_ids=output))
     assert answer.token_ids == output
-    assert answer.stats.num_forward_passes == 2
+    assert answer.stats.num_forward_passes < NUM_NEW
+
+
+@pytest.mark.parametrize("block_length", [1, 16])
+def test_a_token_is_drawn_with_the_noise_of_its_output_position(block_length: int) -> None:
+    """Against a loop over plain forward passes; position 0 is the first token of the output."""
+    params = SamplingParams(seed=11, max_tokens=NUM_NEW, ignore_eos=True, block_length=block_length)
+    output: list[int] = []
+    for position in range(NUM_NEW):
+        row = RowSampling(
+            params=params,
+            seed=11,
+            choice_index=2,
+            num_positions=1,
+            first_output_position=position,
+            num_prompt_tokens=len(PROMPT),
+        )
+        batch = SamplingBatch.build([row], torch.device("cpu"))
+        output.append(int(sample(plain_last_logits([*PROMPT, *output])[None], batch)))
+    request = make_request("a", PROMPT, params, choice_index=2, prediction_ids=output)
+    assert decode_one(make_engine("llama"), request).token_ids == output
+
+
+@pytest.mark.parametrize("block_length", [1, 4, 16])
+def test_a_stop_token_can_end_the_output_from_min_tokens_on(block_length: int) -> None:
+    stop = 40
+    params = SamplingParams(
+        temperature=0, min_tokens=5, stop_token_ids=(stop,), logit_bias={stop: 100.0}, block_length=block_length
+    )
+    answer = decode_one(make_scripted_engine(), make_request("a", PROMPT, params))
+    assert (answer.token_ids.index(stop), len(answer.token_ids)) == (5, 6)
