@@ -6,7 +6,7 @@ from cllm_core.engine.block_pool import BlockHash, chain_hash, root_hash
 from cllm_core.request import DecodingStats, FinishReason, NewRequest
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)  # removing one from a list must not compare texts
 class RequestState:
     """A request and its progress. `num_computed` is all there is to rollback: slots past it are written again.
 
