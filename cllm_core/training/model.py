@@ -14,11 +14,13 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from cllm_core.errors import ConfigError
+from cllm_core.training.attention import PackAttention
 from cllm_core.training.losses import row_losses
-from cllm_core.training.packing import PackLayout, visible
+from cllm_core.training.packing import PackLayout, PackedExample, build_layout
 
 LossOfLogits = Callable[[Tensor], Tensor]
 
+_NUM_PROBED = 8
 _LOGITS_TOLERANCE = 0.05  # relative; bf16 rounds at 0.004
 
 
@@ -26,7 +28,7 @@ class PackedModel(nn.Module):
     """Wraps a model for training on packs.
 
     Args:
-        causal_lm: transformers model with attn_implementation="sdpa", LoRA layers included where there are any.
+        causal_lm: transformers model with attn_implementation="cllm_pack", LoRA layers included where there are any.
         ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
         soft: consistency targets are distributions (see `losses`), else tokens.
         temperature: of soft targets.
@@ -56,7 +58,6 @@ class PackedModel(nn.Module):
         self._temperature = temperature
         self._chunk_rows = chunk_rows
         self._no_split_modules = causal_lm._no_split_modules  # FSDP wraps these layers
-        self._window = _sliding_window(causal_lm)
         _require_plain_head(causal_lm)
 
     @property
@@ -106,17 +107,11 @@ class PackedModel(nn.Module):
 
     def _hidden(self, layout: PackLayout) -> Tensor:
         """[T, H] last hidden states."""
-        longest = int(layout.position_ids.max()) + 1
-        if self._window is not None and longest > self._window:
-            raise ConfigError(
-                f"an example has {longest} tokens, more than the model's sliding window of {self._window}, "
-                "which packing does not apply: leave long examples out (max_example_length)"
-            )
         out = self.causal_lm.get_decoder()(
             input_ids=layout.input_ids[None],
             position_ids=layout.position_ids[None],
-            attention_mask=visible(layout)[None, None],
             use_cache=False,
+            pack=PackAttention(layout),
         )
         hidden: Tensor = out.last_hidden_state
         return hidden[0]
@@ -179,24 +174,19 @@ def _mean(values: Tensor) -> Tensor:
     return values.mean() if len(values) else values.new_zeros(())
 
 
-def _sliding_window(causal_lm: PreTrainedModel) -> int | None:
-    """The shortest attention window of any layer, in tokens; None where all see everything."""
-    config = causal_lm.config
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
-
-
 @torch.no_grad()
 def _require_plain_head(causal_lm: PreTrainedModel) -> None:
     """Some architectures scale or cap their logits after the output layer; training without that would go wrong."""
-    ids = torch.arange(8, device=causal_lm.device)[None]
+    layout = build_layout([[PackedExample(prompt_ids=tuple(range(_NUM_PROBED)), output_ids=(0,))]])
+    inputs = {
+        "input_ids": layout.input_ids[None].to(causal_lm.device),
+        "use_cache": False,
+        "pack": PackAttention(layout),
+    }
     # as in training: the adapter on a bfloat16 model is in float32
     with torch.autocast(causal_lm.device.type, torch.bfloat16, enabled=causal_lm.dtype == torch.bfloat16):
-        whole = causal_lm(input_ids=ids, use_cache=False).logits
-        hidden = causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        whole = causal_lm(**inputs).logits
+        hidden = causal_lm.get_decoder()(**inputs).last_hidden_state
         parts = causal_lm.get_output_embeddings()(hidden)
     if not torch.allclose(whole.float(), parts.float(), rtol=_LOGITS_TOLERANCE, atol=_LOGITS_TOLERANCE):
         raise ConfigError(

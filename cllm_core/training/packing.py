@@ -50,18 +50,28 @@ class PackLayout:
     target_ids: Tensor  # [R] token that the row has to predict
     teacher_rows: Tensor  # [R] row of the clean token that predicts the same position; -1: this one is clean
     chunk_ends: Tensor  # [number of examples] rows up to and including each example
+    spans: Tensor  # [S, 4] begin and end of a prefix or an example, begin and end of the prefix it continues; in order
 
     def as_dict(self) -> dict[str, Tensor]:
         """By name, as keyword arguments of `PackedModel.forward`."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def visible(layout: PackLayout) -> Tensor:
-    """Which token sees which: [T, T] bool, True where the row's token attends to the column's."""
-    segments, positions = layout.segments, layout.position_ids
-    own = (segments[:, None] == segments) & (positions[:, None] >= positions)
-    above = (layout.parents[:, None] == segments) | (layout.grandparents[:, None] == segments)
-    return own | (above & (positions < layout.starts[:, None]))
+def visible(layout: PackLayout, queries: Tensor, keys: Tensor) -> Tensor:
+    """Which token sees which.
+
+    Args:
+        layout: of the pack.
+        queries: [Q] int64, token indices.
+        keys: [K] int64, token indices.
+
+    Returns:
+        [Q, K] bool, True where the query's token attends to the key's.
+    """
+    key_segments, key_positions = layout.segments[keys], layout.position_ids[keys]
+    own = (layout.segments[queries][:, None] == key_segments) & (layout.position_ids[queries][:, None] >= key_positions)
+    above = (layout.parents[queries][:, None] == key_segments) | (layout.grandparents[queries][:, None] == key_segments)
+    return own | (above & (key_positions < layout.starts[queries][:, None]))
 
 
 def build_layout(groups: Sequence[Sequence[PackedExample]]) -> PackLayout:
@@ -94,12 +104,19 @@ class _LayoutBuilder:
     target_ids: list[int] = field(default_factory=list)
     teacher_rows: list[int] = field(default_factory=list)
     chunk_ends: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def add_group(self, group: Sequence[PackedExample]) -> None:
         prefix = shared_prefix_length([example.prompt_ids for example in group]) if len(group) > 1 else 0
-        root = self._add_segment(group[0].prompt_ids[:prefix], start=0) if prefix else _NONE
+        first = len(self.input_ids)
+        root = _NONE
+        if prefix:
+            root = self._add_segment(group[0].prompt_ids[:prefix], start=0)
+            self.spans.append((first, first + prefix, first, first))
         for example in group:
+            begin = len(self.input_ids)
             self._add_example(example, prefix, root)
+            self.spans.append((begin, len(self.input_ids), first, first + prefix))
 
     def _add_example(self, example: PackedExample, prefix: int, root: int) -> None:
         num_prompt = len(example.prompt_ids)
@@ -141,6 +158,7 @@ class _LayoutBuilder:
             target_ids=torch.tensor(self.target_ids),
             teacher_rows=torch.tensor(self.teacher_rows),
             chunk_ends=torch.tensor(self.chunk_ends),
+            spans=torch.tensor(self.spans),
         )
 
 

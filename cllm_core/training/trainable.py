@@ -22,12 +22,11 @@ from cllm_core.models.placement import choose_device, has_bfloat16
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.tokenizer import build_bundle
+from cllm_core.training.attention import PACK_ATTENTION, register_pack_attention
 from cllm_core.training.config import ModelConfig, Precision, RunConfig, WeightsConfig
 from cllm_core.training.encoding import ConversationEncoder
 
 logger = logging.getLogger(__name__)
-
-ATTENTION = "sdpa"  # takes the mask of a pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,13 @@ def load_trainable(
         EngineConfig(model=model.model, adapter=model.adapter, trust_remote_code=model.trust_remote_code), on_progress
     )
     config = read_config(source.checkpoint)
-    check_architecture(source.checkpoint, config, attention=ATTENTION)
+    check_architecture(source.checkpoint, config, attention=PACK_ATTENTION)
+    register_pack_attention()
     bf16 = _wants_bf16(run)
     dtype = torch.bfloat16 if bf16 and not weights.full else torch.float32
-    causal_lm = read_weights(source.checkpoint, config, dtype=dtype, device=torch.device("cpu"), attention=ATTENTION)
+    causal_lm = read_weights(
+        source.checkpoint, config, dtype=dtype, device=torch.device("cpu"), attention=PACK_ATTENTION
+    )
     torch.manual_seed(run.seed)  # a new adapter starts at random
     peft_model = _set_free(causal_lm, source, weights)
     tokenizer = read_tokenizer(source.checkpoint, config)
