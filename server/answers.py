@@ -23,7 +23,7 @@ from server.schemas.chat import (
     Delta,
     TokenLogprob,
 )
-from server.schemas.common import PromptTokensDetails, Usage
+from server.schemas.common import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
 
 
@@ -50,6 +50,7 @@ class AnswerHead:
     Attributes:
         created: Unix time in seconds.
         has_logprobs: whether the client asked for them.
+        has_decoding_stats: whether usage tells how the call was decoded.
         streams_usage: whether a stream ends with it, which puts "usage": null into every other chunk.
     """
 
@@ -57,7 +58,24 @@ class AnswerHead:
     created: int
     model: LoadedModel
     has_logprobs: bool
+    has_decoding_stats: bool
     streams_usage: bool
+
+    def usage(self, counts: TokenCounts) -> Usage:
+        """The usage object."""
+        usage = Usage(
+            prompt_tokens=counts.num_prompt,
+            completion_tokens=counts.num_completion,
+            total_tokens=counts.num_prompt + counts.num_completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=counts.num_cached, audio_tokens=0),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=0,
+                audio_tokens=0,
+                accepted_prediction_tokens=counts.num_accepted_prediction,
+                rejected_prediction_tokens=counts.num_rejected_prediction,
+            ),
+        )
+        return usage.model_copy(update={"decoding": _decoding(counts)}) if self.has_decoding_stats else usage
 
 
 class ChatAnswer:
@@ -84,7 +102,7 @@ class ChatAnswer:
             model=self._head.model.name,
             system_fingerprint=self._head.model.fingerprint,
             choices=choices,
-            usage=_usage(counts),
+            usage=self._head.usage(counts),
         )
 
     def chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
@@ -101,7 +119,7 @@ class ChatAnswer:
 
     def usage_chunk(self, counts: TokenCounts) -> ChatCompletionChunk:
         """The chunk after the last choice, with the usage only."""
-        return self._chunk([], _usage(counts))
+        return self._chunk([], self._head.usage(counts))
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(
@@ -130,7 +148,7 @@ class CompletionAnswer:
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
         """The body of an answer that is not streamed."""
         choices = [self._choice(result) for result in results]
-        return self._completion(choices).model_copy(update={"usage": _usage(counts)})
+        return self._completion(choices).model_copy(update={"usage": self._head.usage(counts)})
 
     def chunk(self, delta: ChoiceDelta) -> Completion:
         """A chunk with what is new of one choice."""
@@ -139,7 +157,7 @@ class CompletionAnswer:
 
     def usage_chunk(self, counts: TokenCounts) -> Completion:
         """The chunk after the last choice, with the usage only."""
-        return self._completion([]).model_copy(update={"usage": _usage(counts)})
+        return self._completion([]).model_copy(update={"usage": self._head.usage(counts)})
 
     def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
         return CompletionChoice(
@@ -160,12 +178,11 @@ class CompletionAnswer:
         )
 
 
-def _usage(counts: TokenCounts) -> Usage:
-    return Usage(
-        prompt_tokens=counts.num_prompt,
-        completion_tokens=counts.num_completion,
-        total_tokens=counts.num_prompt + counts.num_completion,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=counts.num_cached),
+def _decoding(counts: TokenCounts) -> DecodingUsage:
+    return DecodingUsage(
+        forward_passes=counts.num_forward_passes,
+        tokens_per_forward=round(counts.tokens_per_forward, 3),
+        cached_tokens=counts.num_cached,
     )
 
 

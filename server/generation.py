@@ -16,6 +16,7 @@ from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 from cllm_core.worker.protocol import EngineClient
 from server.metrics import Metrics
+from server.prediction import PredictedText, PredictionAligner
 from server.record import RequestRecord
 
 
@@ -24,7 +25,8 @@ class GenerationPlan:
     """What one API call asks of the engine.
 
     Attributes:
-        requests: one per choice; position i is the choice's index. Those of one prompt stand together.
+        requests: one per choice; position i is the choice's index. Those of one prompt stand together. All have the
+            same prediction.
         echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
     """
@@ -62,11 +64,25 @@ class ChoiceResult:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens of the call so far; a prompt counts once, however many choices it has."""
+    """Tokens of the call so far; a prompt counts once, however many choices it has.
+
+    Attributes:
+        num_accepted_prediction, num_rejected_prediction: as PredictionAligner counts them.
+        num_decoded: tokens that the engine accepted, those behind a stop string included.
+    """
 
     num_prompt: int
     num_cached: int
     num_completion: int
+    num_accepted_prediction: int
+    num_rejected_prediction: int
+    num_decoded: int
+    num_forward_passes: int
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF over all choices; 0.0 where nothing was decoded."""
+        return self.num_decoded / self.num_forward_passes if self.num_forward_passes else 0.0
 
 
 @dataclass(slots=True)
@@ -79,6 +95,7 @@ class _Choice:
     text: OutputText
     stream: AsyncGenerator[RequestOutput]
     stats: DecodingStats
+    aligner: PredictionAligner
     last_chunk_at: float | None = None  # time.perf_counter() in seconds, None before the first token
 
 
@@ -93,6 +110,7 @@ class Generation:
         self._plan = plan
         self._record = record
         self._metrics = metrics
+        self._predicted = PredictedText(plan.requests[0].prediction_ids)
         self._choices: list[_Choice] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._is_closed = False
@@ -119,6 +137,10 @@ class Generation:
             num_prompt=sum(len(choice.request.prompt_ids) for choice in first_of_prompt),
             num_cached=sum(choice.stats.num_cached_tokens for choice in first_of_prompt),
             num_completion=sum(choice.text.num_tokens for choice in self._choices),
+            num_accepted_prediction=sum(choice.aligner.num_accepted for choice in self._choices),
+            num_rejected_prediction=sum(choice.aligner.num_rejected for choice in self._choices),
+            num_decoded=sum(choice.stats.num_output_tokens for choice in self._choices),
+            num_forward_passes=sum(choice.stats.num_forward_passes for choice in self._choices),
         )
 
     async def deltas(self) -> AsyncGenerator[ChoiceDelta]:
@@ -167,6 +189,7 @@ class Generation:
             text=OutputText(self._codec, stop=request.params.stop, continues_text=self._plan.continues_text),
             stream=self._engine.submit(request),
             stats=DecodingStats(num_prompt_tokens=len(request.prompt_ids)),
+            aligner=PredictionAligner(self._predicted),
         )
 
     async def _pump(self, choice: _Choice, queue: asyncio.Queue[ChoiceDelta | Exception]) -> None:
@@ -188,6 +211,7 @@ class Generation:
         _raise_if_broken(output)
         choice.stats = output.stats
         delta = choice.text.push(output)
+        choice.aligner.push(delta.token_ids)
         self._observe_times(choice, delta)
         text = choice.echo + delta.text if is_first else delta.text
         return ChoiceDelta(choice.index, is_first, text, delta.logprobs, delta.finish_reason)
@@ -207,7 +231,7 @@ class Generation:
         self._record.num_prompt_tokens = counts.num_prompt
         self._record.num_cached_tokens = counts.num_cached
         self._record.num_completion_tokens = counts.num_completion
-        self._record.num_forward_passes = sum(choice.stats.num_forward_passes for choice in self._choices)
+        self._record.num_forward_passes = counts.num_forward_passes
 
 
 def _raise_if_broken(output: RequestOutput) -> None:

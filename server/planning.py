@@ -116,9 +116,16 @@ async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> li
     if body.prediction is None:
         return []
     text = content_text(body.prediction.content)
-    return await _off_loop_if_long(
+    ids = await _off_loop_if_long(
         len(text), lambda: model.codec.encode(text, add_special_tokens=False, param="prediction")
     )
+    if len(ids) > model.info.max_model_len:
+        raise InvalidRequest(
+            f"prediction: has {len(ids)} tokens, but no answer of this model is longer than "
+            f"{model.info.max_model_len}: shorten it",
+            param="prediction",
+        )
+    return ids
 
 
 def _completion_limit(body: CompletionRequest, prompt_ids: Sequence[int], model: LoadedModel) -> int:

@@ -52,6 +52,7 @@ def _head(prefix: str, body: GenerationRequest, model: LoadedModel, *, has_logpr
         created=int(time.time()),
         model=model,
         has_logprobs=has_logprobs,
+        has_decoding_stats=body.wants_decoding_stats,
         streams_usage=body.include_usage,
     )
 

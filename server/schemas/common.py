@@ -50,10 +50,12 @@ class StreamOptions(ApiModel):
 
     Attributes:
         include_usage: end with a chunk that carries the usage and no choices.
+        include_decoding_stats: the same, with how the call was decoded.
         include_obfuscation: false only; the server adds no padding against traffic analysis.
     """
 
     include_usage: bool | None = None
+    include_decoding_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -98,6 +100,7 @@ class GenerationRequest(ApiModel):
     stop_token_ids: list[int] | None = None
     block_length: int | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    include_decoding_stats: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -123,8 +126,15 @@ class GenerationRequest(ApiModel):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream shall end with the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        """Whether a stream shall end with the usage; whoever wants statistics wants the chunk that carries them."""
+        asked = self.stream_options is not None and bool(self.stream_options.include_usage)
+        return asked or self.wants_decoding_stats
+
+    @property
+    def wants_decoding_stats(self) -> bool:
+        """Whether usage shall tell how the call was decoded."""
+        in_stream = self.stream_options is not None and bool(self.stream_options.include_decoding_stats)
+        return in_stream or bool(self.include_decoding_stats)
 
     def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
@@ -156,8 +166,41 @@ class GenerationRequest(ApiModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """Of the prompt tokens, those whose cache entries were shared with an earlier request."""
+    """What of the prompt tokens is special.
 
+    Attributes:
+        cached_tokens: those whose cache entries were shared with an earlier request.
+    """
+
+    cached_tokens: int
+    audio_tokens: Literal[0]
+
+
+class CompletionTokensDetails(BaseModel):
+    """What of the completion tokens is special; `server.prediction` defines the accepted ones.
+
+    Attributes:
+        accepted_prediction_tokens: output tokens taken over from the prediction.
+        rejected_prediction_tokens: predicted tokens that the output did not take over; no part of completion_tokens.
+    """
+
+    reasoning_tokens: Literal[0]
+    audio_tokens: Literal[0]
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class DecodingUsage(BaseModel):
+    """How one API call was decoded, over all its choices (extension).
+
+    Attributes:
+        forward_passes: Jacobi iterations that yielded output, summed over the choices.
+        tokens_per_forward: TPF, tokens that these accepted each; 1.0 is token by token.
+        cached_tokens: prompt tokens that were not computed again.
+    """
+
+    forward_passes: int
+    tokens_per_forward: float
     cached_tokens: int
 
 
@@ -168,3 +211,5 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+    decoding: DecodingUsage | None = None

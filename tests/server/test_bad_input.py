@@ -83,6 +83,7 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"stream": True, "stream_options": {"include_draft": True}}, "stream_options.include_draft"),
     ({"block_length": 0}, "block_length"),
     ({"prediction": {"type": "other", "content": "x"}}, "prediction.type"),
+    ({"prediction": {"type": "content", "content": "x" * 600}}, "prediction"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),

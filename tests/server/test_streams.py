@@ -51,7 +51,7 @@ def test_usage_is_null_until_the_chunk_that_carries_it(server: RunningServer) ->
     *events, _ = events_of(server, CHAT, chat_body(stream_options={"include_usage": True}))
     usages = [json.loads(event)["usage"] for event in events]
     assert usages[:-1] == [None] * (len(events) - 1)
-    assert usages[-1]["prompt_tokens_details"] == {"cached_tokens": 1}
+    assert usages[-1]["prompt_tokens_details"] == {"cached_tokens": 1, "audio_tokens": 0}
 
 
 def test_choices_of_a_stream_are_told_apart_by_their_index(server: RunningServer) -> None:
