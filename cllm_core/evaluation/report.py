@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cllm_core.evaluation.machine import Machine
@@ -60,10 +61,10 @@ def save(results: Results, folder: Path) -> None:
 
 def as_table(results: Results) -> Table:
     """For the terminal. * marks the best block length of each model."""
-    table = Table(title=f"{results.task}, {results.num_examples} examples")
+    table = Table(title=f"{results.task}, {results.num_examples} examples", box=SIMPLE_HEAD, pad_edge=False)
     header, rows = _rows(results)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name.replace(" ", "\n"), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

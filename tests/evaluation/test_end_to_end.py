@@ -132,7 +132,7 @@ def test_the_command_prints_and_writes_the_results(tiny_llama: Path, questions: 
     words += ["--limit", "1", "--max-tokens", "6", "--repeats", "1", "--num-cache-blocks", "64", "--num-threads", "1"]
     done = CliRunner().invoke(app, [*words, "--block-lengths", "4"])
     assert done.exit_code == 0, done.output
-    assert "model n=4*" in done.output
+    assert "n=4*" in done.output
     assert json.loads((tmp_path / "out" / "results.json").read_bytes())["num_examples"] == 1
 
 
