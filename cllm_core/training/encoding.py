@@ -25,6 +25,11 @@ class ConversationEncoder:
         self._template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None
         self._end_id = self._find_end(eos_token_ids)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
+
     def prompt_text(self, conversation: Conversation) -> str:
         """The text that the model continues with the answer.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from cllm_core.errors import ConfigError
 from cllm_core.training.attention import PackAttention
 from cllm_core.training.losses import row_losses
-from cllm_core.training.packing import PackLayout, PackedExample, build_layout
+from cllm_core.training.packing import PackedExample, PackLayout, build_layout
 
 LossOfLogits = Callable[[Tensor], Tensor]
 

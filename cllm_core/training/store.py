@@ -30,7 +30,6 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer: fingerprint of its tokenizer, which the model to train must share.
         block_length, max_tokens: of the decoding, in tokens.
         prompts: where the prompts came from.
-        num_prompts: in all.
     """
 
     model: str
@@ -38,7 +37,6 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int
     max_tokens: int
     prompts: str
-    num_prompts: int
 
 
 class Record(msgspec.Struct, frozen=True):
