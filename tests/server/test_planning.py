@@ -43,7 +43,12 @@ def test_long_prompts_are_tokenized_off_the_event_loop(num_chars: int, on_loop: 
 def test_a_long_prediction_is_tokenized_off_the_event_loop_too() -> None:
     codec = RecordingCodec()
     model = LoadedModel(
-        name="m", info=make_info(), codec=codec, chat_template=ChatTemplate("Hello"), fingerprint="fp", created=0
+        name="m",
+        info=make_info(max_model_len=100_000),
+        codec=codec,
+        chat_template=ChatTemplate("Hello"),
+        fingerprint="fp",
+        created=0,
     )
     prediction = {"type": "content", "content": "x" * (INLINE_CHARS + 1)}
     fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "prediction": prediction}

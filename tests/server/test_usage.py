@@ -37,13 +37,13 @@ def test_without_a_prediction_the_details_are_zero(server: RunningServer, path: 
     assert details == dict.fromkeys(names, 0)
 
 
-def test_a_prediction_that_comes_true_but_for_one_word_is_accepted_but_for_its_tokens(server: RunningServer) -> None:
-    prediction = {"type": "content", "content": ANSWER.replace("blue", "pink", 1)}
+def test_what_differs_from_a_prediction_is_neither_accepted_nor_are_its_tokens_counted_as_output(server: RunningServer) -> None:
+    prediction = {"type": "content", "content": ANSWER.replace("sky", "sea")}
     usage = usage_of(server, CHAT, prediction=prediction, n=2)
     num_answer = len(server.engine.answer_ids)
     details = usage["completion_tokens_details"]
-    assert details["accepted_prediction_tokens"] == 2 * (num_answer - len("blue"))
-    assert details["rejected_prediction_tokens"] == 2 * len("pink")
+    assert details["accepted_prediction_tokens"] == 2 * (num_answer - len("ky"))
+    assert details["rejected_prediction_tokens"] == 2 * len("ea")
     assert usage["completion_tokens"] == 2 * (num_answer + 1)
 
 
