@@ -38,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         gpu_memory_utilization: share of the GPU's memory that weights, activations and cache may use together.
         prefix_caching: share KV blocks of equal prompt prefixes.
         trust_remote_code: let transformers run code that comes with the checkpoint.
+        native_kernels: compile kernels in C for this processor on first use (CPU, bfloat16), where there is a compiler.
         num_threads: CPU threads of torch; None leaves torch's choice.
     """
 
@@ -58,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization: float = 0.9
     prefix_caching: bool = True
     trust_remote_code: bool = False
+    native_kernels: bool = True
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -56,6 +56,11 @@ class EngineSettings(BaseSettings):
     trust_remote_code: Annotated[
         bool, MODEL, Field(description="Let transformers run code that comes with the checkpoint.")
     ] = False
+    native_kernels: Annotated[
+        bool,
+        MODEL,
+        Field(description="Compile faster kernels for this CPU on first use, where there is a C compiler (bfloat16)."),
+    ] = True
     num_threads: Annotated[
         int | None, MODEL, Field(description="CPU threads of the model. Left out: as many as torch chooses.")
     ] = None

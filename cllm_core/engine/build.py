@@ -15,9 +15,11 @@ from cllm_core.engine.runner import ModelRunner
 from cllm_core.errors import ConfigError
 from cllm_core.info import ModelInfo
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.embedded import cache_folder
 from cllm_core.models.fused_layer import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
+from cllm_core.models.native.library import load_kernels
 from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 
@@ -68,7 +70,9 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
     # Described before packing, which takes parameters out of the model.
     info = _describe(config, loaded, model, num_blocks=num_blocks, max_model_len=max_model_len, cache_bytes=cache_bytes)
     if can_pack(loaded.model):
-        num_fused = fuse_layers(loaded.model)
+        kernels = load_kernels(cache_folder()) if config.native_kernels else None
+        num_fused = fuse_layers(loaded.model, kernels)
+        model.use_kernels(kernels)
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(loaded.model)
     runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from cllm_core.models.attention import PagedAttention
+from cllm_core.models.native.library import Kernels
 from cllm_core.models.packed_linear import pack_weight
 
 logger = logging.getLogger(__name__)
@@ -36,25 +37,29 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-def fuse_layers(model: PreTrainedModel) -> int:
+def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None) -> int:
     """Replace every decoder layer that can be; returns how many were. The replaced layers' plain weights are given up.
 
     Args:
         model: loaded with attn_implementation="cllm_paged", on the CPU.
+        kernels: compute norms and rotary embeddings of a bfloat16 model; None: torch does.
     """
     places = [(name, layer) for name, layer in model.named_modules() if _has_common_shape(layer)]
     if not places:
         return 0
     calls = _record_calls(model, [layer for _, layer in places])
-    rotation = _Rotation()
+    rotation = _Rotation(kernels)
     num_fused = 0
     for name, layer in places:
-        call = calls[layer]
+        call = calls.get(layer)
+        if call is None:
+            logger.info("%s of %s is not fused: it turns its heads in another way", name, type(model).__name__)
+            continue
         error = call.relative_error(layer)
         if not error < _MAX_RELATIVE_ERROR:
             logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
             continue
-        model.set_submodule(name, FusedLayer(layer, call.attention, rotation))
+        model.set_submodule(name, FusedLayer(layer, call.attention, rotation, kernels))
         num_fused += 1
     return num_fused
 
@@ -67,19 +72,22 @@ class FusedLayer(nn.Module):
         layer: of the common shape.
         call: what it asks of its attention.
         rotation: shared by the layers of a model.
+        kernels: compute the norms; None: torch does.
     """
 
-    def __init__(self, layer: nn.Module, call: "_AttentionCall", rotation: "_Rotation") -> None:
+    def __init__(
+        self, layer: nn.Module, call: "_AttentionCall", rotation: "_Rotation", kernels: Kernels | None = None
+    ) -> None:
         super().__init__()
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         self._layer, self._scale, self._window = call.layer, call.scale, call.window
         self._num_heads, self._num_kv_heads, self._head_size = call.num_heads, call.num_kv_heads, call.head_size
         self._rotation = rotation
-        self._input_norm = _Norm.of(layer.get_submodule("input_layernorm"))
-        self._mlp_norm = _Norm.of(layer.get_submodule("post_attention_layernorm"))
+        self._input_norm = _Norm.of(layer.get_submodule("input_layernorm"), kernels)
+        self._mlp_norm = _Norm.of(layer.get_submodule("post_attention_layernorm"), kernels)
         has_head_norms = "q_norm" in dict(attention.named_children())
-        self._query_norm = _Norm.of(attention.get_submodule("q_norm")) if has_head_norms else None
-        self._key_norm = _Norm.of(attention.get_submodule("k_norm")) if has_head_norms else None
+        self._query_norm = _Norm.of(attention.get_submodule("q_norm"), kernels) if has_head_norms else None
+        self._key_norm = _Norm.of(attention.get_submodule("k_norm"), kernels) if has_head_norms else None
         self._qkv = _Product.of(attention, "q_proj", "k_proj", "v_proj")
         self._out = _Product.of(attention, "o_proj")
         self._gate, self._up = _Product.of(mlp, "gate_proj"), _Product.of(mlp, "up_proj")
@@ -111,12 +119,16 @@ class FusedLayer(nn.Module):
 class _Rotation:
     """Rotary embedding of queries and keys at once, by the cosines and sines that transformers made for the step."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels | None = None) -> None:
+        self._kernels = kernels
         self._sin: Tensor | None = None
         self._factors: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[T, H, D] by [1, T, D] each: heads * cos + rotate_half(heads) * sin."""
+        """[T, H, D] by [1, T, D] each: heads * cos + rotate_half(heads) * sin; `heads` may be overwritten."""
+        if self._kernels is not None:
+            self._kernels.rotate_(heads, cos[0], sin[0])
+            return heads
         if self._factors is None or sin is not self._sin:  # once per step: all layers get the same tensors
             minus, plus = sin[0].chunk(2, dim=-1)
             self._factors = cos[0, :, None], torch.cat((-minus, plus), dim=-1)[:, None]
@@ -132,15 +144,18 @@ class _Norm:
 
     weight: Tensor
     epsilon: float
+    kernels: Kernels | None
 
     @classmethod
-    def of(cls, module: nn.Module) -> "_Norm":
+    def of(cls, module: nn.Module, kernels: Kernels | None) -> "_Norm":
         weight, epsilon = module.weight, module.variance_epsilon
         assert isinstance(weight, Tensor)
         assert isinstance(epsilon, float)
-        return cls(weight.detach(), epsilon)
+        return cls(weight.detach(), epsilon, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, self.weight, self.epsilon)
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
@@ -232,13 +247,15 @@ class _LayerCall:
 
 
 def _record_calls(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, _LayerCall]:
-    """Run a few tokens through the model and note the calls of these layers."""
+    """Run a few tokens through the model and note the calls of those of these layers whose whole heads are turned."""
     probe = _ProbeAttention()
     calls: dict[nn.Module, _LayerCall] = {}
 
     def record(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _: Tensor) -> None:
         assert probe.last_call is not None
-        calls[layer] = _LayerCall(args[0], kwargs, kwargs["position_embeddings"], probe.last_call)
+        match kwargs.get("position_embeddings"):
+            case (Tensor() as cos, Tensor() as sin) if cos.shape[-1] == probe.last_call.head_size:
+                calls[layer] = _LayerCall(args[0], kwargs, (cos, sin), probe.last_call)
 
     hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.attention import PagedAttention
+from cllm_core.models.native.library import Kernels
+from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, PagedStep, RowSpan
 
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -29,6 +32,11 @@ class PagedModel:
         self.vocab_size: int = model.config.get_text_config().vocab_size
         self.layers = _probe_layers(model)
         self._cache: KVCache | None = None
+        self._kernels: Kernels | None = None
+
+    def use_kernels(self, kernels: Kernels | None) -> None:
+        """Attend by these kernels where they cover the model's layers; None: by torch."""
+        self._kernels = kernels if can_attend(self.layers, self.dtype, self.device) else None
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -60,7 +68,11 @@ class PagedModel:
             [S, V] float32 logits.
         """
         assert self._cache is not None
-        step = PagedStep(self._cache, rows, self.device)
+        step: PagedAttention = (
+            PagedStep(self._cache, rows, self.device)
+            if self._kernels is None
+            else NativeStep(self._kernels, self._cache, rows)
+        )
         out = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],

@@ -131,7 +131,7 @@ class PagedStep:
 
     def __init__(self, cache: KVCache, rows: Sequence[RowSpan], device: torch.device) -> None:
         self._cache = cache
-        self._write_slots = torch.from_numpy(_write_slots(rows, cache.block_size)).to(device)
+        self._write_slots = torch.from_numpy(write_slots(rows, cache.block_size)).to(device)
         grouped = _group_similar(rows)
         num_tokens = sum(row.num_tokens for row in rows)
         self._groups = [_build_group(group, cache.block_size, num_tokens, device) for group in grouped]
@@ -193,7 +193,7 @@ def _gather(cache: Tensor, block_table: Tensor) -> Tensor:
     return cache.index_select(0, block_table.flatten()).view(num_rows, -1, *cache.shape[2:]).transpose(1, 2)
 
 
-def _write_slots(rows: Sequence[RowSpan], block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def write_slots(rows: Sequence[RowSpan], block_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Cache slot (block * block_size + offset) of each of the step's tokens, [T] int64."""
     slots = np.empty(sum(row.num_tokens for row in rows), dtype=np.int64)
     for row in rows:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 def make_model(architecture: Architecture, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     register_paged_attention()
-    model = build_model(architecture).to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    model = build_model(architecture)
+    model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.set_attn_implementation(PAGED_ATTENTION)
     model.requires_grad_(False)
     return model

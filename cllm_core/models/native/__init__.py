@@ -1,0 +1,1 @@
+"""Kernels in C for what is left of a CPU step beside its matrix products."""

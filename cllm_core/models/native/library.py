@@ -1,0 +1,200 @@
+"""Compiles the C kernels for this processor on first use, keeps the library in the user's cache, and calls it.
+
+Nothing depends on them: without a compiler the same is computed by torch, with more and smaller operations.
+"""
+
+import ctypes
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_SIZE = 256
+HEAD_SIZE_UNIT = 16
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_COMPILERS = ("cc", "gcc", "clang")
+_COMPILE_SECONDS = 120
+_FLAGS = [
+    *("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-std=gnu11", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi"),
+]
+
+# Multiplications of attention below which waking other threads costs more than they bring.
+_WORTH_THREADS = 100_000
+
+Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class Kernels:
+    """The compiled library. All tensors are bfloat16, on the CPU.
+
+    Args:
+        path: the shared library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._rms_norm = library.cllm_rms_norm
+        self._rms_norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
+        self._rms_norm.restype = None
+        self._rotate = library.cllm_rotate
+        self._rotate.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
+        self._rotate.restype = None
+        self._attend = library.cllm_attend
+        self._attend.argtypes = [
+            *[c_void_p] * 7,
+            *[c_int64] * 5,
+            c_float,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int,
+            c_void_p,
+        ]
+        self._attend.restype = None
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """[..., H] over its root mean square times weight [H]; the result is contiguous."""
+        size = len(weight)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._rms_norm(x.data_ptr(), size, weight.data_ptr(), epsilon, x.numel() // size, size, out.data_ptr())
+        return out
+
+    def rotate_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """In place: heads * cos + rotate_half(heads) * sin.
+
+        Args:
+            heads: [T, H, D], the heads of a token side by side.
+            cos, sin: [T, D], contiguous.
+        """
+        num_tokens, num_heads, size = heads.shape
+        assert heads.stride()[1:] == (size, 1)
+        self._rotate(heads.data_ptr(), heads.stride(0), cos.data_ptr(), sin.data_ptr(), num_tokens, num_heads, size)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        cache: tuple[Tensor, Tensor],
+        step: "StepTables",
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Store the step's keys and values, attend from every row to its context.
+
+        Args:
+            query: [T, H, D].
+            key, value: [T, H_kv, D].
+            cache: keys and values of one layer, [num_blocks, block_size, H_kv, D] each; written.
+            step: the step's rows.
+            scale, window: as in PagedAttention.
+
+        Returns:
+            [T, H, D].
+        """
+        query, key, value = (_with_heads_side_by_side(x) for x in (query, key, value))
+        keys, values = cache
+        num_tokens, num_heads, size = query.shape
+        strides = (c_int64 * 3)(query.stride(0), key.stride(0), value.stride(0))
+        out = query.new_empty(query.shape)
+        is_large = step.num_pairs * num_heads * size > _WORTH_THREADS
+        self._attend(
+            query.data_ptr(),
+            key.data_ptr(),
+            value.data_ptr(),
+            strides,
+            keys.data_ptr(),
+            values.data_ptr(),
+            step.slots.ctypes.data,
+            num_tokens,
+            keys.shape[1],
+            num_heads,
+            key.shape[1],
+            size,
+            scale,
+            window or 0,
+            step.rows.ctypes.data,
+            len(step.rows),
+            step.block_ids.ctypes.data,
+            torch.get_num_threads() if is_large else 1,
+            out.data_ptr(),
+        )
+        return out
+
+
+class StepTables:
+    """A step's rows as the kernels read them.
+
+    Args:
+        slots: [T], cache slot (block * block_size + offset) of each of the step's tokens.
+        rows: [R, 4], per row: index of its first token, number of tokens, position of the first, and where its blocks
+            begin in block_ids.
+        block_ids: the rows' blocks one after the other.
+    """
+
+    def __init__(self, slots: Int64Array, rows: Int64Array, block_ids: Int64Array) -> None:
+        self.slots, self.rows, self.block_ids = slots, rows, block_ids
+        self.num_pairs = int((rows[:, 1] * (rows[:, 1] + rows[:, 2])).sum())  # of query and key, per head
+
+
+def load_kernels(cache_folder: Path) -> Kernels | None:
+    """The kernels, compiled now if `cache_folder` does not hold them; None where that is not possible, with a log."""
+    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        logger.info("no C compiler (%s): steps run without native kernels, which is slower", ", ".join(_COMPILERS))
+        return None
+    try:
+        return Kernels(_compiled(compiler, cache_folder))
+    except (OSError, subprocess.SubprocessError) as error:
+        output = (
+            error.stderr.decode(errors="replace")[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
+        )
+        logger.warning("native kernels cannot be used, steps will be slower: %s %s", error, output)
+        return None
+
+
+def _compiled(compiler: str, cache_folder: Path) -> Path:
+    tuning = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    command = [compiler, *_FLAGS, tuning]
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS).stdout
+    identity = [_SOURCE.read_bytes(), version, " ".join(command).encode(), _processor_features()]
+    library = cache_folder / f"kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+    if not library.exists():
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
+            built = Path(folder) / library.name
+            subprocess.run(
+                [*command, "-o", str(built), str(_SOURCE)], capture_output=True, check=True, timeout=_COMPILE_SECONDS
+            )
+            built.replace(library)  # at once, so that workers that start together cannot see half a library
+        logger.info("compiled the native kernels with %s", compiler)
+    return library
+
+
+def _processor_features() -> bytes:
+    """What `native` stands for; another processor that shares the cache folder must not run this one's code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform().encode()
+    names = ("flags", "Features", "model name", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)})).encode()
+
+
+def _with_heads_side_by_side(x: Tensor) -> Tensor:
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
