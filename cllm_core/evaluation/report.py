@@ -88,7 +88,7 @@ def comparison_rows(results: Results) -> list[list[str]]:
     rows = [[f"{name}, difference in points", f"{100 * value:+.1f}"] for name, value in comparison.scores.items()]
     ratios = (
         (f"tokens per forward pass ({lengths})", comparison.tokens_per_forward),
-        ("tokens per second over the target's AR", comparison.speedup),
+        ("tokens per second over AR in the same engine", comparison.speedup),
         ("fast-forwarded per block", comparison.fast_forwarded),
         ("stationary per block", comparison.stationary),
         ("perplexity of answers", comparison.perplexity),

@@ -59,7 +59,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         model_block_length, target_block_length: the best of each.
         scores: measure -> CLLM's at its best n minus the target's at n = 1.
         tokens_per_forward, fast_forwarded, stationary: CLLM's over the target's, each at its best n.
-        speedup: CLLM's tokens per second at its best n over the target's at n = 1; None where not measured.
+        speedup: CLLM's at its best n over itself at n = 1, in one engine and in turns; None where not measured. The
+            target's own times are of another hour, so they are no measure.
         perplexity: CLLM's over the target's at n = 1, of their own answers; None where not measured.
         repetition: CLLM's minus the target's at n = 1.
     """
@@ -110,7 +111,7 @@ def compare(cells: Sequence[Cell], model: str, target: str) -> Comparison | None
         tokens_per_forward=_ratio(best.tokens_per_forward, target_best.tokens_per_forward),
         fast_forwarded=_ratio(best.fast_forwarded_per_block, target_best.fast_forwarded_per_block),
         stationary=_ratio(best.stationary_per_block, target_best.stationary_per_block),
-        speedup=_ratio(best.tokens_per_second, plain.tokens_per_second),
+        speedup=best.speedup,
         perplexity=_ratio(best.perplexity, plain.perplexity),
         repetition=best.repetition - plain.repetition,
     )

@@ -80,3 +80,10 @@ def test_a_schema_that_sqlite_refuses_is_an_error_that_names_it() -> None:
     layout, rows = make_rows(schema, "SELECT 1", 4, 0)
     with pytest.raises(DataError, match="schema 'twice' cannot be built"):
         Database(layout, rows)
+
+
+def test_tables_that_sqlite_keeps_for_itself_are_left_to_it() -> None:
+    schema = Schema("own", (Table("sqlite_sequence", (Column("name", "text"),)), Table("t", (Column("a", "text"),))))
+    layout, rows = make_rows(schema, "SELECT a FROM t", 4, 0)
+    with Database(layout, rows) as database:
+        assert sorted(database.run("SELECT a FROM t")) == sorted(rows[1])

@@ -69,17 +69,12 @@ def test_the_best_block_length_is_the_fastest_above_one() -> None:
 
 
 def test_the_model_is_compared_at_its_best_with_the_target() -> None:
+    right, half = {"execution": 1.0}, {"execution": 0.5}
     answers = [
-        make_answer(model="target", scores={"execution": 1.0}, seconds=(4.0,), first_seconds=(1.0,)),
-        make_answer(model="target", block_length=8, num_passes=8, scores={"execution": 1.0}),
-        make_answer(
-            block_length=8,
-            num_passes=4,
-            num_stationary=3,
-            scores={"execution": 0.5},
-            seconds=(2.0,),
-            first_seconds=(1.0,),
-        ),
+        make_answer(model="target", scores=right),
+        make_answer(model="target", block_length=8, num_passes=8, scores=right),
+        make_answer(scores=half, seconds=(4.0,), first_seconds=(1.0,)),
+        make_answer(block_length=8, num_passes=4, num_stationary=3, scores=half, seconds=(2.0,), first_seconds=(1.0,)),
     ]
     comparison = compare(summarise(answers, {}), "model", "target")
     assert comparison is not None

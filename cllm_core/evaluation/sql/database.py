@@ -17,6 +17,7 @@ from cllm_core.tasks.spider import ColumnRef
 SqlValue = int | float | str | bytes | None
 Result = list[tuple[SqlValue, ...]]
 
+_RESERVED_PREFIX = "sqlite_"  # tables that SQLite keeps for itself; some schemas of Spider list them
 _MAX_INSTRUCTIONS = 10_000_000  # about half a second; Spider's own queries need a few thousand
 _CHECK_INTERVAL = 10_000  # instructions between two looks at the budget
 _MAX_RESULT_ROWS = 10_000
@@ -86,6 +87,8 @@ class Database:
 
     def _build(self, layout: Layout, rows: Sequence[Sequence[Row]]) -> None:
         for index, table in enumerate(layout.schema.tables):
+            if table.name.lower().startswith(_RESERVED_PREFIX):
+                continue
             self._connection.execute(_create_table(layout, index))
             places = ", ".join("?" * len(table.columns))
             self._connection.executemany(f"INSERT INTO {_quote(table.name)} VALUES ({places})", rows[index])
