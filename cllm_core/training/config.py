@@ -142,6 +142,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = 1024
     precision: Annotated[Precision, Meta(description="Of the matrix products; auto: bfloat16.")] = "auto"
     device: Annotated[DeviceName, Meta(description="auto: CUDA where there is a GPU, else the CPU.")] = "auto"
+    num_threads: Annotated[
+        int | None, Meta(description="CPU threads; left out: torch's choice. On a busy machine fewer are faster.")
+    ] = None
     gradient_checkpointing: Annotated[bool, Meta(description="Less memory, a third more computation.")] = False
     seed: Annotated[int, Meta(description="Of everything random.")] = 0
     logging_steps: Annotated[int, Meta(description="Optimiser steps between reports.")] = 5
@@ -160,6 +163,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         require(self.pack_length >= 16, "pack_length", self.pack_length, ">= 16")
         require(self.packs_per_step >= 1, "packs_per_step", self.packs_per_step, ">= 1")
         require(self.max_example_length >= 2, "max_example_length", self.max_example_length, ">= 2")
+        require(self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, ">= 1")
         require(self.logging_steps >= 1, "logging_steps", self.logging_steps, ">= 1")
         require(self.save_steps >= 1, "save_steps", self.save_steps, ">= 1")
 
@@ -240,6 +244,7 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     shard_size: Annotated[int, Meta(description="Trajectories per file.")] = 512
     max_num_seqs: Annotated[int, Meta(description="Prompts decoded together.")] = 16
     device: Annotated[DeviceName, Meta(description="auto: CUDA where there is a GPU, else the CPU.")] = "auto"
+    num_threads: Annotated[int | None, Meta(description="CPU threads; left out: torch's choice.")] = None
     seed: Annotated[int, Meta(description="Of self-written prompts.")] = 0
     trust_remote_code: Annotated[bool, Meta(description="Let transformers run code of the checkpoint.")] = False
 

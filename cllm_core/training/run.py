@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 
 from cllm_core.errors import ConfigError, DataError
 from cllm_core.models.progress import OnProgress
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 # may differ between a run and its continuation
-_FREE_SETTINGS = {"output", "resume", "report_to", "device", "logging_steps", "save_steps"}
+_FREE_SETTINGS = {"output", "resume", "report_to", "device", "num_threads", "logging_steps", "save_steps"}
 
 _NO_NOISE = NoiseConfig(blocks_per_example=0)
 _AR_ALONE = LossConfig(consistency_weight=0.0, target="hard")
@@ -90,6 +91,8 @@ def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: O
     """Everything that can be refused before the weights are read, then the model."""
     require_plotting()
     _claim_output(model.output, config)
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
     return load_trainable(model, config.weights, config.run, on_progress)
 
 

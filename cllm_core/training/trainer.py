@@ -15,7 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from cllm_core.errors import ConfigError
@@ -41,6 +41,9 @@ class ConsistencyTrainer(Trainer):
             data_collator=_only_pack,
             callbacks=[_CurveCallback(curves)],
         )
+        if not arguments.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_ProgressCallback())
         self._sums: dict[str, float] = defaultdict(float)
         self._since = time.perf_counter()
 
@@ -185,3 +188,19 @@ class _CurveCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if state.is_world_process_zero:
             draw_curves(self._folder, state.log_history)
+
+
+class _ProgressCallback(ProgressCallback):
+    """The Trainer's bar, whose estimate of the time left stays, with the report as its postfix."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if self.training_bar is not None and logs is not None and "loss" in logs:
+            parts = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in _PARTS if logs[name]]
+            self.training_bar.set_postfix_str(f"{', '.join(parts)}, {logs['tokens_per_second']:.0f} tokens/s")

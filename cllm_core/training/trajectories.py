@@ -202,6 +202,7 @@ def _engine_config(config: TrajectoryConfig) -> EngineConfig:
         model=config.model,
         adapter=config.adapter,
         device=config.device,
+        num_threads=config.num_threads,
         trust_remote_code=config.trust_remote_code,
         block_length=config.block_length,
         adaptive_block_length=False,  # a shorter window would be a state that the server never is in
