@@ -98,6 +98,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
         choice_index: which of the `n` choices of one API call this is; enters the sampling noise beside the seed.
         prediction_ids: what the client expects the output to be (OpenAI predicted outputs); seeds the draft only.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        wants_draft: report with each step the predictions that were not accepted.
     """
 
     request_id: str
@@ -106,6 +107,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     choice_index: int = 0
     prediction_ids: tuple[int, ...] = ()
     cache_salt: str = ""
+    wants_draft: bool = False
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -155,6 +157,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
         finish_reason: stop (end-of-sequence or stop token), length, abort (on request), error; None goes on.
         stop_token_id: the token of token_ids[-1] that ended the output, None where no token did.
         error: what went wrong, with finish_reason "error".
+        draft_ids: predictions behind token_ids that were not accepted and may change, up to the first that would end
+            the output; empty where the request did not ask for them and at its end.
     """
 
     request_id: str
@@ -163,6 +167,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    draft_ids: tuple[int, ...] = ()
     stats: DecodingStats
 
 

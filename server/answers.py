@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -25,6 +25,8 @@ from server.schemas.chat import (
 )
 from server.schemas.common import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
+
+ChoiceBody = TypeVar("ChoiceBody", ChunkChoice, CompletionChoice)
 
 
 class Answer(Protocol):
@@ -115,7 +117,7 @@ class ChatAnswer:
             logprobs=self._choice_logprobs(delta.logprobs) if delta.logprobs else None,
             finish_reason=_reason(delta.finish_reason),
         )
-        return self._chunk([choice], None)
+        return self._chunk([_with_draft(choice, delta)], None)
 
     def usage_chunk(self, counts: TokenCounts) -> ChatCompletionChunk:
         """The chunk after the last choice, with the usage only."""
@@ -152,7 +154,7 @@ class CompletionAnswer:
 
     def chunk(self, delta: ChoiceDelta) -> Completion:
         """A chunk with what is new of one choice."""
-        chunk = self._completion([self._choice(delta)])
+        chunk = self._completion([_with_draft(self._choice(delta), delta)])
         return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
 
     def usage_chunk(self, counts: TokenCounts) -> Completion:
@@ -176,6 +178,11 @@ class CompletionAnswer:
             system_fingerprint=self._head.model.fingerprint,
             choices=choices,
         )
+
+
+def _with_draft(choice: ChoiceBody, delta: ChoiceDelta) -> ChoiceBody:
+    """The choice with its draft, where the client asked for one; elsewhere not even the field appears."""
+    return choice if delta.draft is None else choice.model_copy(update={"draft": delta.draft})
 
 
 def _decoding(counts: TokenCounts) -> DecodingUsage:

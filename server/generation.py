@@ -38,18 +38,23 @@ class GenerationPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What one step added to one choice; `is_first` holds once per choice."""
+    """What one step added to one choice; `is_first` holds once per choice.
+
+    Attributes:
+        draft: what may follow the text so far, None where the client did not ask.
+    """
 
     index: int
     is_first: bool
     text: str
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason | None
+    draft: str | None = None
 
     @property
     def says_something(self) -> bool:
         """Whether a client that streams has to hear of it."""
-        return bool(self.is_first or self.text or self.logprobs or self.finish_reason)
+        return bool(self.is_first or self.text or self.logprobs or self.finish_reason) or self.draft is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,8 @@ class Generation:
         choice.aligner.push(delta.token_ids)
         self._observe_times(choice, delta)
         text = choice.echo + delta.text if is_first else delta.text
-        return ChoiceDelta(choice.index, is_first, text, delta.logprobs, delta.finish_reason)
+        draft = delta.draft if choice.request.wants_draft else None
+        return ChoiceDelta(choice.index, is_first, text, delta.logprobs, delta.finish_reason, draft)
 
     def _observe_times(self, choice: _Choice, delta: TextDelta) -> None:
         if not delta.token_ids:

@@ -77,6 +77,7 @@ def _choices(
             choice_index=choice,
             prediction_ids=tuple(prediction_ids),
             cache_salt=body.cache_salt or "",
+            wants_draft=body.wants_draft,
         )
         for choice in range(body.num_choices)
     ]

@@ -73,6 +73,11 @@ class RowResult:
         """The accepted tokens, 1..n."""
         return self.predicted_ids[: self.num_accepted]
 
+    @property
+    def unaccepted_ids(self) -> tuple[int, ...]:
+        """The predictions behind them, 0..n - 1: the next draft begins with these."""
+        return self.predicted_ids[self.num_accepted :]
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

@@ -10,6 +10,7 @@ always advances, so none starves.
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import takewhile
 
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
@@ -224,6 +225,7 @@ class Scheduler:
             logprobs=None if result.logprobs is None else result.logprobs[:num_taken],
             finish_reason=finish_reason,
             stop_token_id=token_ids[-1] if finish_reason == "stop" else None,
+            draft_ids=_reported_draft(state, result) if finish_reason is None else (),
             stats=state.stats,
         )
 
@@ -259,6 +261,13 @@ class _TokenBudget:
     def spend(self, num_tokens: int) -> None:
         """Book tokens that were planned."""
         self.remaining -= num_tokens
+
+
+def _reported_draft(state: RequestState, result: RowResult) -> tuple[int, ...]:
+    """The window's unaccepted predictions, if the client wants them; what follows an end is never shown."""
+    if not state.request.wants_draft:
+        return ()
+    return tuple(takewhile(lambda token_id: token_id not in state.stop_token_ids, result.unaccepted_ids))
 
 
 def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:

@@ -32,6 +32,14 @@ class Detokenizer:
         """Return the characters that these tokens complete, special tokens left out."""
         return self._utf8.decode(b"".join(self._next_piece(token_id) for token_id in token_ids))
 
+    def peek(self, token_ids: Iterable[int]) -> str:
+        """Return what `push` would, and stay as before: for tokens that may yet change."""
+        before = self._utf8.getstate(), self._at_start
+        text = self.push(token_ids)
+        state, self._at_start = before
+        self._utf8.setstate(state)
+        return text
+
     def _next_piece(self, token_id: int) -> bytes:
         if not self._at_start:
             return self._pieces.piece(token_id)

@@ -30,6 +30,11 @@ class StopMatcher:
         """Whether a stop string ended the text; nothing is let through after it."""
         return self._matched is not None
 
+    @property
+    def held(self) -> str:
+        """What `push` took and holds back, since a stop string may begin with it."""
+        return self._held
+
     def push(self, text: str) -> str:
         """Return the text that can be given away: all but the longest end that a stop string may begin with."""
         if not self._scanners:

@@ -37,12 +37,15 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
         logprobs: of the tokens whose text has been given, so they may come a step later than the token; without a stop
             token and the tokens of a stop string. Empty where the request asked for none.
         finish_reason: set in the last delta; "stop" also where a stop string ended the text.
+        draft: what may follow the text given so far: text held back for a stop string, then the engine's unaccepted
+            predictions. It replaces the draft before, and is empty where the engine reported none.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[PlacedLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
+    draft: str = ""
 
 
 class OutputText:
@@ -97,7 +100,7 @@ class OutputText:
             return self._delta(text, output.token_ids[:num_consumed], "stop")
         if output.finish_reason is not None:
             text += self._stop.flush()
-        return self._delta(text, output.token_ids, output.finish_reason)
+        return self._delta(text, output.token_ids, output.finish_reason, draft=self._draft(output))
 
     def _push_tokens(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> tuple[str, int]:
         """Text that is safe to give, and the number of tokens up to the one that completes a stop string."""
@@ -112,12 +115,21 @@ class OutputText:
                 return "".join(safe), index + 1
         return "".join(safe), len(token_ids)
 
-    def _delta(self, text: str, token_ids: tuple[int, ...], finish_reason: FinishReason | None) -> TextDelta:
+    def _draft(self, output: RequestOutput) -> str:
+        return self._stop.held + self._detokenizer.peek(output.draft_ids) if output.draft_ids else ""
+
+    def _delta(
+        self, text: str, token_ids: tuple[int, ...], finish_reason: FinishReason | None, *, draft: str = ""
+    ) -> TextDelta:
         self._num_given += len(text)
         self._num_tokens += len(token_ids)
         self._finish_reason = finish_reason
         return TextDelta(
-            text=text, token_ids=token_ids, logprobs=tuple(self._take_logprobs()), finish_reason=finish_reason
+            text=text,
+            token_ids=token_ids,
+            logprobs=tuple(self._take_logprobs()),
+            finish_reason=finish_reason,
+            draft=draft,
         )
 
     def _take_logprobs(self) -> list[PlacedLogprobs]:

@@ -200,12 +200,17 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """What is new of one choice."""
+    """What is new of one choice.
+
+    Attributes:
+        draft: text that may follow what was given so far, replacing the draft before (extension, on request).
+    """
 
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    draft: str | None = None
 
 
 class ChatCompletionChunk(BaseModel):

@@ -51,11 +51,13 @@ class StreamOptions(ApiModel):
     Attributes:
         include_usage: end with a chunk that carries the usage and no choices.
         include_decoding_stats: the same, with how the call was decoded.
+        include_draft: send with every step the text of the draft that is not accepted yet.
         include_obfuscation: false only; the server adds no padding against traffic analysis.
     """
 
     include_usage: bool | None = None
     include_decoding_stats: bool | None = None
+    include_draft: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -129,6 +131,11 @@ class GenerationRequest(ApiModel):
         """Whether a stream shall end with the usage; whoever wants statistics wants the chunk that carries them."""
         asked = self.stream_options is not None and bool(self.stream_options.include_usage)
         return asked or self.wants_decoding_stats
+
+    @property
+    def wants_draft(self) -> bool:
+        """Whether a stream shall show the draft."""
+        return self.stream_options is not None and bool(self.stream_options.include_draft)
 
     @property
     def wants_decoding_stats(self) -> bool:

@@ -75,12 +75,18 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One output, whole or (in a stream) what is new of it."""
+    """One output, whole or (in a stream) what is new of it.
+
+    Attributes:
+        draft: in a stream, text that may follow what was given so far, replacing the draft before (extension, on
+            request).
+    """
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    draft: str | None = None
 
 
 class Completion(BaseModel):

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from cllm_core.engine.block_pool import BlockPool
@@ -22,9 +23,12 @@ def make_scheduler(*, num_blocks: int = 100, num_seqs: int = 4, budget: int = 64
     return Scheduler(pool, max_num_seqs=num_seqs, max_batched_tokens=budget)
 
 
-def make_state(request_id: str, num_prompt: int, *, block_length: int = 4, max_tokens: int = 100) -> RequestState:
+def make_state(
+    request_id: str, num_prompt: int, *, block_length: int = 4, max_tokens: int = 100, wants_draft: bool = False
+) -> RequestState:
+    request = make_request(request_id, range(100, 100 + num_prompt))
     return RequestState(
-        request=make_request(request_id, range(100, 100 + num_prompt)),
+        request=msgspec.structs.replace(request, wants_draft=wants_draft),
         seed=0,
         block_length=block_length,
         max_tokens=max_tokens,
@@ -267,3 +271,29 @@ def test_a_request_preempted_with_its_blocks_still_cached_is_not_computed_again(
     admission, row = plan.admissions[0], plan.rows[0]
     assert admission.request.request_id == "b"
     assert len(admission.token_ids) - row.first_position <= BLOCK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("wants_draft", "predicted_ids", "draft_ids"),
+    [
+        (True, (WORD, 6, 7, 8), (6, 7, 8)),
+        (True, (WORD, 6, STOP, 8), (6,)),  # what follows an end would never be said
+        (False, (WORD, 6, 7, 8), ()),
+    ],
+)
+def test_unaccepted_predictions_are_reported_to_who_asks(
+    wants_draft: bool, predicted_ids: tuple[int, ...], draft_ids: tuple[int, ...]
+) -> None:
+    scheduler = make_scheduler()
+    add(scheduler, make_state("a", 6, wants_draft=wants_draft))
+    result = RowResult(predicted_ids=predicted_ids, num_accepted=1)
+    output = scheduler.commit(scheduler.schedule(), StepResult((result,)))[0]
+    assert (output.token_ids, output.draft_ids) == ((WORD,), draft_ids)
+
+
+def test_an_output_that_ended_has_no_draft() -> None:
+    scheduler = make_scheduler()
+    add(scheduler, make_state("a", 6, wants_draft=True))
+    result = RowResult(predicted_ids=(STOP, 6, 7, 8), num_accepted=1)
+    output = scheduler.commit(scheduler.schedule(), StepResult((result,)))[0]
+    assert (output.finish_reason, output.draft_ids) == ("stop", ())

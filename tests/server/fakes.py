@@ -15,6 +15,9 @@ from tests.text.factories import BOS, END, byte_level, id_of
 
 MODEL_NAME = "org/tiny-cllm"
 ANSWER = "The sky is blue, très blue \N{BUTTERFLY}, and so on."
+DRAFT = "unsettled"
+"""What every step but the last reports as its draft."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -73,6 +76,7 @@ class ScriptedEngine:
         self._info = info or make_info()
         self._codec = TextCodec(self._info.tokenizer)
         self.answer_ids = self._codec.encode(answer, add_special_tokens=False)
+        self.draft_ids = tuple(self._codec.encode(DRAFT, add_special_tokens=False))
         self._chunk_sizes = tuple(chunk_sizes)
         self._step_seconds = step_seconds
         self._endless = endless
@@ -184,6 +188,7 @@ class ScriptedEngine:
             logprobs=_logprobs(chunk, request.params.logprobs),
             finish_reason="stop" if ends else "length" if is_full else None,
             stop_token_id=chunk[-1] if ends else None,
+            draft_ids=self.draft_ids if request.wants_draft and not (ends or is_full) else (),
             stats=stats,
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
+from tests.server.fakes import ANSWER, DRAFT, MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
 
 CHAT = "/v1/chat/completions"
@@ -163,3 +163,20 @@ def test_echo_puts_the_prompt_before_the_answer_once(server: RunningServer) -> N
     *events, _ = events_of(server, COMPLETIONS, completion_body(echo=True))
     assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == "Say:" + ANSWER
     assert post(server, COMPLETIONS, completion_body(echo=True, best_of=1))["choices"][0]["text"] == "Say:" + ANSWER
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat_body()), (COMPLETIONS, completion_body())])
+def test_a_stream_shows_the_draft_beside_the_text_on_request(
+    server: RunningServer, path: str, body: dict[str, object]
+) -> None:
+    *events, _ = events_of(server, path, {**body, "stream_options": {"include_draft": True}})
+    choices = [json.loads(event)["choices"][0] for event in events]
+    texts = [choice["text"] if path == COMPLETIONS else choice["delta"].get("content", "") for choice in choices]
+    assert "".join(texts) == ANSWER
+    assert [choice["draft"] for choice in choices] == [DRAFT] * (len(choices) - 1) + [""]
+
+
+def test_a_stream_that_did_not_ask_has_no_draft(server: RunningServer) -> None:
+    *events, _ = events_of(server, CHAT, chat_body())
+    assert not any("draft" in json.loads(event)["choices"][0] for event in events)
+    assert not server.engine.requests[-1].wants_draft

@@ -37,7 +37,9 @@ def test_without_a_prediction_the_details_are_zero(server: RunningServer, path: 
     assert details == dict.fromkeys(names, 0)
 
 
-def test_what_differs_from_a_prediction_is_neither_accepted_nor_are_its_tokens_counted_as_output(server: RunningServer) -> None:
+def test_what_differs_from_a_prediction_is_neither_accepted_nor_are_its_tokens_counted_as_output(
+    server: RunningServer,
+) -> None:
     prediction = {"type": "content", "content": ANSWER.replace("sky", "sea")}
     usage = usage_of(server, CHAT, prediction=prediction, n=2)
     num_answer = len(server.engine.answer_ids)

@@ -25,6 +25,7 @@ def make_output(
     finish_reason: FinishReason | None = None,
     *,
     stop_token_id: int | None = None,
+    draft_ids: tuple[int, ...] = (),
 ) -> RequestOutput:
     return RequestOutput(
         request_id="r",
@@ -32,6 +33,7 @@ def make_output(
         logprobs=tuple(TokenLogprobs(-float(token_id), (), ()) for token_id in token_ids),
         finish_reason=finish_reason,
         stop_token_id=stop_token_id,
+        draft_ids=draft_ids,
         stats=DecodingStats(num_prompt_tokens=1),
     )
 
@@ -123,3 +125,21 @@ def test_text_held_back_for_a_stop_string_is_given_at_another_end(finish_reason:
     delta = output_text.push(make_output((), finish_reason))
     assert (delta.text, delta.finish_reason, len(delta.logprobs)) == ("xy", finish_reason, 2)
     assert output_text.finished
+
+
+def test_a_draft_follows_the_text_given_and_never_becomes_part_of_it() -> None:
+    output_text = OutputText(CODEC, stop=("lower",))
+    first = output_text.push(make_output(encode("hello w"), draft_ids=encode("orm")))
+    second = output_text.push(make_output(encode("hel lo"), draft_ids=encode("wer")))
+    last = output_text.push(make_output(encode("ng"), "length"))
+    assert (first.text, first.draft) == ("hello w", "orm")
+    assert (second.text, second.draft) == ("hel ", "lower")  # "lo" is held back, so the draft begins with it
+    assert (last.text, last.draft) == ("long", "")
+
+
+def test_a_character_begun_in_the_text_is_completed_by_the_draft_and_by_the_next_tokens() -> None:
+    output_text = OutputText(CODEC)
+    head, tail = encode("ü")
+    delta = output_text.push(make_output((head,), draft_ids=(tail, *encode("x"))))
+    assert (delta.text, delta.draft) == ("", "üx")
+    assert output_text.push(make_output((tail,))).text == "ü"
