@@ -6,7 +6,7 @@ Knows texts and tokens but no response format.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -29,11 +29,14 @@ class GenerationPlan:
             same prediction.
         echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
+        num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
+            returns all. Needs requests with log-probabilities.
     """
 
     requests: tuple[NewRequest, ...]
     echoes: tuple[str, ...]
     continues_text: bool
+    num_best: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,11 @@ class _Choice:
     stats: DecodingStats
     aligner: PredictionAligner
     last_chunk_at: float | None = None  # time.perf_counter() in seconds, None before the first token
+    sum_logprob: float = 0.0  # of the tokens that usage counts; 0 where none were asked for
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.sum_logprob / max(1, self.text.num_tokens)
 
 
 class Generation:
@@ -166,11 +174,12 @@ class Generation:
             yield item
 
     async def results(self) -> list[ChoiceResult]:
-        """Wait for every choice and return them in order of their index; raises as `deltas` does."""
+        """Wait for every choice and return them in order, or the best of each prompt; raises as `deltas` does."""
         parts: list[list[ChoiceDelta]] = [[] for _ in self._choices]
         async for delta in self.deltas():
             parts[delta.index].append(delta)
-        return [_joined(deltas) for deltas in parts]
+        results = [_joined(deltas) for deltas in parts]
+        return results if self._plan.num_best is None else self._best(results, self._plan.num_best)
 
     async def aclose(self) -> None:
         """Abort what still runs, and count what the call came to. Safe to call again."""
@@ -197,6 +206,17 @@ class Generation:
             aligner=PredictionAligner(self._predicted),
         )
 
+    def _best(self, results: Sequence[ChoiceResult], num_best: int) -> list[ChoiceResult]:
+        """The likeliest of each prompt's results, best first, numbered anew."""
+        of_prompt: list[list[ChoiceResult]] = []
+        for choice, result in zip(self._choices, results, strict=True):
+            if choice.request.choice_index == 0:
+                of_prompt.append([])
+            of_prompt[-1].append(result)
+        ranked = (sorted(group, key=lambda result: -self._choices[result.index].mean_logprob) for group in of_prompt)
+        kept = (result for group in ranked for result in group[:num_best])
+        return [replace(result, index=index) for index, result in enumerate(kept)]
+
     async def _pump(self, choice: _Choice, queue: asyncio.Queue[ChoiceDelta | Exception]) -> None:
         try:
             is_first = True
@@ -217,6 +237,7 @@ class Generation:
         choice.stats = output.stats
         delta = choice.text.push(output)
         choice.aligner.push(delta.token_ids)
+        choice.sum_logprob += sum(entry.logprob for entry in (output.logprobs or ())[: len(delta.token_ids)])
         self._observe_times(choice, delta)
         text = choice.echo + delta.text if is_first else delta.text
         draft = delta.draft if choice.request.wants_draft else None

@@ -7,6 +7,7 @@ from typing import TypeVar
 from cllm_core.errors import InvalidRequest, PromptTooLong, UnsupportedParameter
 from cllm_core.request import NewRequest, SamplingParams
 from server.generation import GenerationPlan
+from server.infill import infill_prompt
 from server.models import LoadedModel
 from server.schemas.chat import ChatCompletionRequest, Message, content_text
 from server.schemas.common import GenerationRequest
@@ -31,17 +32,25 @@ async def plan_completion(
         RequestError: a value is out of range, or a prompt does not fit the context.
     """
     prompts = body.prompts
-    _check_num_choices(len(prompts) * body.num_choices, max_choices)
+    _check_num_choices(len(prompts) * body.num_candidates, max_choices)
+    num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
     prompt_ids = await _off_loop_if_long(
-        _num_chars(prompts), lambda: [_prompt_ids(prompt, model) for prompt in prompts]
+        num_chars, lambda: [_prompt_ids(prompt, body.suffix, model) for prompt in prompts]
     )
+    is_ranked = body.num_candidates > body.num_choices
+    logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
     requests: list[NewRequest] = []
     for ids in prompt_ids:
         max_tokens = _completion_limit(body, ids, model)
-        params = body.sampling_params(max_tokens=max_tokens, logprobs=body.logprobs)
+        params = body.sampling_params(max_tokens=max_tokens, logprobs=logprobs)
         _check_params(params, model)
         requests += _choices(body, ids, params, answer_id=answer_id, first_index=len(requests))
-    return GenerationPlan(requests=tuple(requests), echoes=_echoes(body, prompt_ids, model), continues_text=True)
+    return GenerationPlan(
+        requests=tuple(requests),
+        echoes=_echoes(body, prompt_ids, model),
+        continues_text=True,
+        num_best=body.num_choices if is_ranked else None,
+    )
 
 
 async def plan_chat(
@@ -79,15 +88,16 @@ def _choices(
             cache_salt=body.cache_salt or "",
             wants_draft=body.wants_draft,
         )
-        for choice in range(body.num_choices)
+        for choice in range(body.num_candidates)
     ]
 
 
-def _prompt_ids(prompt: str | list[int], model: LoadedModel) -> list[int]:
+def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel) -> list[int]:
     if isinstance(prompt, list):
         _check_token_ids(prompt, model, param="prompt")
         return prompt
-    ids = model.codec.encode(prompt, add_special_tokens=True, param="prompt")
+    text = infill_prompt(prompt, suffix, model.codec) if suffix else prompt
+    ids = model.codec.encode(text, add_special_tokens=True, param="prompt")
     if not ids:
         raise InvalidRequest("prompt: holds no tokens; the model needs at least one to start from", param="prompt")
     return ids
@@ -167,19 +177,20 @@ def _check_token_ids(token_ids: Sequence[int] | dict[int, float], model: LoadedM
 def _check_num_choices(num_choices: int, max_choices: int) -> None:
     if num_choices > max_choices:
         raise InvalidRequest(
-            f"n: {num_choices} outputs asked for (prompts times n); this server allows {max_choices} a request",
+            f"n: {num_choices} outputs asked for (prompts times n or best_of); this server allows {max_choices} a "
+            "request",
             param="n",
         )
 
 
 def _echoes(body: CompletionRequest, prompt_ids: list[list[int]], model: LoadedModel) -> tuple[str, ...]:
     if not body.echo:
-        return ("",) * (len(prompt_ids) * body.num_choices)
+        return ("",) * (len(prompt_ids) * body.num_candidates)
     texts = [
         prompt if isinstance(prompt, str) else model.codec.decode(ids)
         for prompt, ids in zip(body.prompts, prompt_ids, strict=True)
     ]
-    return tuple(text for text in texts for _ in range(body.num_choices))
+    return tuple(text for text in texts for _ in range(body.num_candidates))
 
 
 def _num_chars(prompts: list[str] | list[list[int]]) -> int:

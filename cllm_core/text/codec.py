@@ -62,6 +62,10 @@ class TextCodec:
         r"""Text of one token in the middle of a text; bytes that form no character as \xNN, so that texts differ."""
         return self.token_bytes(token_id).decode("utf-8", "backslashreplace")
 
+    def has_token(self, text: str) -> bool:
+        """Whether the vocabulary has a token that is spelled like this, special ones included."""
+        return self._tokenizer.token_to_id(text) is not None
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token marks structure (bos, end of turn, ...) and is no part of the text."""
         return self._pieces.is_special(token_id)

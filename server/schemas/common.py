@@ -123,8 +123,13 @@ class GenerationRequest(ApiModel):
 
     @property
     def num_choices(self) -> int:
-        """Outputs for each prompt."""
+        """Outputs for each prompt in the answer."""
         return self.n or 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Outputs decoded for each prompt; where they are more than the choices, the likeliest become these."""
+        return self.num_choices
 
     @property
     def include_usage(self) -> bool:

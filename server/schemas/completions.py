@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import LABEL_FIELDS, GenerationRequest, IsNeutral, Usage, only
+from server.schemas.common import LABEL_FIELDS, GenerationRequest, IsNeutral, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 
@@ -33,9 +33,10 @@ def _is_list_of(value: object, kind: type) -> bool:
 class CompletionRequest(GenerationRequest):
     """Body of a completion request."""
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {**LABEL_FIELDS, "suffix": only("")}
+    refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
 
     prompt: Annotated[Prompt, BeforeValidator(_check_prompt)]
+    suffix: str | None = None
     max_tokens: int | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -43,13 +44,22 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.best_of is not None and self.best_of != self.num_choices:
-            raise UnsupportedParameter(
-                f"best_of={self.best_of}: only best_of equal to n ({self.num_choices}) is supported", param="best_of"
+        if self.num_candidates < self.num_choices:
+            raise InvalidRequest(f"best_of={self.best_of}: must be at least n={self.num_choices}", param="best_of")
+        if self.num_candidates > self.num_choices and self.stream:
+            raise InvalidRequest(
+                f"best_of={self.best_of}: the best can only be told at the end; leave stream out", param="best_of"
             )
+        if self.suffix and not isinstance(self.prompts[0], str):
+            raise UnsupportedParameter("suffix: needs the prompt as text, not as token ids", param="suffix")
         if self.echo and self.logprobs is not None:
             raise UnsupportedParameter("logprobs: not supported together with echo", param="logprobs")
         return self
+
+    @property
+    def num_candidates(self) -> int:
+        """Outputs decoded for each prompt."""
+        return self.num_choices if self.best_of is None else self.best_of
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -24,9 +24,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_info(*, max_model_len: int = 512, chat_template: str | None = CHAT_TEMPLATE) -> ModelInfo:
+def make_info(
+    *, max_model_len: int = 512, chat_template: str | None = CHAT_TEMPLATE, more_tokens: Sequence[str] = ()
+) -> ModelInfo:
     """A model with a byte-level tokenizer, so that any text has tokens and characters span several of them."""
     tokenizer = byte_level()
+    tokenizer.add_special_tokens(list(more_tokens))
     return ModelInfo(
         name=MODEL_NAME,
         architecture="ScriptedForCausalLM",
@@ -137,6 +140,10 @@ class ScriptedEngine:
         """Text of tokens that the engine was given."""
         return self._codec.decode(token_ids)
 
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, special ones spelled out."""
+        return self._codec.token_text(token_id)
+
     def become(self, state: EngineState) -> None:
         """Change the status."""
         self.status = EngineStatus(state=state, detail=f"scripted to be {state}", progress=float(state == "ready"))
@@ -185,7 +192,7 @@ class ScriptedEngine:
         return RequestOutput(
             request_id=request.request_id,
             token_ids=chunk,
-            logprobs=_logprobs(chunk, request.params.logprobs),
+            logprobs=_logprobs(chunk, request),
             finish_reason="stop" if ends else "length" if is_full else None,
             stop_token_id=chunk[-1] if ends else None,
             draft_ids=self.draft_ids if request.wants_draft and not (ends or is_full) else (),
@@ -205,10 +212,12 @@ class ScriptedEngine:
             listener(report)
 
 
-def _logprobs(chunk: tuple[int, ...], num_alternatives: int | None) -> tuple[TokenLogprobs, ...] | None:
-    """-0.5 for every token, and as alternatives the tokens of the lowest ids."""
+def _logprobs(chunk: tuple[int, ...], request: NewRequest) -> tuple[TokenLogprobs, ...] | None:
+    """-1/2, -1/3, ... for every token of choice 0, 1, ..., and as alternatives the tokens of the lowest ids."""
+    num_alternatives = request.params.logprobs
     if num_alternatives is None:
         return None
+    logprob = -1.0 / (2 + request.choice_index)
     top_ids = tuple(range(num_alternatives))
     tops = tuple(-1.0 - token_id for token_id in top_ids)
-    return tuple(TokenLogprobs(-0.5, top_ids, tops) for _ in chunk)
+    return tuple(TokenLogprobs(logprob, top_ids, tops) for _ in chunk)
