@@ -14,13 +14,14 @@ MAX_NGRAM = 3
 _SCATTER = 2654435761
 
 
-def find_continuation(corpus: Tensor, corpus_end: Tensor, suffix: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the longest match of a row's last tokens ends in its corpus; the latest one of equally long matches.
+def find_continuation(corpus: Tensor, corpus_end: Tensor, suffix: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the longest match of a row's last tokens ends in its corpus; of equally long ones the one nearest `near`.
 
     Args:
         corpus: [B, L] int64, tokens to look in.
         corpus_end: [B] int64 in 0..L, tokens of each row that count; a match must leave one more token to copy.
         suffix: [B, MAX_NGRAM] int64, last tokens of the text to be continued; -1 never matches.
+        near: [B] int64 >= 0, index in the corpus; the later of two equally near matches is taken.
 
     Returns:
         [B] int64: index in the corpus of the token to copy first; [B] int64: tokens that matched, 0..MAX_NGRAM.
@@ -34,7 +35,9 @@ def find_continuation(corpus: Tensor, corpus_end: Tensor, suffix: Tensor) -> tup
         shifted[:, back:] = corpus[:, : length - back]
         still = still & (shifted == suffix[:, MAX_NGRAM - 1 - back, None])
         matched += still
-    best = (matched * length + index).argmax(dim=1)
+    ahead = index - near[:, None].clamp(max=length)
+    distance = 2 * ahead.abs() - (ahead > 0).long()  # no two places tie
+    best = (matched * 4 * length - distance).argmax(dim=1)
     return best + 1, matched.gather(1, best[:, None]).squeeze(1)
 
 
@@ -77,23 +80,45 @@ def guess_tail(
     Returns:
         [B, K] int64.
     """
-    back = torch.arange(-MAX_NGRAM, 0, device=tokens.device)
-    suffix_at = draft_ends[:, None] + back
-    suffix = tokens.gather(1, suffix_at.clamp(min=0)).where(suffix_at >= 0, -1)
+    suffix = last_tokens(tokens, draft_ends)
     steps = torch.arange(num_guesses, device=tokens.device)
     guesses = prompt_tokens(tokens, prompt_lengths, draft_ends[:, None] + steps)
-    start, num_matched = find_continuation(tokens, text_ends, suffix)
-    guesses = _copy_from(tokens, start, text_ends, steps, usable=num_matched > 0, otherwise=guesses)
+    start, num_matched = find_continuation(tokens, text_ends, suffix, near=text_ends)
+    # Copying goes round from the match to the end of the text, which continues a text that repeats itself.
+    index = start[:, None] + steps % (text_ends - start).clamp(min=1)[:, None]
+    copied = tokens.gather(1, index.clamp(max=tokens.shape[1] - 1))
+    guesses = copied.where((num_matched > 0)[:, None], guesses)
     if predictions is not None:
-        start, num_predicted = find_continuation(predictions, prediction_lengths, suffix)
+        copied, inside, num_predicted = continue_prediction(
+            predictions, prediction_lengths, suffix, near=draft_ends - prompt_lengths, num_tokens=num_guesses
+        )
         usable = (num_predicted > 0) & (num_predicted >= num_matched)
-        guesses = _copy_from(predictions, start, prediction_lengths, steps, usable=usable, otherwise=guesses)
+        guesses = copied.where(inside & usable[:, None], guesses)
     return guesses
 
 
-def _copy_from(
-    corpus: Tensor, start: Tensor, end: Tensor, steps: Tensor, *, usable: Tensor, otherwise: Tensor
-) -> Tensor:
-    index = start[:, None] + steps
-    copied = corpus.gather(1, index.clamp(max=corpus.shape[1] - 1))
-    return copied.where(usable[:, None] & (index < end[:, None]), otherwise)
+def continue_prediction(
+    predictions: Tensor, prediction_lengths: Tensor, suffix: Tensor, *, near: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the client expects after the last tokens of a text.
+
+    Args:
+        predictions: [B, P] int64.
+        prediction_lengths: [B] int64, 0 where the row has none.
+        suffix: [B, MAX_NGRAM] int64, as in find_continuation.
+        near: [B] int64, where in the prediction the text would be if it had followed it so far.
+        num_tokens: K.
+
+    Returns:
+        [B, K] int64 tokens; [B, K] bool, whether each is inside the prediction; [B] int64 tokens of the suffix found.
+    """
+    start, num_matched = find_continuation(predictions, prediction_lengths, suffix, near)
+    index = start[:, None] + torch.arange(num_tokens, device=predictions.device)
+    copied = predictions.gather(1, index.clamp(max=predictions.shape[1] - 1))
+    return copied, index < prediction_lengths[:, None], num_matched
+
+
+def last_tokens(tokens: Tensor, ends: Tensor) -> Tensor:
+    """The MAX_NGRAM tokens before position ends[b] of each row, -1 where the text begins later; [B, MAX_NGRAM]."""
+    index = ends[:, None] + torch.arange(-MAX_NGRAM, 0, device=tokens.device)
+    return tokens.gather(1, index.clamp(min=0)).where(index >= 0, -1)

@@ -14,6 +14,7 @@ CPU_CACHE_SHARE = 0.25
 _GIB = 1024**3
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USAGE = Path("/sys/fs/cgroup/memory.current")
+_CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def num_cache_blocks(
@@ -60,7 +61,13 @@ def _free_host_bytes() -> int:
     """Memory that can be taken on the host; inside a container, what its limit leaves."""
     free = int(psutil.virtual_memory().available)
     try:
-        limit, usage = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USAGE.read_text())
+        limit, usage = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USAGE.read_text()) - _reclaimable_bytes()
     except OSError:  # no such control group
         return free
     return free if limit == "max" else min(free, int(limit) - usage)
+
+
+def _reclaimable_bytes() -> int:
+    """Page cache that counts as used, the checkpoint's files just read above all, but is given up when needed."""
+    entries = dict(line.split() for line in _CGROUP_STAT.read_text().splitlines())
+    return int(entries.get("inactive_file", 0))

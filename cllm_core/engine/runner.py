@@ -139,6 +139,7 @@ class ModelRunner:
             matched,
             longest=max(row.end_position for row in windows.rows),
             block_length=max(self._admitted[row.slot].block_length for row in windows.rows),
+            has_prediction=any(self._admitted[row.slot].request.prediction_ids for row in windows.rows),
         )
 
     def _num_top_logprobs(self, rows: Sequence[PlannedRow]) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.config import MAX_BLOCK_LENGTH
-from cllm_core.engine.drafts import guess_tail
+from cllm_core.engine.drafts import MAX_NGRAM, continue_prediction, guess_tail, last_tokens
 from cllm_core.engine.plan import Admission
 
 
@@ -58,7 +58,9 @@ class TokenBuffer:
         self._draft_ends[slots] = text_ends
         self._admit_predictions(admissions, slots)
         longest = max(len(a.token_ids) for a in admissions)
-        self._extend_drafts(slots, text_ends, longest, max(a.block_length for a in admissions))
+        block_length = max(a.block_length for a in admissions)
+        has_prediction = any(a.request.prediction_ids for a in admissions)
+        self._extend_drafts(slots, text_ends, longest, block_length, has_prediction=has_prediction)
 
     def advance(
         self,
@@ -70,6 +72,7 @@ class TokenBuffer:
         *,
         longest: int,
         block_length: int,
+        has_prediction: bool,
     ) -> None:
         """Write a step's predictions and guess the tails of the next drafts.
 
@@ -81,12 +84,16 @@ class TokenBuffer:
             matched: [B] int64, confirmed draft tokens.
             longest: bound of last_positions + lengths, known on the host.
             block_length: bound of the rows' block lengths, known on the host.
+            has_prediction: whether a client of these rows gave a prediction.
         """
         steps = torch.arange(predicted.shape[1], device=slots.device)
         self._write(slots, last_positions + 1, predicted, inside=steps < lengths[:, None])
         written = last_positions + 1 + lengths
         self._draft_ends[slots] = torch.maximum(self._draft_ends[slots], written)
-        self._extend_drafts(slots, last_positions + 2 + matched, longest + 1, block_length)
+        text_ends = last_positions + 2 + matched
+        if has_prediction:
+            self._draft_predictions(slots, text_ends, longest + 1, block_length)
+        self._extend_drafts(slots, text_ends, longest + 1, block_length, has_prediction=has_prediction)
 
     def _admit_predictions(self, admissions: Sequence[Admission], slots: Tensor) -> None:
         predictions = [a.request.prediction_ids[: self._max_model_len] for a in admissions]
@@ -106,7 +113,29 @@ class TokenBuffer:
                 self._tokens[admission.slot, start : start + len(draft)] = torch.tensor(draft, device=slots.device)
                 self._draft_ends[admission.slot] += len(draft)
 
-    def _extend_drafts(self, slots: Tensor, text_ends: Tensor, longest: int, block_length: int) -> None:
+    def _draft_predictions(self, slots: Tensor, text_ends: Tensor, longest: int, block_length: int) -> None:
+        """Start the draft anew from the client's prediction where the text's last tokens are found in it.
+
+        Behind a wrong token the model's own unconfirmed predictions are guesses from wrong text; this takes the
+        prediction up again MAX_NGRAM tokens after an edit.
+        """
+        assert self._predictions is not None
+        text = self._tokens[slots, : longest + 1]
+        drafted, inside, num_matched = continue_prediction(
+            self._predictions[slots],
+            self._prediction_lengths[slots],
+            last_tokens(text, text_ends),
+            near=text_ends - self._prompt_lengths[slots],
+            num_tokens=block_length,
+        )
+        room = torch.arange(block_length, device=slots.device) < self._block_lengths[slots][:, None] - 1
+        inside &= room & (num_matched == MAX_NGRAM)[:, None]
+        self._write(slots, text_ends, drafted, inside=inside)
+        self._draft_ends[slots] = torch.maximum(self._draft_ends[slots], text_ends + inside.sum(dim=1))
+
+    def _extend_drafts(
+        self, slots: Tensor, text_ends: Tensor, longest: int, block_length: int, *, has_prediction: bool
+    ) -> None:
         """Guess until each slot's draft has its block length - 1 tokens."""
         if block_length == 1:
             return
@@ -117,7 +146,7 @@ class TokenBuffer:
             prompt_lengths=self._prompt_lengths[slots],
             text_ends=text_ends,
             draft_ends=draft_ends,
-            predictions=None if self._predictions is None else self._predictions[slots],
+            predictions=self._predictions[slots] if has_prediction and self._predictions is not None else None,
             prediction_lengths=self._prediction_lengths[slots],
             num_guesses=block_length,
         )

@@ -24,7 +24,8 @@ def continuation_by_definition(corpus: list[int], suffix: list[int]) -> tuple[in
 def test_the_longest_then_latest_match_is_found(corpus: list[int], end: int, suffix: list[int]) -> None:
     end = min(end, len(corpus))
     padded = [-1] * (MAX_NGRAM - len(suffix)) + suffix
-    start, size = find_continuation(torch.tensor([corpus]), torch.tensor([end]), torch.tensor([padded]))
+    ends = torch.tensor([end])
+    start, size = find_continuation(torch.tensor([corpus]), ends, torch.tensor([padded]), near=ends)
     expected = continuation_by_definition(corpus[:end], suffix)
     assert size.item() == (expected[1] if expected else 0)
     assert expected is None or start.item() == expected[0]
@@ -60,11 +61,14 @@ def test_words_of_the_draft_are_looked_up_too() -> None:
     assert guess([1, 2, 3, 4, 5], 2, draft=[1, 2]) == [3, 4]
 
 
-def test_a_match_is_copied_up_to_the_end_of_the_text_and_prompt_tokens_follow() -> None:
-    text = [1, 2, 3, 8, 1, 2]
-    guesses = guess(text, 8)
-    assert guesses[:4] == [3, 8, 1, 2]
-    assert set(guesses[4:]) <= set(text)
+def test_of_equally_long_matches_the_nearest_is_taken() -> None:
+    corpus, end, suffix = torch.tensor([[1, 2, 3, 1, 2, 4, 1, 2, 5]]), torch.tensor([9]), torch.tensor([[-1, 1, 2]])
+    starts = [find_continuation(corpus, end, suffix, near=torch.tensor([near]))[0].item() for near in (0, 4, 99)]
+    assert starts == [2, 5, 8]
+
+
+def test_a_text_that_repeats_itself_is_continued_round_and_round() -> None:
+    assert guess([7, 1, 2, 3, 1, 2], 8) == [3, 1, 2, 3, 1, 2, 3, 1]
 
 
 def test_rejected_draft_tokens_are_not_copied() -> None:

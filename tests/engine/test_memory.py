@@ -24,6 +24,8 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * GIB))
     monkeypatch.setattr(memory, "_CGROUP_LIMIT", tmp_path / "memory.max")
     monkeypatch.setattr(memory, "_CGROUP_USAGE", tmp_path / "memory.current")
+    monkeypatch.setattr(memory, "_CGROUP_STAT", tmp_path / "memory.stat")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 0\n")
     return tmp_path
 
 
@@ -77,3 +79,11 @@ def test_a_memory_without_room_for_a_block_is_refused(config: dict[str, Any], ho
     (host / "memory.current").write_text("2000")
     with pytest.raises(ConfigError, match="does not hold one cache block of 16384 bytes"):
         blocks(**config)
+
+
+def test_files_that_a_container_has_read_do_not_shrink_the_cache(host: Path) -> None:
+    (host / "memory.max").write_text(f"{4 * GIB}\n")
+    (host / "memory.current").write_text(f"{3 * GIB}\n")
+    with_files = blocks()
+    (host / "memory.stat").write_text(f"inactive_file {2 * GIB}\n")
+    assert blocks() == 3 * with_files

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cllm_core.engine.drafts import MAX_NGRAM
 from cllm_core.request import SamplingParams
 from tests.engine.factories import (
     Answer,
@@ -53,6 +54,16 @@ def test_a_prediction_with_an_edited_word_is_taken_up_again_behind_it() -> None:
         assert answer.token_ids == text
         passes[name] = answer.stats.num_forward_passes
     assert passes["right"] <= passes["edited"] < passes["none"]
+
+
+def test_a_plain_model_takes_a_prediction_up_again_few_tokens_behind_an_edit() -> None:
+    """The draft's head used to be the model's own predictions from wrong text, which hid the prediction for good."""
+    text = right_text()
+    edited = [*text[:4], text[4] ^ 1, *text[5:]]
+    answer = decode_with(edited, block_length=8)
+    assert answer.token_ids == text
+    # the passes of a right prediction, one for the window that the edit cut, and one for each token of the n-gram
+    assert answer.stats.num_forward_passes <= NUM_NEW // 8 + 1 + MAX_NGRAM + 1
 
 
 def test_a_prediction_longer_than_the_context_is_cut() -> None:

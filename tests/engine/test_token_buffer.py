@@ -54,6 +54,7 @@ def advance(buffer: TokenBuffer, rows: dict[int, tuple[int, list[int], int]], *,
         torch.tensor([matched for _, _, matched in rows.values()]),
         longest=max(last + length for last, length in zip(last_positions, lengths, strict=True)),
         block_length=block_length,
+        has_prediction=False,
     )
 
 
