@@ -8,7 +8,7 @@ import typer
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server import eval_command, local, training_commands
+from server import bench_command, eval_command, local, training_commands
 from server.options import exit_with, settings_command
 from server.settings import EngineSettings, ServerSettings
 from server.struct_options import struct_command
@@ -66,3 +66,7 @@ app.command("eval")(settings_command(eval_command.evaluate, EngineSettings))
 app.command()(struct_command(training_commands.sft, SftConfig))
 app.command()(struct_command(training_commands.trajectories, TrajectoryConfig))
 app.command()(struct_command(training_commands.train, TrainConfig))
+
+bench = typer.Typer(name="bench", help="Measure speed on this machine.", no_args_is_help=True)
+bench.command("engine")(settings_command(bench_command.engine, EngineSettings))
+app.add_typer(bench)

@@ -43,7 +43,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines with statistics instead of text.")] = False,
 ) -> None:
     """Complete prompts, all in one batch, and print the outputs."""
-    prompts = _read_prompts(prompt or [], prompt_file)
+    prompts = read_prompts(prompt or [], prompt_file)
     llm = _load(settings)
     try:
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
@@ -82,7 +82,8 @@ def chat(
             messages.append({"role": "assistant", "content": answer})
 
 
-def _read_prompts(given: list[str], file: Path | None) -> list[str]:
+def read_prompts(given: list[str], file: Path | None) -> list[str]:
+    """Prompts given as such and those of a file of JSON lines; ends the command where there are none."""
     prompts = list(given)
     if file is not None:
         try:
