@@ -41,7 +41,13 @@ def text(buffer: TokenBuffer, slot: int, start: int, end: int) -> list[int]:
     return tokens
 
 
-def advance(buffer: TokenBuffer, rows: dict[int, tuple[int, list[int], int]], *, block_length: int = 4) -> None:
+def advance(
+    buffer: TokenBuffer,
+    rows: dict[int, tuple[int, list[int], int]],
+    *,
+    block_length: int = 4,
+    has_prediction: bool = False,
+) -> None:
     """rows: slot -> (position of the last accepted token, predictions, confirmed ones); padded as the runner does."""
     width = max(len(predicted) for _, predicted, _ in rows.values())
     lengths = [len(predicted) for _, predicted, _ in rows.values()]
@@ -54,7 +60,7 @@ def advance(buffer: TokenBuffer, rows: dict[int, tuple[int, list[int], int]], *,
         torch.tensor([matched for _, _, matched in rows.values()]),
         longest=max(last + length for last, length in zip(last_positions, lengths, strict=True)),
         block_length=block_length,
-        has_prediction=False,
+        has_prediction=has_prediction,
     )
 
 
@@ -95,7 +101,7 @@ def test_rows_of_different_length_keep_to_their_own_columns() -> None:
 def test_an_old_draft_beyond_a_short_window_is_kept_and_extended() -> None:
     buffer = make_buffer()
     buffer.admit([admission(0, [11, 12, 13], block_length=6, prediction_ids=[1, 2, 3, 4, 5, 6, 7, 8])])
-    advance(buffer, {0: (2, [1, 2], 1)}, block_length=6)
+    advance(buffer, {0: (2, [1, 2], 1)}, block_length=6, has_prediction=True)
     assert text(buffer, 0, 3, 10) == [1, 2, 3, 4, 5, 6, 7]
 
 
