@@ -107,13 +107,15 @@ class FusedLayer(nn.Module):
     def _attend(self, normed: Tensor, position_embeddings: tuple[Tensor, Tensor], paged: PagedAttention) -> Tensor:
         num_heads, num_kv_heads = self._num_heads, self._num_kv_heads
         heads = self._qkv(normed).view(-1, num_heads + 2 * num_kv_heads, self._head_size)
-        turning, value = heads.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+        num_turning = num_heads + num_kv_heads
+        turning, value = heads[:, :num_turning], heads[:, num_turning:]
         if self._query_norm is not None and self._key_norm is not None:
-            query, key = turning.split((num_heads, num_kv_heads), dim=1)
-            turning = torch.cat((self._query_norm(query), self._key_norm(key)), dim=1)
-        query, key = self._rotation(turning, *position_embeddings).split((num_heads, num_kv_heads), dim=1)
+            query, key = self._query_norm(turning[:, :num_heads]), self._key_norm(turning[:, num_heads:])
+            turning = torch.cat((query, key), dim=1)
+        turned = self._rotation(turning, *position_embeddings)
+        query, key = turned[:, :num_heads], turned[:, num_heads:]
         out = paged.attend(self._layer, query, key, value, scale=self._scale, window=self._window)
-        return out.reshape(len(normed), -1)
+        return out.reshape(normed.shape[0], -1)
 
 
 class _Rotation:
@@ -127,7 +129,7 @@ class _Rotation:
     def __call__(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[T, H, D] by [1, T, D] each: heads * cos + rotate_half(heads) * sin; `heads` may be overwritten."""
         if self._kernels is not None:
-            self._kernels.rotate_(heads, cos[0], sin[0])
+            self._kernels.rotate_(heads, cos, sin)
             return heads
         if self._factors is None or sin is not self._sin:  # once per step: all layers get the same tensors
             minus, plus = sin[0].chunk(2, dim=-1)

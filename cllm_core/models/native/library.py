@@ -67,7 +67,7 @@ class Kernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
-        size = len(weight)
+        size = weight.shape[0]
         x = x.contiguous()
         out = torch.empty_like(x)
         self._rms_norm(x.data_ptr(), size, weight.data_ptr(), epsilon, x.numel() // size, size, out.data_ptr())
@@ -78,7 +78,7 @@ class Kernels:
 
         Args:
             heads: [T, H, D], the heads of a token side by side.
-            cos, sin: [T, D], contiguous.
+            cos, sin: [..., T, D], contiguous.
         """
         num_tokens, num_heads, size = heads.shape
         assert heads.stride()[1:] == (size, 1)
@@ -107,7 +107,7 @@ class Kernels:
         Returns:
             [T, H, D].
         """
-        query, key, value = (_with_heads_side_by_side(x) for x in (query, key, value))
+        query, key, value = _beside(query), _beside(key), _beside(value)
         keys, values = cache
         num_tokens, num_heads, size = query.shape
         strides = (c_int64 * 3)(query.stride(0), key.stride(0), value.stride(0))
@@ -120,7 +120,7 @@ class Kernels:
             strides,
             keys.data_ptr(),
             values.data_ptr(),
-            step.slots.ctypes.data,
+            step.slots_address,
             num_tokens,
             keys.shape[1],
             num_heads,
@@ -128,9 +128,9 @@ class Kernels:
             size,
             scale,
             window or 0,
-            step.rows.ctypes.data,
-            len(step.rows),
-            step.block_ids.ctypes.data,
+            step.rows_address,
+            step.num_rows,
+            step.block_ids_address,
             torch.get_num_threads() if is_large else 1,
             out.data_ptr(),
         )
@@ -148,7 +148,10 @@ class StepTables:
     """
 
     def __init__(self, slots: Int64Array, rows: Int64Array, block_ids: Int64Array) -> None:
-        self.slots, self.rows, self.block_ids = slots, rows, block_ids
+        self._arrays = slots, rows, block_ids  # whose memory the addresses name
+        self.num_rows = len(rows)
+        self.slots_address, self.rows_address = slots.ctypes.data, rows.ctypes.data
+        self.block_ids_address = block_ids.ctypes.data
         self.num_pairs = int((rows[:, 1] * (rows[:, 1] + rows[:, 2])).sum())  # of query and key, per head
 
 
@@ -196,5 +199,6 @@ def _processor_features() -> bytes:
     return "\n".join(sorted({line for line in lines if line.startswith(names)})).encode()
 
 
-def _with_heads_side_by_side(x: Tensor) -> Tensor:
+def _beside(x: Tensor) -> Tensor:
+    """[T, H, D] with the heads of a token side by side."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
