@@ -80,20 +80,23 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
-        rows: list[PlannedRow] = []
         budget = _TokenBudget(self.max_batched_tokens, len(self._running), self._choose_windows())
+        granted: list[tuple[RequestState, int]] = []  # and the tokens it may compute
         num_preempted = 0
         # A copy, since preemption shortens the list from its young end while we walk it from the old one.
         for state in list(self._running):
             if state.slot is None:
                 continue
-            num_tokens, preempted = self._make_room(state, budget.grant(state))
+            num_tokens = budget.grant(state)
+            has_room, preempted = self._make_room(state, min(num_tokens, state.num_pending))
             num_preempted += preempted
-            if num_tokens:
-                rows.append(_plan_row(state, num_tokens))
+            if has_room:
+                granted.append((state, num_tokens))
                 budget.spend(num_tokens)
-        admissions = [] if num_preempted else list(self._admit(budget, rows))
-        return StepPlan(rows=tuple(rows), admissions=tuple(admissions))
+        admissions = [] if num_preempted else list(self._admit(budget, granted))
+        # Drafts take blocks last: none of them is worth another request's place.
+        rows = tuple(_plan_row(state, self._fit(state, num_tokens)) for state, num_tokens in granted)
+        return StepPlan(rows=rows, admissions=tuple(admissions))
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Book the result of a plan: advance, finish and free requests. Reports aborted ones too."""
@@ -131,27 +134,29 @@ class Scheduler:
         share = budget // max(1, len(longest))
         return {request_id: min(window, share) for request_id, window in longest.items()}
 
-    def _make_room(self, state: RequestState, wanted: int) -> tuple[int, int]:
-        """Get blocks for up to `wanted` tokens of a running request; preempt younger ones only for the first token.
+    def _make_room(self, state: RequestState, num_known: int) -> tuple[bool, int]:
+        """Get blocks for known tokens of a running request, for the first at least by preempting younger requests.
 
         Returns:
-            Tokens that have a place (0: the request itself was preempted), and the number of requests preempted.
+            Whether there is room (else the request itself was preempted), and the number of requests preempted.
         """
         num_preempted = 0
-        while True:
-            block_size = self.block_pool.block_size
-            num_missing = self.block_pool.num_needed(state.num_computed + wanted) - len(state.block_ids)
-            state.block_ids += self.block_pool.allocate(max(0, min(num_missing, self.block_pool.num_free)))
-            room = len(state.block_ids) * block_size - state.num_computed
-            if room > 0:
-                return min(wanted, room), num_preempted
+        while self._fit(state, num_known) == 0:
             victim = self._running[-1]
             self._preempt(victim)
             num_preempted += 1
             if victim is state:
-                return 0, num_preempted
+                return False, num_preempted
+        return True, num_preempted
 
-    def _admit(self, budget: "_TokenBudget", rows: list[PlannedRow]) -> Iterator[Admission]:
+    def _fit(self, state: RequestState, wanted: int) -> int:
+        """Extend a request's blocks towards `wanted` more tokens, as far as free ones go; returns how many fit."""
+        pool = self.block_pool
+        num_missing = pool.num_needed(state.num_computed + wanted) - len(state.block_ids)
+        state.block_ids += pool.allocate(max(0, min(num_missing, pool.num_free)))
+        return min(wanted, len(state.block_ids) * pool.block_size - state.num_computed)
+
+    def _admit(self, budget: "_TokenBudget", granted: list[tuple[RequestState, int]]) -> Iterator[Admission]:
         while self._waiting and self._free_slots and budget.remaining > 0:
             state = self._waiting[0]
             if not self._reserve_known_tokens(state):
@@ -159,8 +164,8 @@ class Scheduler:
             self._waiting.popleft()
             state.slot = self._free_slots.pop()
             self._running.append(state)
-            num_tokens, _ = self._make_room(state, min(budget.remaining, state.num_pending + state.max_window - 1))
-            rows.append(_plan_row(state, num_tokens))
+            num_tokens = min(budget.remaining, state.num_pending + state.max_window - 1)
+            granted.append((state, num_tokens))
             budget.spend(num_tokens)
             yield Admission(
                 slot=state.slot,

@@ -297,3 +297,13 @@ def test_an_output_that_ended_has_no_draft() -> None:
     result = RowResult(predicted_ids=(STOP, 6, 7, 8), num_accepted=1)
     output = scheduler.commit(scheduler.schedule(), StepResult((result,)))[0]
     assert (output.finish_reason, output.draft_ids) == ("stop", ())
+
+
+def test_a_draft_never_takes_the_place_of_a_request() -> None:
+    """The oldest row's draft used to take the last free blocks, which kept out or preempted younger requests."""
+    scheduler = make_scheduler(num_blocks=4)
+    add(scheduler, make_state("a", 5, block_length=16), make_state("b", 5, block_length=16))
+    for _ in range(3):
+        plan, outputs = step(scheduler)
+        assert ids(plan.rows) == ["a", "b"]
+        assert all(output.stats.num_preemptions == 0 for output in outputs)
