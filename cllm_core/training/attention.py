@@ -34,7 +34,7 @@ class PackAttention:
 
     def __init__(self, layout: PackLayout) -> None:
         self._layout = layout
-        self._is_fused = layout.input_ids.device.type != "cpu"
+        self._is_fused = _uses_fused_kernel(layout.input_ids.device)
         self._spans = _whole(layout) if self._is_fused else _by_example(layout)
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
 
@@ -108,6 +108,10 @@ def pack_attention(  # noqa: PLR0917 - the signature is transformers'
 def register_pack_attention() -> None:
     """Make `attn_implementation="cllm_pack"` known to transformers. Idempotent."""
     AttentionInterface.register(PACK_ATTENTION, pack_attention)
+
+
+def _uses_fused_kernel(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

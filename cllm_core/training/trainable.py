@@ -1,14 +1,15 @@
 """Loads the model to train: the base as it is served, with a LoRA adapter on top or with all weights set free."""
 
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError
@@ -115,14 +116,24 @@ def _new_adapter(causal_lm: PreTrainedModel, weights: WeightsConfig) -> peft.Pef
         r=weights.lora_rank,
         lora_alpha=weights.lora_alpha or 2 * weights.lora_rank,
         lora_dropout=weights.lora_dropout,
-        target_modules="all-linear",
+        target_modules=_linear_names(causal_lm),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tied embeddings, which all-linear leaves alone
-        peft_model = peft.get_peft_model(causal_lm, settings)
+    peft_model = peft.get_peft_model(causal_lm, settings)
     assert isinstance(peft_model, peft.PeftModel)
     return peft_model
+
+
+def _linear_names(causal_lm: PreTrainedModel) -> list[str]:
+    """Last names of all linear layers but the output (q_proj, ...); so named, an adapter fits no other depth."""
+    head = causal_lm.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in causal_lm.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
 
 
 def _wants_bf16(run: RunConfig) -> bool:

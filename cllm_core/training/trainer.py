@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -201,6 +202,7 @@ class _ProgressCallback(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        if self.training_bar is not None and logs is not None and "loss" in logs:
+        bar: tqdm[None] | None = self.training_bar  # made when the training begins, on the first process alone
+        if bar is not None and logs is not None and "loss" in logs:
             parts = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in _PARTS if logs[name]]
-            self.training_bar.set_postfix_str(f"{', '.join(parts)}, {logs['tokens_per_second']:.0f} tokens/s")
+            bar.set_postfix_str(f"{', '.join(parts)}, {logs['tokens_per_second']:.0f} tokens/s")

@@ -1,0 +1,1 @@
+"""Tests of cllm_core.tasks."""
