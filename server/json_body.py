@@ -1,4 +1,4 @@
-"""Strict JSON bodies: declared as JSON, valid, finite, not nested beyond reason; anything else is the client's error.
+"""Strict JSON bodies: declared as JSON, valid, finite, within the server's limits; else it is the client's error.
 
 FastAPI alone would accept NaN, let deep nesting exhaust the stack and answer several of these with a bare sentence.
 """
@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from cllm_core.errors import InvalidRequest
 from server.errors import UnsupportedMediaType
+from server.limits import check_containers
+from server.services import services_of
 
 
 class JsonRoute(APIRoute):
@@ -26,7 +28,10 @@ class JsonRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             _require_json(request.headers.get("content-type"))
             body = await request.body()
-            return await handle(_ParsedRequest(request, body, parse_json(body)))
+            check_containers(body)
+            value = parse_json(body)
+            services_of(request).settings.body_limits.check(value)
+            return await handle(_ParsedRequest(request, body, value))
 
         return handle_strictly
 

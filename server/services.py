@@ -21,8 +21,9 @@ class Services:
     metrics: Metrics
 
 
-def _services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
+    """The services of the app that handles the request."""
     return cast(Services, request.app.state.services)
 
 
-ServicesDep = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(services_of)]

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cllm_core.config import DeviceName, DTypeName, EngineConfig
 from cllm_core.logs import LogFormat, LogLevel
+from server.limits import BodyLimits
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
 
@@ -149,8 +150,30 @@ class ServerSettings(EngineSettings):
         int, LIMITS, Field(ge=1024, description="Longest request body in bytes; longer ones are refused with 413.")
     ] = 8 * 1024 * 1024
     max_choices: Annotated[
-        int, LIMITS, Field(ge=1, description="Most outputs (prompts times n) of one API request.")
+        int, LIMITS, Field(ge=1, description="Most outputs (prompts times n or best_of) of one API request.")
     ] = 128
+    max_items: Annotated[
+        int,
+        LIMITS,
+        Field(ge=64, description="Most entries of any list or object of a request: messages, logit_bias, ..."),
+    ] = 4096
+    max_depth: Annotated[
+        int, LIMITS, Field(ge=8, description="Most lists and objects within each other in a request body.")
+    ] = 32
+    max_stop_chars: Annotated[int, LIMITS, Field(ge=1, description="Longest stop string in characters.")] = 1024
+    max_template_kwargs_chars: Annotated[
+        int, LIMITS, Field(ge=0, description="Longest chat_template_kwargs, in characters of JSON.")
+    ] = 16384
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        """The bounds on the shape of request bodies."""
+        return BodyLimits(
+            max_items=self.max_items,
+            max_depth=self.max_depth,
+            max_stop_chars=self.max_stop_chars,
+            max_template_kwargs_chars=self.max_template_kwargs_chars,
+        )
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field, PlainValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
@@ -35,7 +35,8 @@ class CompletionRequest(GenerationRequest):
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
 
-    prompt: Annotated[Prompt, BeforeValidator(_check_prompt)]
+    # Checked by the function alone: pydantic would try every form on every one of what may be a million token ids.
+    prompt: Annotated[Prompt, PlainValidator(_check_prompt, json_schema_input_type=Prompt)]
     suffix: str | None = None
     max_tokens: int | None = None
     best_of: int | None = None

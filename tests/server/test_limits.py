@@ -1,0 +1,100 @@
+"""Hostile bodies are refused within a second, whatever they hold, and the server goes on."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from server.limits import MAX_CONTAINERS
+from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
+from tests.server.harness import RunningServer, running
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+JSON = {"content-type": "application/json"}
+USER = {"role": "user", "content": "Hi"}
+MAX_SECONDS = 1.0  # of the processor, server and client together: a busy machine is no fault
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running(ScriptedEngine(), max_depth=10) as running_server:
+        yield running_server
+
+
+def nested(depth: int) -> object:
+    value: object = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
+    "messages": (CHAT, {"messages": [USER] * 60_000}, "messages"),
+    "more messages": (CHAT, {"messages": [USER] * 200_000}, None),
+    "parts": (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 60_000}]}, "messages"),
+    "parts of parts": (CHAT, {"messages": [{"role": "user", "content": [[]] * 4000}] * 400}, None),
+    "no messages": (CHAT, {"messages": [1] * 1_000_000}, "messages"),
+    "fields": (CHAT, {"messages": [USER], **{f"f{i}": 1 for i in range(200_000)}}, None),
+    "logit_bias": (CHAT, {"messages": [USER], "logit_bias": {str(i): 1 for i in range(200_000)}}, "logit_bias"),
+    "stop ids": (CHAT, {"messages": [USER], "stop_token_ids": ["x"] * 1_000_000}, "stop_token_ids"),
+    "stop strings": (CHAT, {"messages": [USER], "stop": ["x"] * 1_000_000}, "stop"),
+    "long stop string": (CHAT, {"messages": [USER], "stop": "x" * 4_000_000}, "stop"),
+    "long stop strings": (CHAT, {"messages": [USER], "stop": ["x", "y" * 1025]}, "stop"),
+    "deep": (CHAT, {"messages": [USER], "metadata": nested(10)}, "metadata"),
+    "prompts": (COMPLETIONS, {"prompt": ["x"] * 1_000_000}, "prompt"),
+    "prompts of ids": (COMPLETIONS, {"prompt": [[1]] * 500_000}, None),
+    "prompts of one id": (COMPLETIONS, {"prompt": [[1]] * 5000}, "prompt"),
+    "ids": (COMPLETIONS, {"prompt": [1] * 2_000_000}, "prompt"),
+    "ids and one that is none": (COMPLETIONS, {"prompt": [*[1] * 2_000_000, "x"]}, "prompt"),
+    "long prompt": (COMPLETIONS, {"prompt": "x " * 100_000}, "prompt"),
+    "huge n": (COMPLETIONS, {"prompt": "x", "n": 10**18}, "n"),
+    "huge best_of": (COMPLETIONS, {"prompt": "x", "best_of": 10**18}, "n"),
+    "huge logprobs": (COMPLETIONS, {"prompt": "x", "logprobs": 10**18}, "logprobs"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_body_is_refused_at_once(server: RunningServer, name: str) -> None:
+    path, fields, param = HOSTILE[name]
+    body = json.dumps({"model": MODEL_NAME, **fields}).encode()
+    start = time.process_time()
+    response = server.shared_http.post(path, content=body, headers=JSON)
+    seconds = time.process_time() - start
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert len(response.content) < 2000
+    assert seconds < MAX_SECONDS
+    assert answer_of(server, {"messages": [USER]}) == ANSWER
+
+
+def answer_of(server: RunningServer, fields: dict[str, object]) -> Any:
+    response = server.shared_http.post(CHAT, json={"model": MODEL_NAME, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_what_is_within_the_limits_is_served(server: RunningServer) -> None:
+    fields: dict[str, object] = {
+        "messages": [USER] * 10,
+        "stop": ["x" * 1024],
+        "logit_bias": {str(token_id): 0 for token_id in range(200)},
+    }
+    assert answer_of(server, fields) == ANSWER
+
+
+def test_brackets_in_texts_open_nothing(server: RunningServer) -> None:
+    """Program text is full of them, escaped quotes included."""
+    text = '[{"\\' * (MAX_CONTAINERS // 2 + 1)
+    response = server.shared_http.post(COMPLETIONS, json={"model": MODEL_NAME, "prompt": text})
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_limits_are_settings() -> None:
+    with running(ScriptedEngine(), max_items=64, max_stop_chars=3) as server:
+        for fields in ({"messages": [USER] * 65}, {"messages": [USER], "stop": "long"}):
+            response = server.shared_http.post(CHAT, json={"model": MODEL_NAME, **fields})
+            assert response.status_code == 400
+        assert answer_of(server, {"messages": [USER], "stop": "zzz"}) == ANSWER
