@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -25,8 +25,6 @@ from server.schemas.chat import (
 )
 from server.schemas.common import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
-
-ChoiceBody = TypeVar("ChoiceBody", ChunkChoice, CompletionChoice)
 
 
 class Answer(Protocol):
@@ -88,16 +86,8 @@ class ChatAnswer:
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
-        choices = [
-            ChatChoice(
-                index=result.index,
-                message=AnswerMessage(role="assistant", content=result.text, refusal=None),
-                logprobs=self._choice_logprobs(result.logprobs),
-                finish_reason=_final(result.finish_reason),
-            )
-            for result in results
-        ]
-        return ChatCompletion(
+        choices = [self._choice(result) for result in results]
+        completion = ChatCompletion(
             id=self._head.answer_id,
             object="chat.completion",
             created=self._head.created,
@@ -106,6 +96,7 @@ class ChatAnswer:
             choices=choices,
             usage=self._head.usage(counts),
         )
+        return completion.model_copy(update=_prompt_tokens(results[0]))
 
     def chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
         """A chunk with what is new of one choice; the first one names the role."""
@@ -117,11 +108,21 @@ class ChatAnswer:
             logprobs=self._choice_logprobs(delta.logprobs) if delta.logprobs else None,
             finish_reason=_reason(delta.finish_reason),
         )
-        return self._chunk([_with_draft(choice, delta)], None)
+        chunk = self._chunk([choice.model_copy(update=_draft(delta) | _tokens(delta))], None)
+        return chunk.model_copy(update=_prompt_tokens(delta))
 
     def usage_chunk(self, counts: TokenCounts) -> ChatCompletionChunk:
         """The chunk after the last choice, with the usage only."""
         return self._chunk([], self._head.usage(counts))
+
+    def _choice(self, result: ChoiceResult) -> ChatChoice:
+        choice = ChatChoice(
+            index=result.index,
+            message=AnswerMessage(role="assistant", content=result.text, refusal=None),
+            logprobs=self._choice_logprobs(result.logprobs),
+            finish_reason=_final(result.finish_reason),
+        )
+        return choice.model_copy(update=_tokens(result))
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(
@@ -154,7 +155,7 @@ class CompletionAnswer:
 
     def chunk(self, delta: ChoiceDelta) -> Completion:
         """A chunk with what is new of one choice."""
-        chunk = self._completion([_with_draft(self._choice(delta), delta)])
+        chunk = self._completion([self._choice(delta).model_copy(update=_draft(delta))])
         return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
 
     def usage_chunk(self, counts: TokenCounts) -> Completion:
@@ -162,12 +163,13 @@ class CompletionAnswer:
         return self._completion([]).model_copy(update={"usage": self._head.usage(counts)})
 
     def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
-        return CompletionChoice(
+        choice = CompletionChoice(
             index=part.index,
             text=part.text,
             logprobs=_completion_logprobs(part.logprobs, self._head.model.codec) if self._head.has_logprobs else None,
             finish_reason=_reason(part.finish_reason),
         )
+        return choice.model_copy(update=_tokens(part) | _prompt_tokens(part))
 
     def _completion(self, choices: list[CompletionChoice]) -> Completion:
         return Completion(
@@ -180,9 +182,19 @@ class CompletionAnswer:
         )
 
 
-def _with_draft(choice: ChoiceBody, delta: ChoiceDelta) -> ChoiceBody:
-    """The choice with its draft, where the client asked for one; elsewhere not even the field appears."""
-    return choice if delta.draft is None else choice.model_copy(update={"draft": delta.draft})
+# Extensions that a client has to ask for; where it did not, not even the field appears.
+
+
+def _draft(delta: ChoiceDelta) -> dict[str, str]:
+    return {} if delta.draft is None else {"draft": delta.draft}
+
+
+def _tokens(part: ChoiceDelta | ChoiceResult) -> dict[str, list[int]]:
+    return {} if part.token_ids is None else {"token_ids": list(part.token_ids)}
+
+
+def _prompt_tokens(part: ChoiceDelta | ChoiceResult) -> dict[str, list[int]]:
+    return {} if part.prompt_ids is None else {"prompt_token_ids": list(part.prompt_ids)}
 
 
 def _decoding(counts: TokenCounts) -> DecodingUsage:

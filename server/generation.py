@@ -31,12 +31,14 @@ class GenerationPlan:
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
         num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
             returns all. Needs requests with log-probabilities.
+        shows_token_ids: give the ids of prompts and outputs beside the texts.
     """
 
     requests: tuple[NewRequest, ...]
     echoes: tuple[str, ...]
     continues_text: bool
     num_best: int | None = None
+    shows_token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class ChoiceDelta:
 
     Attributes:
         draft: what may follow the text so far, None where the client did not ask.
+        token_ids: that the step added, None where the client did not ask.
+        prompt_ids: of the choice's prompt in its first delta, None elsewhere and where the client did not ask.
     """
 
     index: int
@@ -53,21 +57,26 @@ class ChoiceDelta:
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason | None
     draft: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
     @property
     def says_something(self) -> bool:
         """Whether a client that streams has to hear of it."""
-        return bool(self.is_first or self.text or self.logprobs or self.finish_reason) or self.draft is not None
+        is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids
+        return bool(is_news) or self.draft is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceResult:
-    """One whole output."""
+    """One whole output; token_ids and prompt_ids are None where the client did not ask."""
 
     index: int
     text: str
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason
+    token_ids: tuple[int, ...] | None
+    prompt_ids: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +249,16 @@ class Generation:
         choice.sum_logprob += sum(entry.logprob for entry in (output.logprobs or ())[: len(delta.token_ids)])
         self._observe_times(choice, delta)
         text = choice.echo + delta.text if is_first else delta.text
-        draft = delta.draft if choice.request.wants_draft else None
-        return ChoiceDelta(choice.index, is_first, text, delta.logprobs, delta.finish_reason, draft)
+        return ChoiceDelta(
+            choice.index,
+            is_first,
+            text,
+            delta.logprobs,
+            delta.finish_reason,
+            draft=delta.draft if choice.request.wants_draft else None,
+            token_ids=delta.token_ids if self._plan.shows_token_ids else None,
+            prompt_ids=choice.request.prompt_ids if self._plan.shows_token_ids and is_first else None,
+        )
 
     def _observe_times(self, choice: _Choice, delta: TextDelta) -> None:
         if not delta.token_ids:
@@ -273,4 +290,12 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
     if last.finish_reason is None:
         raise CllmError(f"choice {last.index} has no end")
     logprobs = tuple(entry for delta in deltas for entry in delta.logprobs)
-    return ChoiceResult(last.index, "".join(delta.text for delta in deltas), logprobs, last.finish_reason)
+    shown = [delta.token_ids for delta in deltas if delta.token_ids is not None]
+    return ChoiceResult(
+        last.index,
+        "".join(delta.text for delta in deltas),
+        logprobs,
+        last.finish_reason,
+        token_ids=tuple(token_id for ids in shown for token_id in ids) if shown else None,
+        prompt_ids=deltas[0].prompt_ids,
+    )

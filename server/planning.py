@@ -1,22 +1,16 @@
 """From a request body to what the engine is asked: prompts rendered, tokenized, checked against the model's limits."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from cllm_core.errors import InvalidRequest, PromptTooLong, UnsupportedParameter
+from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.request import NewRequest, SamplingParams
 from server.generation import GenerationPlan
 from server.infill import infill_prompt
 from server.models import LoadedModel
-from server.schemas.chat import ChatCompletionRequest, Message, content_text
+from server.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
+from server.schemas.chat import ChatCompletionRequest, content_text
 from server.schemas.common import GenerationRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
-
-# Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
-INLINE_CHARS = 4096
-
-T = TypeVar("T")
 
 
 async def plan_completion(
@@ -34,7 +28,7 @@ async def plan_completion(
     prompts = body.prompts
     _check_num_choices(len(prompts) * body.num_candidates, max_choices)
     num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
-    prompt_ids = await _off_loop_if_long(
+    prompt_ids = await off_loop_if_long(
         num_chars, lambda: [_prompt_ids(prompt, body.suffix, model) for prompt in prompts]
     )
     is_ranked = body.num_candidates > body.num_choices
@@ -50,6 +44,7 @@ async def plan_completion(
         echoes=_echoes(body, prompt_ids, model),
         continues_text=True,
         num_best=body.num_choices if is_ranked else None,
+        shows_token_ids=bool(body.return_token_ids),
     )
 
 
@@ -58,15 +53,20 @@ async def plan_chat(
 ) -> GenerationPlan:
     """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
     _check_num_choices(body.num_choices, max_choices)
-    num_chars = sum(len(content_text(message.content)) for message in body.messages)
-    prompt_ids = await _off_loop_if_long(num_chars, lambda: _chat_ids(body.messages, model))
+    prompt = await render_messages(body.messages, model, template_kwargs=body.chat_template_kwargs)
+    prompt_ids = prompt.token_ids
     field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
     _check_context(len(prompt_ids), body.output_limit, model, prompt_field="messages", limit_field=field)
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     _check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
     requests = _choices(body, prompt_ids, params, answer_id=answer_id, prediction_ids=prediction_ids)
-    return GenerationPlan(requests=tuple(requests), echoes=("",) * len(requests), continues_text=False)
+    return GenerationPlan(
+        requests=tuple(requests),
+        echoes=("",) * len(requests),
+        continues_text=False,
+        shows_token_ids=bool(body.return_token_ids),
+    )
 
 
 def _choices(
@@ -94,7 +94,7 @@ def _choices(
 
 def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel) -> list[int]:
     if isinstance(prompt, list):
-        _check_token_ids(prompt, model, param="prompt")
+        check_token_ids(prompt, model, param="prompt")
         return prompt
     text = infill_prompt(prompt, suffix, model.codec) if suffix else prompt
     ids = model.codec.encode(text, add_special_tokens=True, param="prompt")
@@ -103,33 +103,11 @@ def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel)
     return ids
 
 
-def _chat_ids(messages: Sequence[Message], model: LoadedModel) -> list[int]:
-    if model.chat_template is None:
-        raise UnsupportedParameter(
-            f"messages: the model {model.name!r} has no chat template; use /v1/completions", param="messages"
-        )
-    text = model.chat_template.render([_template_message(message) for message in messages])
-    ids = model.codec.encode(text, add_special_tokens=False, param="messages")
-    if not ids:
-        raise InvalidRequest("messages: hold no tokens; the model needs at least one to start from", param="messages")
-    return ids
-
-
-def _template_message(message: Message) -> dict[str, object]:
-    """A message as templates know it: text content, and `system` for the role that OpenAI renamed to `developer`."""
-    role = "system" if message.role == "developer" else message.role
-    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
-    given = {key: value for key, value in optional.items() if value is not None}
-    return {"role": role, "content": content_text(message.content), **given}
-
-
 async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
     if body.prediction is None:
         return []
     text = content_text(body.prediction.content)
-    ids = await _off_loop_if_long(
-        len(text), lambda: model.codec.encode(text, add_special_tokens=False, param="prediction")
-    )
+    ids = await encode_text(text, model, param="prediction", add_special_tokens=False)
     if len(ids) > model.info.max_model_len:
         raise InvalidRequest(
             f"prediction: has {len(ids)} tokens, but no answer of this model is longer than "
@@ -163,15 +141,8 @@ def _check_context(
 
 
 def _check_params(params: SamplingParams, model: LoadedModel) -> None:
-    _check_token_ids(params.logit_bias, model, param="logit_bias")
-    _check_token_ids(params.stop_token_ids, model, param="stop_token_ids")
-
-
-def _check_token_ids(token_ids: Sequence[int] | dict[int, float], model: LoadedModel, *, param: str) -> None:
-    size = model.info.vocab_size
-    for token_id in token_ids:
-        if not 0 <= token_id < size:
-            raise InvalidRequest(f"{param}: token id {token_id} is not in the vocabulary (0..{size - 1})", param=param)
+    check_token_ids(params.logit_bias, model, param="logit_bias")
+    check_token_ids(params.stop_token_ids, model, param="stop_token_ids")
 
 
 def _check_num_choices(num_choices: int, max_choices: int) -> None:
@@ -195,7 +166,3 @@ def _echoes(body: CompletionRequest, prompt_ids: list[list[int]], model: LoadedM
 
 def _num_chars(prompts: list[str] | list[list[int]]) -> int:
     return sum(len(prompt) for prompt in prompts)
-
-
-async def _off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
-    return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)

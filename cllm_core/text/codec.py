@@ -4,6 +4,7 @@ Built from a TokenizerBundle, so the process that uses it needs neither torch no
 """
 
 from collections.abc import Iterable
+from itertools import groupby
 
 import msgspec
 from tokenizers import Tokenizer
@@ -47,6 +48,16 @@ class TextCodec:
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of the tokens, special ones left out: exactly what a Detokenizer yields for them."""
         return self.detokenizer().push(token_ids)
+
+    def spell(self, token_ids: Iterable[int]) -> str:
+        """Text of the tokens with the special ones spelled out: what a prompt looks like to the model."""
+        parts: list[str] = []
+        for is_special, group in groupby(token_ids, self.is_special):
+            if is_special:
+                parts += map(self.token_text, group)
+            else:
+                parts.append(self.detokenizer(continues_text=bool(parts)).push(group))
+        return "".join(parts)
 
     def detokenizer(self, *, continues_text: bool = False) -> Detokenizer:
         """Start the text of a new token stream; continues_text as in Detokenizer."""

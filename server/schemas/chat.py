@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
@@ -92,6 +92,10 @@ class Prediction(ApiModel):
     content: Content
 
 
+TemplateKwargs = dict[str, JsonValue]
+"""Variables for the chat template; bounded as a whole by the server's limits."""
+
+
 class ChatCompletionRequest(GenerationRequest):
     """Body of a chat completion request."""
 
@@ -119,6 +123,7 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prediction: Prediction | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -172,16 +177,21 @@ class AnswerMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One whole answer."""
+    """One whole answer.
+
+    Attributes:
+        token_ids: of the answer, its end-of-sequence token included (extension, on request).
+    """
 
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(BaseModel):
-    """Answer to a chat completion request."""
+    """Answer to a chat completion request; prompt_token_ids is an extension, on request."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -190,6 +200,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
 
 
 class Delta(BaseModel):
@@ -204,6 +215,7 @@ class ChunkChoice(BaseModel):
 
     Attributes:
         draft: text that may follow what was given so far, replacing the draft before (extension, on request).
+        token_ids: accepted in this step (extension, on request).
     """
 
     index: int
@@ -211,10 +223,11 @@ class ChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     draft: str | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(BaseModel):
-    """One chunk of a streamed answer."""
+    """One chunk of a streamed answer; prompt_token_ids comes with a choice's first chunk (extension, on request)."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -223,3 +236,4 @@ class ChatCompletionChunk(BaseModel):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None

@@ -103,6 +103,7 @@ class GenerationRequest(ApiModel):
     block_length: int | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     include_decoding_stats: bool | None = None
+    return_token_ids: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -91,6 +91,8 @@ class CompletionChoice(BaseModel):
     Attributes:
         draft: in a stream, text that may follow what was given so far, replacing the draft before (extension, on
             request).
+        token_ids: of the output, its end-of-sequence token included (extension, on request).
+        prompt_token_ids: the same of the prompt; in a stream with the choice's first chunk.
     """
 
     index: int
@@ -98,6 +100,8 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     draft: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class Completion(BaseModel):

@@ -8,7 +8,8 @@ import pytest
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from server.models import LoadedModel
-from server.planning import INLINE_CHARS, plan_chat, plan_completion
+from server.planning import plan_chat, plan_completion
+from server.prompts import INLINE_CHARS
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completions import CompletionRequest
 from tests.server.fakes import make_info

@@ -1,0 +1,61 @@
+"""/tokenize, /detokenize and /v1/chat/completions/render: what the model reads, for debugging templates and prompts."""
+
+from fastapi import APIRouter
+
+from server.json_body import JsonRoute
+from server.models import LoadedModel
+from server.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
+from server.schemas.chat import ChatCompletionRequest
+from server.schemas.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    RenderResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from server.services import ServicesDep
+
+router = APIRouter(tags=["tokens"], route_class=JsonRoute)
+
+
+@router.post("/tokenize", response_model_exclude_none=True)
+async def tokenize(body: TokenizeRequest, services: ServicesDep) -> TokenizeResponse:
+    """Tokenize a text or a conversation."""
+    model = await services.models.get(body.model)
+    ids = await _token_ids(body, model)
+    texts = [model.codec.token_text(token_id) for token_id in ids] if body.return_token_strs else None
+    return TokenizeResponse(count=len(ids), max_model_len=model.info.max_model_len, tokens=ids, token_strs=texts)
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> DetokenizeResponse:
+    """Spell tokens out."""
+    model = await services.models.get(body.model)
+    check_token_ids(body.tokens, model, param="tokens")
+    return DetokenizeResponse(prompt=await off_loop_if_long(len(body.tokens), lambda: model.codec.spell(body.tokens)))
+
+
+@router.post("/v1/chat/completions/render")
+async def render_chat_completion(body: ChatCompletionRequest, services: ServicesDep) -> RenderResponse:
+    """Show the prompt that a chat completion request leads to, however long, and generate nothing."""
+    model = await services.models.get(body.model)
+    prompt = await render_messages(body.messages, model, template_kwargs=body.chat_template_kwargs)
+    return RenderResponse(
+        prompt=prompt.text,
+        count=len(prompt.token_ids),
+        max_model_len=model.info.max_model_len,
+        token_ids=prompt.token_ids,
+    )
+
+
+async def _token_ids(body: TokenizeRequest, model: LoadedModel) -> list[int]:
+    if body.messages is None:
+        add_special_tokens = body.add_special_tokens is not False
+        return await encode_text(body.prompt or "", model, param="prompt", add_special_tokens=add_special_tokens)
+    prompt = await render_messages(
+        body.messages,
+        model,
+        template_kwargs=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
+    return prompt.token_ids
