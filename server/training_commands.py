@@ -6,6 +6,7 @@ torch is imported when a command runs, so that `cllm --help` stays quick.
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -45,6 +46,16 @@ def trajectories(config: TrajectoryConfig) -> None:
     from cllm_core.training.trajectories import record_trajectories  # noqa: PLC0415
 
     _report(lambda progress: record_trajectories(config, progress))
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    results: Annotated[list[Path] | None, typer.Argument(help="results.md files of `cllm eval`.")] = None,
+) -> None:
+    """Write the model card of a trained model anew, with the results of evaluations."""
+    from cllm_core.training.card import rewrite_card  # noqa: PLC0415
+
+    _report(lambda progress: rewrite_card(folder, results or []))
 
 
 def _report(run: Callable[[Callable[[str, float], None]], Path]) -> None:

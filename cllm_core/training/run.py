@@ -9,14 +9,16 @@ import msgspec
 import torch
 
 from cllm_core.errors import ConfigError, DataError
+from cllm_core.evaluation.machine import describe_machine
 from cllm_core.models.progress import OnProgress
+from cllm_core.training.card import TrainingFacts
 from cllm_core.training.config import LossConfig, ModelConfig, NoiseConfig, SftConfig, TrainConfig
 from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
 from cllm_core.training.model import PackedModel
-from cllm_core.training.output import TrainingFacts, describe_machine, write_result
+from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
 from cllm_core.training.store import read_trajectories
 from cllm_core.training.trainable import TrainableModel, load_trainable
@@ -99,7 +101,7 @@ def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: O
 def _claim_output(folder: Path, config: SftConfig | TrainConfig) -> None:
     """Note the settings in the output folder; they must be those of the run that is resumed there."""
     settings = msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(config, enc_hook=str)))
-    path = folder / SETTINGS_FILE
+    path = folder / CHECKPOINTS / SETTINGS_FILE
     if not config.run.resume:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     elif last_checkpoint(folder) is not None and path.exists():
@@ -110,7 +112,7 @@ def _claim_output(folder: Path, config: SftConfig | TrainConfig) -> None:
                 "or another output folder"
             )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(settings + b"\n")
     except OSError as error:
         raise ConfigError(f"output={folder}: cannot be written ({error}); name another folder") from error
@@ -165,7 +167,7 @@ def _train(
             num_tokens=int(_total(history, "tokens")),
             seconds=_total(history, "seconds"),
             final_losses={name: last[name] for name in ("ar_loss", "consistency_loss") if last.get(name)},
-            machine=describe_machine(trainer.args.device),
+            machine=_machine(trainer.args.device),
         )
         write_result(output, trainable, weights, facts)
     return output
@@ -174,6 +176,13 @@ def _train(
 def _total(history: Iterable[Mapping[str, float]], name: str) -> float:
     """Sum over all reports, those of earlier parts of a resumed run included."""
     return sum(entry.get(name, 0.0) for entry in history)
+
+
+def _machine(device: torch.device) -> str:
+    """Hardware, versions and commit, for the record of costs."""
+    machine = describe_machine()
+    hardware = machine.gpu if device.type == "cuda" else f"{machine.cpu}, {machine.threads} of {machine.cores} cores"
+    return f"{hardware}; torch {machine.torch}, cllm-server {machine.version}, commit {machine.commit}, {machine.date}"
 
 
 def _shown_settings(config: SftConfig | TrainConfig) -> dict[str, object]:

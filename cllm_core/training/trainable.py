@@ -1,6 +1,7 @@
 """Loads the model to train: the base as it is served, with a LoRA adapter on top or with all weights set free."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +120,9 @@ def _new_adapter(causal_lm: PreTrainedModel, weights: WeightsConfig) -> peft.Pef
         target_modules=_linear_names(causal_lm),
         task_type="CAUSAL_LM",
     )
-    peft_model = peft.get_peft_model(causal_lm, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers for what it has renamed
+        peft_model = peft.get_peft_model(causal_lm, settings)
     assert isinstance(peft_model, peft.PeftModel)
     return peft_model
 

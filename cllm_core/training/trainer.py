@@ -65,14 +65,15 @@ class ConsistencyTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss and the speed of this process since the last report."""
+        """Add the parts of the loss and the speed since the last report."""
         num_packs = self._sums.pop("packs", 0.0)
         if num_packs:
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
             logs |= {name: self._sums.pop(name) / num_packs for name in _PARTS}
             for name in _COUNTS:
-                logs |= {name: self._sums[name], f"{name}_per_second": self._sums.pop(name) / seconds}
+                count = self._sums.pop(name) * self.args.world_size  # packs are about equal
+                logs |= {name: count, f"{name}_per_second": count / seconds}
             logs["seconds"] = seconds
         super().log(logs, start_time)
 

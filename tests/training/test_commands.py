@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cllm_core.training.run import run_sft
 from server.cli import app
-from tests.training.factories import write_lines, write_questions
+from tests.training.factories import make_sft, no_progress, write_lines, write_questions
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -52,3 +53,15 @@ def test_broken_line_ends_with_its_number(tiny_llama: Path, tmp_path: Path) -> N
     code, text = invoke("sft", tiny_llama, "--data", data, "--output", tmp_path / "out", "--device", "cpu")
     assert code == 2
     assert "a.jsonl, line 2" in text.replace("\n", "")
+
+
+def test_card_takes_results_under_its_own_heading(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = run_sft(make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", max_steps=1), no_progress)
+    assert "None yet" in (folder / "README.md").read_text()
+    (tmp_path / "results.md").write_text("# Spider\n\n| TPF | 3.5 |\n")
+    code, text = invoke("card", folder, tmp_path / "results.md")
+    assert code == 0, text
+    assert "## Results\n\n### Spider\n\n| TPF | 3.5 |" in (folder / "README.md").read_text()
+    code, text = invoke("card", tmp_path)
+    assert code == 2
+    assert "training.json" in text.replace("\n", "")
