@@ -150,9 +150,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     logging_steps: Annotated[int, Meta(description="Optimiser steps between reports.")] = 5
     save_steps: Annotated[int, Meta(description="Optimiser steps between checkpoints to resume from.")] = 50
     resume: Annotated[bool, Meta(description="Go on from the last checkpoint in the output folder.")] = True
-    report_to: Annotated[str, Meta(description="Also report to wandb or tensorboard (installed), comma separated.")] = (
-        "none"
-    )
+    report_to: Annotated[
+        str, Meta(description="Also report to wandb, tensorboard or mlflow (installed), comma separated.")
+    ] = "none"
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "> 0")

@@ -22,7 +22,14 @@ from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
 from cllm_core.training.store import read_trajectories
 from cllm_core.training.trainable import TrainableModel, load_trainable
-from cllm_core.training.trainer import CHECKPOINTS, ConsistencyTrainer, last_checkpoint, training_arguments
+from cllm_core.training.trainer import (
+    CHECKPOINTS,
+    ConsistencyTrainer,
+    is_first_process,
+    last_checkpoint,
+    require_reporters,
+    training_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +99,9 @@ def fitting(examples: Sequence[Trajectory], max_length: int) -> list[Trajectory]
 def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: OnProgress) -> TrainableModel:
     """Everything that can be refused before the weights are read, then the model."""
     require_plotting()
-    _claim_output(model.output, config)
+    require_reporters(config.run.report_to)
+    if is_first_process():
+        _claim_output(model.output, config)
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     return load_trainable(model, config.weights, config.run, on_progress)
@@ -148,7 +157,7 @@ def _train(
     arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)
     trainer = ConsistencyTrainer(model, arguments, packs, output)
     logger.info("%d examples in %d packs, %d optimiser steps", len(kept), len(packs), arguments.max_steps)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if run.resume else None)
     weights = trainer.gather_weights()
     if trainer.is_world_process_zero():
         history = trainer.state.log_history

@@ -4,6 +4,7 @@ Its checkpoints hold what learns (an adapter, or all weights) in full precision,
 as packs are a function of their number, a resumed run follows the curve of an uninterrupted one.
 """
 
+import importlib.util
 import math
 import os
 import time
@@ -28,6 +29,7 @@ from cllm_core.training.model import PackedModel
 CHECKPOINTS = "checkpoints"
 _WEIGHTS_FILE = "trained.safetensors"
 _PARTS = ("ar_loss", "consistency_loss")
+_REPORTERS = ("wandb", "tensorboard", "mlflow")
 _COUNTS = ("tokens", "examples")
 
 
@@ -155,7 +157,7 @@ def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bo
         dataloader_num_workers=2 if use_cuda else 0,
         dataloader_pin_memory=use_cuda,
         ddp_find_unused_parameters=False,
-        report_to=[name.strip() for name in run.report_to.split(",")],
+        report_to=_reporters(run.report_to),
     )
 
 
@@ -163,6 +165,24 @@ def last_checkpoint(output: Path) -> str | None:
     """The checkpoint to resume from, None where there is none."""
     folder = output / CHECKPOINTS
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes, of one or of a torchrun launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def require_reporters(report_to: str) -> None:
+    """Raise ConfigError unless every service named, comma separated, is known and its package installed."""
+    for name in _reporters(report_to):
+        if name not in _REPORTERS:
+            raise ConfigError(f"report_to={report_to}: {name!r} is unknown; give {', '.join(_REPORTERS)} or none")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"report_to={report_to}: package {name} is not installed; run `pip install {name}`")
+
+
+def _reporters(report_to: str) -> list[str]:
+    return [name.strip() for name in report_to.split(",") if name.strip() not in {"", "none"}]
 
 
 def _only_pack(packs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -182,6 +182,16 @@ def test_data_that_cannot_be_trained_on_is_refused(tiny_llama: Path, tmp_path: P
         run_train(config, no_progress)
 
 
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "'nowhere' is unknown"), ("mlflow", "not installed")])
+def test_reporters_that_cannot_be_had_are_refused_before_the_run(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=message):
+        run_sft(make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", report_to=name), no_progress)
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     model = ModelConfig(output=tmp_path)
     with pytest.raises(ConfigError, match="trajectories, data: give one of them"):
