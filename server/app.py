@@ -19,7 +19,7 @@ from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.models import ModelRegistry
 from server.record import record_of
-from server.routes import completions, models, operations, tokens
+from server.routes import completions, models, operations, responses, tokens
 from server.services import Services
 from server.settings import ServerSettings
 from server.watch import watch_engine
@@ -54,6 +54,7 @@ def _api_router() -> APIRouter:
     )
     router.include_router(models.router)
     router.include_router(completions.router)
+    router.include_router(responses.router)
     router.include_router(tokens.router)
     return router
 

@@ -53,10 +53,13 @@ async def plan_chat(
 ) -> GenerationPlan:
     """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
     _check_num_choices(body.num_choices, max_choices)
-    prompt = await render_messages(body.messages, model, template_kwargs=body.chat_template_kwargs)
+    prompt = await render_messages(
+        body.messages, model, template_kwargs=body.chat_template_kwargs, param=body.prompt_field
+    )
     prompt_ids = prompt.token_ids
-    field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
-    _check_context(len(prompt_ids), body.output_limit, model, prompt_field="messages", limit_field=field)
+    _check_context(
+        len(prompt_ids), body.output_limit, model, prompt_field=body.prompt_field, limit_field=body.limit_field
+    )
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     _check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)

@@ -30,8 +30,9 @@ async def render_messages(
     *,
     template_kwargs: Mapping[str, object] | None = None,
     add_generation_prompt: bool = True,
+    param: str = "messages",
 ) -> RenderedPrompt:
-    """The prompt that these messages are to the model.
+    """The prompt that these messages are to the model; errors name the request field `param`.
 
     Raises:
         UnsupportedParameter: the model has no chat template.
@@ -40,17 +41,17 @@ async def render_messages(
     template = model.chat_template
     if template is None:
         raise UnsupportedParameter(
-            f"messages: the model {model.name!r} has no chat template; use /v1/completions", param="messages"
+            f"{param}: the model {model.name!r} has no chat template; use /v1/completions", param=param
         )
 
     def render() -> RenderedPrompt:
         text = _rendered(messages, template, template_kwargs, add_generation_prompt=add_generation_prompt)
-        return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param="messages"))
+        return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param=param))
 
     num_chars = sum(len(content_text(message.content)) for message in messages)
     prompt = await off_loop_if_long(num_chars, render)
     if not prompt.token_ids:
-        raise InvalidRequest("messages: hold no tokens; the model needs at least one to start from", param="messages")
+        raise InvalidRequest(f"{param}: no tokens; the model needs at least one to start from", param=param)
     return prompt
 
 

@@ -1,9 +1,9 @@
 """How a generation reaches its client, as one JSON body or as server-sent events, and ends when the client leaves."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import structlog
@@ -16,8 +16,10 @@ from starlette.types import Receive, Scope, Send
 from cllm_core.errors import CllmError
 from server.answers import Answer
 from server.errors import ClientDisconnected, ErrorBody, error_body, internal_error_body
-from server.generation import Generation
+from server.generation import ChoiceDelta, ChoiceResult, Generation, GenerationPlan, TokenCounts
+from server.models import LoadedModel
 from server.record import RequestRecord, record_of
+from server.services import Services
 from server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -28,7 +30,64 @@ _CUT_AFTER_DRAIN_SECONDS = 10.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
-async def respond_whole(request: Request, generation: Generation, answer: Answer) -> Response:
+async def start_generation(
+    request: Request, services: Services, plan: GenerationPlan, model: LoadedModel
+) -> Generation:
+    """Begin to decode what the plan asks for; whoever calls must close the generation, which responding does."""
+    record = record_of(request.scope)
+    generation = Generation(services.engine, model.codec, plan, record=record, metrics=services.metrics)
+    await generation.start()
+    return generation
+
+
+class Script(Protocol):
+    """The events of one stream. Called in this order: opening, events of each delta, closing; or failure, the last."""
+
+    def opening(self) -> Iterable[ServerSentEvent]:
+        """What is sent before anything is decoded."""
+        ...
+
+    def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
+        """What tells of a delta."""
+        ...
+
+    def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
+        """What is sent after the last delta."""
+        ...
+
+    def failure(self, error: ErrorBody) -> ServerSentEvent:
+        """What tells that the stream ends early."""
+        ...
+
+
+class ChunkScript:
+    """A chunk for each delta, then the usage where asked for, then [DONE]."""
+
+    def __init__(self, answer: Answer, *, usage: bool) -> None:
+        self._answer = answer
+        self._usage = usage
+
+    def opening(self) -> Iterable[ServerSentEvent]:
+        """Nothing: the first chunk opens the stream."""
+        return ()
+
+    def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
+        """The chunk, unless it would be empty."""
+        return (sent(self._answer.chunk(delta)),) if delta.says_something else ()
+
+    def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
+        """The usage, and the end mark."""
+        usage = (sent(self._answer.usage_chunk(counts)),) if self._usage else ()
+        return (*usage, ServerSentEvent("[DONE]", sep="\n"))
+
+    def failure(self, error: ErrorBody) -> ServerSentEvent:
+        """The error object."""
+        return sent(error)
+
+
+async def respond_whole(
+    request: Request, generation: Generation, shape: Callable[[Sequence[ChoiceResult], TokenCounts], BaseModel]
+) -> Response:
     """Wait for every choice and answer in one body; closes the generation, at once when the client leaves.
 
     Raises:
@@ -42,20 +101,19 @@ async def respond_whole(request: Request, generation: Generation, answer: Answer
         raise
     finally:
         await generation.aclose()
-    body = answer.whole(results, generation.counts)
+    body = shape(results, generation.counts)
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 class GenerationStream(EventSourceResponse):
-    """Streams a generation's chunks, then the usage where asked for, then [DONE]; an error event ends it early."""
+    """Streams a generation as its script tells it; an error event ends it early."""
 
     def __init__(
-        self, generation: Generation, answer: Answer, *, record: RequestRecord, settings: ServerSettings, usage: bool
+        self, generation: Generation, script: Script, *, record: RequestRecord, settings: ServerSettings
     ) -> None:
         self._generation = generation
-        self._answer = answer
+        self._script = script
         self._record = record
-        self._usage = usage
         super().__init__(
             self._events(),
             ping=settings.sse_ping_seconds,
@@ -76,15 +134,16 @@ class GenerationStream(EventSourceResponse):
 
     async def _events(self) -> AsyncGenerator[ServerSentEvent]:
         try:
+            for event in self._script.opening():
+                yield event
             async with aclosing(self._generation.deltas()) as deltas:
                 async for delta in deltas:
-                    if delta.says_something:
-                        yield _event(self._answer.chunk(delta))
-            if self._usage:
-                yield _event(self._answer.usage_chunk(self._generation.counts))
-            yield ServerSentEvent("[DONE]", sep="\n")
+                    for event in self._script.events(delta):
+                        yield event
+            for event in self._script.closing(self._generation.counts):
+                yield event
         except Exception as error:  # the status line is sent: this event is the only way left to tell
-            yield _event(self._error(error))
+            yield self._script.failure(self._error(error))
 
     def _error(self, error: Exception) -> ErrorBody:
         if isinstance(error, CllmError):
@@ -96,8 +155,9 @@ class GenerationStream(EventSourceResponse):
         return body
 
 
-def _event(body: BaseModel) -> ServerSentEvent:
-    return ServerSentEvent(body.model_dump_json(exclude_unset=True), sep="\n")
+def sent(body: BaseModel, *, name: str | None = None) -> ServerSentEvent:
+    """A body as an event."""
+    return ServerSentEvent(body.model_dump_json(exclude_unset=True), event=name, sep="\n")
 
 
 async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,16 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.answers import Answer, AnswerHead, ChatAnswer, CompletionAnswer
-from server.generation import Generation, GenerationPlan
+from server.generation import Generation
 from server.json_body import JsonRoute
 from server.models import LoadedModel
 from server.planning import plan_chat, plan_completion
 from server.record import record_of
-from server.respond import GenerationStream, respond_whole
+from server.respond import ChunkScript, GenerationStream, respond_whole, start_generation
 from server.schemas.chat import ChatCompletion, ChatCompletionRequest
 from server.schemas.common import GenerationRequest
 from server.schemas.completions import Completion, CompletionRequest
-from server.services import Services, ServicesDep
+from server.services import ServicesDep
 from server.settings import ServerSettings
 
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     model = await services.models.get(body.model)
     head = _head("cmpl", body, model, has_logprobs=body.logprobs is not None)
     plan = await plan_completion(body, model, answer_id=head.answer_id, max_choices=services.settings.max_choices)
-    generation = await _start(request, services, plan, model)
+    generation = await start_generation(request, services, plan, model)
     return await _respond(request, body, generation, CompletionAnswer(head), settings=services.settings)
 
 
@@ -42,7 +42,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     model = await services.models.get(body.model)
     head = _head("chatcmpl", body, model, has_logprobs=bool(body.logprobs))
     plan = await plan_chat(body, model, answer_id=head.answer_id, max_choices=services.settings.max_choices)
-    generation = await _start(request, services, plan, model)
+    generation = await start_generation(request, services, plan, model)
     return await _respond(request, body, generation, ChatAnswer(head), settings=services.settings)
 
 
@@ -57,17 +57,10 @@ def _head(prefix: str, body: GenerationRequest, model: LoadedModel, *, has_logpr
     )
 
 
-async def _start(request: Request, services: Services, plan: GenerationPlan, model: LoadedModel) -> Generation:
-    record = record_of(request.scope)
-    generation = Generation(services.engine, model.codec, plan, record=record, metrics=services.metrics)
-    await generation.start()
-    return generation
-
-
 async def _respond(
     request: Request, body: GenerationRequest, generation: Generation, answer: Answer, *, settings: ServerSettings
 ) -> Response:
     if not body.stream:
-        return await respond_whole(request, generation, answer)
-    record = record_of(request.scope)
-    return GenerationStream(generation, answer, record=record, settings=settings, usage=body.include_usage)
+        return await respond_whole(request, generation, answer.whole)
+    script = ChunkScript(answer, usage=body.include_usage)
+    return GenerationStream(generation, script, record=record_of(request.scope), settings=settings)

@@ -117,6 +117,8 @@ class ChatCompletionRequest(GenerationRequest):
         "prompt_cache_retention": only("in_memory"),
     }
 
+    prompt_field: ClassVar[str] = "messages"
+
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -135,6 +137,11 @@ class ChatCompletionRequest(GenerationRequest):
                 param="max_tokens",
             )
         return self
+
+    @property
+    def limit_field(self) -> str:
+        """The field that limits the output."""
+        return "max_completion_tokens" if self.max_tokens is None else "max_tokens"
 
     @property
     def output_limit(self) -> int | None:

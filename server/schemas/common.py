@@ -45,6 +45,16 @@ LABEL_FIELDS: Mapping[str, IsNeutral] = {
 }
 
 
+def without_neutral(body: object, refusable: Mapping[str, IsNeutral]) -> object:
+    """The body without the known fields that ask for nothing; UnsupportedParameter where one asks for something."""
+    if not isinstance(body, dict):
+        return body
+    for name, is_neutral in refusable.items():
+        if body.get(name) is not None and not is_neutral(body[name]):
+            raise UnsupportedParameter(f"{name}: this server does not support the value given", param=name)
+    return {name: value for name, value in body.items() if name not in refusable}
+
+
 class StreamOptions(ApiModel):
     """How a stream is told.
 
@@ -108,13 +118,7 @@ class GenerationRequest(ApiModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: object) -> object:
-        """Take out the known fields that ask for nothing; refuse those that ask for what is not implemented."""
-        if not isinstance(body, dict):
-            return body
-        for name, is_neutral in cls.refusable.items():
-            if body.get(name) is not None and not is_neutral(body[name]):
-                raise UnsupportedParameter(f"{name}: this server does not support the value given", param=name)
-        return {name: value for name, value in body.items() if name not in cls.refusable}
+        return without_neutral(body, cls.refusable)
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:

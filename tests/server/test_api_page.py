@@ -10,6 +10,7 @@ from server.errors import HTTP_ERRORS
 from server.schemas.chat import ChatCompletionRequest, Message
 from server.schemas.common import GenerationRequest, StreamOptions
 from server.schemas.completions import CompletionRequest
+from server.schemas.responses import ResponseRequest
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 
@@ -30,6 +31,10 @@ def test_every_field_is_in_the_table(title: str, body_type: type[GenerationReque
     shared = section("Fields of both completion endpoints")
     assert fields - {"stream_options"} <= shared | section(title)
     assert GenerationRequest.model_fields.keys() - {"stream_options"} <= shared
+
+
+def test_every_field_of_responses_is_in_the_table() -> None:
+    assert ResponseRequest.model_fields.keys() | ResponseRequest.refusable.keys() <= section("Responses")
 
 
 def test_every_stream_option_and_message_field_is_in_a_table() -> None:

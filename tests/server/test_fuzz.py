@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completions import CompletionRequest
+from server.schemas.responses import ResponseRequest
 from tests.server.fakes import MODEL_NAME
 from tests.server.harness import RunningServer
 
@@ -21,17 +22,21 @@ NAMES = sorted(
     ChatCompletionRequest.model_fields.keys()
     | CompletionRequest.model_fields.keys()
     | ChatCompletionRequest.refusable.keys()
+    | ResponseRequest.model_fields.keys()
+    | ResponseRequest.refusable.keys()
 )
 BASE = {"model": MODEL_NAME, "max_tokens": 4}
-ENDPOINTS = {
+ENDPOINTS: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {**BASE, "messages": [{"role": "user", "content": "Hi"}]},
     "/v1/completions": {**BASE, "prompt": "Hi"},
+    "/v1/responses": {"model": MODEL_NAME, "max_output_tokens": 4, "input": "Hi"},
+    "/tokenize": {"model": MODEL_NAME, "prompt": "Hi"},
 }
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
 @given(fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_breaks_the_server(server: RunningServer, path: str, fields: dict[str, object]) -> None:
     body = json.dumps({**ENDPOINTS[path], **fields}).encode("utf-8", "surrogatepass")
     response = server.shared_http.post(path, content=body, headers={"content-type": "application/json"})

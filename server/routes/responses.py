@@ -1,0 +1,31 @@
+"""/v1/responses: text only, nothing stored."""
+
+import time
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from server.json_body import JsonRoute
+from server.planning import plan_chat
+from server.record import record_of
+from server.respond import GenerationStream, respond_whole, start_generation
+from server.responses import ResponseScript, ResponseShaper
+from server.routes.completions import STREAMED
+from server.schemas.responses import ResponseBody, ResponseRequest
+from server.services import ServicesDep
+
+router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
+
+
+@router.post("/responses", response_model=ResponseBody, responses=STREAMED)
+async def create_response(body: ResponseRequest, request: Request, services: ServicesDep) -> Response:
+    """Answer a text or a conversation."""
+    model = await services.models.get(body.model)
+    shaper = ResponseShaper(body, response_id=f"resp_{uuid.uuid4().hex}", created_at=int(time.time()))
+    chat = body.to_chat()
+    plan = await plan_chat(chat, model, answer_id=shaper.response_id, max_choices=services.settings.max_choices)
+    generation = await start_generation(request, services, plan, model)
+    if not body.stream:
+        return await respond_whole(request, generation, shaper.whole)
+    script = ResponseScript(shaper)
+    return GenerationStream(generation, script, record=record_of(request.scope), settings=services.settings)
