@@ -15,11 +15,13 @@ Floats = npt.NDArray[np.float64]
 
 # Where no window has been seen yet: chance that a draft token is confirmed, given that the one before it was.
 _INITIAL_CONFIRMATION = 0.8
-# Weights of a new observation in the running means.
+# Weights of a new observation in the running means. What all requests share starts as a plain mean of this many
+# windows' worth of the initial guess, so that the first request on a plain model is the last to draft in vain.
 _REQUEST_RATE = 0.15
 _SHARED_RATE = 0.02
-_TIME_RATE_NEAR = 0.1
-_TIME_RATE_ALL = 0.05
+_SHARED_PRIOR_WINDOWS = 8
+_TIME_RATE_NEAR = 0.15
+_TIME_RATE_ALL = 0.1
 # A step further off the expected time than this factor is a hiccup of the machine.
 _MAX_SURPRISE = 4.0
 # One window in this many has full length whatever the estimates say: depths that are never tried are never learnt.
@@ -136,7 +138,8 @@ class DraftLengths:
         if own is None:
             own = self._by_request[request_id] = Confirmations(self._shared.falling)
         own.observe(window_length, num_matched)
-        self._shared.observe(window_length, num_matched, rate=_SHARED_RATE)
+        rate = max(_SHARED_RATE, 1 / (_SHARED_PRIOR_WINDOWS + self._shared.num_windows))
+        self._shared.observe(window_length, num_matched, rate=rate)
 
     def observe_step(self, num_tokens: int, seconds: float) -> None:
         """Learn from the time of a step."""
