@@ -19,7 +19,7 @@ from cllm_core.models.embedded import cache_folder
 from cllm_core.models.fused_layer import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
-from cllm_core.models.native.library import load_kernels
+from cllm_core.models.native.kernels import load_kernels
 from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 

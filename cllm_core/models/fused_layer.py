@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from cllm_core.models.attention import PagedAttention
-from cllm_core.models.native.library import Kernels
+from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.packed_linear import pack_weight
 
 logger = logging.getLogger(__name__)

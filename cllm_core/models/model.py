@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PagedAttention
-from cllm_core.models.native.library import Kernels
+from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, PagedStep, RowSpan
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.attention import paged_attention, register_paged_attention
+from cllm_core.models.attention import PAGED_ATTENTION, paged_attention, register_paged_attention
 
 
 class Layer(nn.Module):
@@ -64,3 +65,4 @@ def test_a_model_that_drops_the_cache_on_its_way_is_refused() -> None:
 def test_registering_twice_is_harmless() -> None:
     register_paged_attention()
     register_paged_attention()
+    assert AttentionInterface()[PAGED_ATTENTION] is paged_attention

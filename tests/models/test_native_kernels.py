@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fused_layer import fuse_layers
 from cllm_core.models.model import PagedModel
-from cllm_core.models.native.library import Kernels, load_kernels
+from cllm_core.models.native.kernels import Kernels, load_kernels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from tests.architectures import Architecture

@@ -87,6 +87,7 @@ async def test_outputs_of_unknown_requests_are_ignored() -> None:
     streams.deliver(output(1, finish_reason="stop"))
     streams.reject("r", "too late")
     await streams.wait_idle()
+    assert len(streams) == 0
 
 
 async def test_aborting_all_names_only_those_that_still_run() -> None:

@@ -2,7 +2,7 @@
  * KV cache. Numbers are read and written as bfloat16 and computed as float32.
  *
  * Plain C with the vector types of GCC and Clang, so that one source serves AVX2, AVX-512 and NEON. Head sizes are
- * multiples of 16 up to 256. Called through ctypes (cllm_core/models/native/library.py), which checks shapes.
+ * multiples of 16 up to 256. Called through ctypes (cllm_core/models/native/kernels.py), which checks shapes.
  */
 
 #include <stdint.h>
@@ -116,7 +116,7 @@ void cllm_rotate(bf16 *heads, int64_t stride, const bf16 *cos, const bf16 *sin, 
     }
 }
 
-/* One row of the step, as cllm_core.models.native.library writes it. */
+/* One row of the step, as cllm_core.models.native.kernels writes it. */
 typedef struct {
     int64_t first_index;     /* of the step's tokens */
     int64_t num_tokens;

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cllm_core.models.native.library import HEAD_SIZE_UNIT, MAX_HEAD_SIZE, Kernels, StepTables
+from cllm_core.models.native.kernels import HEAD_SIZE_UNIT, MAX_HEAD_SIZE, Kernels, StepTables
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan, write_slots
 
 
