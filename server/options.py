@@ -36,10 +36,17 @@ def settings_command(run: Callable[..., None], settings_type: type[EngineSetting
 
     parameters = [_parameter(name, info) for name, info in settings_type.model_fields.items()]
     parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    return describe_command(command, like=run, parameters=parameters)
+
+
+def describe_command(
+    command: Callable[..., None], *, like: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give `command` these parameters and the name and help of `like`, which is where typer looks for them."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__name__ = run.__name__
-    command.__doc__ = run.__doc__
+    command.__name__ = like.__name__
+    command.__doc__ = like.__doc__
     return command
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from cllm_core.errors import ConfigError
-from server.options import exit_with
+from server.options import describe_command, exit_with
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 
@@ -28,12 +28,7 @@ def struct_command(run: Callable[[Config], None], config_type: type[Config]) -> 
     def command(**given: object) -> None:
         run(_build(config_type, given))
 
-    parameters = _parameters(config_type, panel=None)
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__name__ = run.__name__
-    command.__doc__ = run.__doc__
-    return command
+    return describe_command(command, like=run, parameters=_parameters(config_type, panel=None))
 
 
 def _build(config_type: type[Config], given: dict[str, object]) -> Config:

@@ -99,11 +99,6 @@ class BlockPool:
             self._cached[block_hash] = block_id
             self._hashes[block_id] = block_hash
 
-    def clear_cache(self) -> None:
-        """Forget all cached prefixes; blocks that are held stay held."""
-        self._cached.clear()
-        self._hashes = [None] * self.num_blocks
-
     def check(self, holders: Iterable[Sequence[int]] | None = None) -> None:
         """Raise BlockPoolCorrupted unless every block is free or held, never both, and the hash index is consistent.
 

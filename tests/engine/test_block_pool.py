@@ -76,11 +76,6 @@ class PoolAgainstModel(RuleBasedStateMachine):
         self.pool.free(blocks)
         self._free(blocks)
 
-    @rule()
-    def clear(self) -> None:
-        self.pool.clear_cache()
-        self.cached.clear()
-
     @invariant()
     def books_agree(self) -> None:
         self.pool.check(self.held)

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 NUM_NEW = 64
-BLOCK_LENGTHS = (1, 16)
+BLOCK_LENGTHS = (1, 2, 5, 16, 32)
 # In bf16 a logit of size 16 to 32 is rounded to 1/8, and a few roundings add up on the way to it.
 NEAR_TIE = 0.5
 
