@@ -18,6 +18,8 @@ Consistency = Literal["global", "local"]
 Target = Literal["soft", "hard"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
+MAX_UNROLL = 16  # iterations, each a forward pass
+
 
 def require(condition: bool, name: str, value: object, bounds: str) -> None:
     """Raise ConfigError, naming field, value and what it must be, unless the condition holds."""
@@ -73,6 +75,13 @@ class NoiseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     corrected_ratio: Annotated[
         float, Meta(description="Probability with which a wrong token of a recorded state is set right.")
     ] = 0.0
+    unroll: Annotated[
+        int,
+        Meta(
+            description="Jacobi iterations of the model in training that drafts go through before they are learned "
+            "from, each a random number up to this; every one costs a forward pass."
+        ),
+    ] = 0
     # after arXiv:2512.14681, section 3: the share of noise that a token sees before it grows
     schedule: Annotated[
         Schedule,
@@ -92,6 +101,7 @@ class NoiseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError("block_length=1: has no draft to learn; give >= 2, or blocks_per_example=0")
         require(0 <= self.synthetic_ratio <= 1, "synthetic_ratio", self.synthetic_ratio, "in 0..1")
         require(0 <= self.corrected_ratio <= 1, "corrected_ratio", self.corrected_ratio, "in 0..1")
+        require(0 <= self.unroll <= MAX_UNROLL, "unroll", self.unroll, f"0..{MAX_UNROLL}")
         require(0 < self.growing_until <= 1, "growing_until", self.growing_until, "in (0, 1]")
 
 
@@ -217,6 +227,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.noise.consistency == "local" and self.loss.target == "soft":
             raise ConfigError(
                 "target=soft: the next state has no distribution at hand; give hard with local consistency"
+            )
+        if self.noise.consistency == "local" and self.noise.unroll:
+            raise ConfigError(
+                f"unroll={self.noise.unroll}: leads away from the recorded next state; use it with global"
             )
 
 

@@ -17,6 +17,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.training.attention import PackAttention
 from cllm_core.training.losses import row_losses
 from cllm_core.training.packing import PackedExample, PackLayout, build_layout
+from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_rows
 
 LossOfLogits = Callable[[Tensor], Tensor]
 
@@ -32,6 +33,7 @@ class PackedModel(nn.Module):
         ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
         soft: consistency targets are distributions (see `losses`), else tokens.
         temperature: of soft targets.
+        unroll: Jacobi iterations that blocks go through first, each block a random number of them up to this.
         chunk_rows: rows whose logits exist at once; one example's rows always do.
 
     Raises:
@@ -48,6 +50,7 @@ class PackedModel(nn.Module):
         consistency_weight: float = 1.0,
         soft: bool = True,
         temperature: float = 1.0,
+        unroll: int = 0,
         chunk_rows: int = 256,
     ) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class PackedModel(nn.Module):
         self._consistency_weight = consistency_weight
         self._soft = soft
         self._temperature = temperature
+        self._unroll = unroll
         self._chunk_rows = chunk_rows
         self._no_split_modules = causal_lm._no_split_modules  # FSDP wraps these layers
         _require_plain_head(causal_lm)
@@ -80,10 +84,11 @@ class PackedModel(nn.Module):
             loss: the weighted sum to minimise. ar_loss, consistency_loss: the means it is made of, without gradient;
             0 where the pack has no such rows.
         """
-        layout = PackLayout(**pack)
+        layout = self._unrolled(PackLayout(**pack))
         hidden = self._hidden(layout)
-        is_draft = layout.teacher_rows >= 0
-        weights = self._row_weights(is_draft)
+        is_clean = layout.teacher_rows < 0
+        is_learning = learning_rows(layout)
+        weights = self._row_weights(is_clean, is_learning)
         head = self.causal_lm.get_output_embeddings()
         totals, losses = [], []
         for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
@@ -101,8 +106,8 @@ class PackedModel(nn.Module):
         per_row = torch.cat(losses)
         return {
             "loss": torch.stack(totals).sum(),
-            "ar_loss": _mean(per_row[~is_draft]),
-            "consistency_loss": _mean(per_row[is_draft]),
+            "ar_loss": _mean(per_row[is_clean]),
+            "consistency_loss": _mean(per_row[is_learning]),
         }
 
     def _hidden(self, layout: PackLayout) -> Tensor:
@@ -116,14 +121,26 @@ class PackedModel(nn.Module):
         hidden: Tensor = out.last_hidden_state
         return hidden[0]
 
-    def _row_weights(self, is_draft: Tensor) -> Tensor:
-        num_draft = is_draft.sum()
-        num_clean = len(is_draft) - num_draft
-        return torch.where(
-            is_draft,
-            self._consistency_weight / num_draft.clamp(min=1),
-            self._ar_weight / num_clean.clamp(min=1),
-        )
+    @torch.no_grad()
+    def _unrolled(self, layout: PackLayout) -> PackLayout:
+        """The pack whose blocks the model has gone on with itself; the global generator draws how far."""
+        if not self._unroll:
+            return layout
+        num_iterations = torch.randint(self._unroll + 1, (count_blocks(layout),)).to(layout.input_ids.device)
+        for iteration in range(self._unroll):
+            layout = advance_drafts(layout, self._predicted(layout), num_iterations > iteration)
+        return layout
+
+    def _predicted(self, layout: PackLayout) -> Tensor:
+        """[R] likeliest token of each row."""
+        head = self.causal_lm.get_output_embeddings()
+        rows = self._hidden(layout)[layout.row_index]
+        return torch.cat([head(chunk).argmax(dim=-1) for chunk in rows.split(self._chunk_rows)])
+
+    def _row_weights(self, is_clean: Tensor, is_learning: Tensor) -> Tensor:
+        clean = self._ar_weight / is_clean.sum().clamp(min=1) * is_clean
+        learning = self._consistency_weight / is_learning.sum().clamp(min=1) * is_learning
+        return clean + learning
 
 
 def _chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:

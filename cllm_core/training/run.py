@@ -153,6 +153,7 @@ def _train(
         consistency_weight=loss.consistency_weight,
         soft=loss.target == "soft",
         temperature=loss.temperature,
+        unroll=noise.unroll,
     )
     arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)
     trainer = ConsistencyTrainer(model, arguments, packs, output)
