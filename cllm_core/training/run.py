@@ -17,6 +17,7 @@ from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
+from cllm_core.training.launch import rank
 from cllm_core.training.model import PackedModel
 from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
@@ -25,7 +26,6 @@ from cllm_core.training.trainable import TrainableModel, load_trainable
 from cllm_core.training.trainer import (
     CHECKPOINTS,
     ConsistencyTrainer,
-    is_first_process,
     last_checkpoint,
     require_reporters,
     training_arguments,
@@ -100,7 +100,7 @@ def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: O
     """Everything that can be refused before the weights are read, then the model."""
     require_plotting()
     require_reporters(config.run.report_to)
-    if is_first_process():
+    if rank() == 0:
         _claim_output(model.output, config)
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)

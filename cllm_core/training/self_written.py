@@ -14,6 +14,7 @@ from cllm_core.request import NewRequest, SamplingParams
 from cllm_core.tasks.records import read_json_lines
 from cllm_core.training.config import TrajectoryConfig
 from cllm_core.training.encoding import ConversationEncoder
+from cllm_core.training.launch import world_size
 from cllm_core.training.prompts import Conversation, Message
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,17 @@ def load_or_write_prompts(engine: Engine, encoder: ConversationEncoder, config: 
         config: number, temperature, seed and folder.
 
     Raises:
-        ConfigError: the model has no chat template, or does not write enough usable prompts.
+        ConfigError: the model has no chat template, or does not write enough usable prompts; or there are several
+            processes and the prompts are not written yet.
     """
     path = config.output / PROMPTS_FILE
     prompts = [c.messages[-1].content for c in read_json_lines(path, Conversation)] if path.exists() else []
     if len(prompts) < config.self_written:
+        if world_size() > 1:
+            raise ConfigError(
+                f"self_written={config.self_written}: {path} has {len(prompts)} prompts, and one process alone can "
+                "write more; run the command without torchrun until it begins to record, or give data"
+            )
         prompts = _write_prompts(engine, encoder, config, prompts)
         _save(path, prompts)
     return [Conversation((Message("user", prompt),)) for prompt in prompts[: config.self_written]]

@@ -1,11 +1,14 @@
 """Trajectories on the disk: a folder of compressed shards, written by one run or several that continue each other.
 
+The processes of one launch write to one folder: process r of w takes the shards whose number modulo w is r.
+
 meta.json               how they were recorded
 part-00000.jsonl.zst    one record a line; a shard appears whole or not at all
 """
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +19,7 @@ from cllm_core.errors import ConfigError, DataError
 from cllm_core.info import TokenizerBundle
 from cllm_core.tasks.records import decode_lines
 from cllm_core.training.examples import Trajectory
+from cllm_core.training.launch import rank, world_size
 
 META_FILE = "meta.json"
 _SHARDS = "part-*.jsonl.zst"
@@ -74,11 +78,11 @@ class TrajectoryWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_meta(meta)
-            (folder / META_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(meta)) + b"\n")
+            _replace(folder / META_FILE, msgspec.json.format(msgspec.json.encode(meta)) + b"\n")
         except OSError as error:
             raise ConfigError(f"output={folder}: cannot be written ({error}); name another folder") from error
-        shards = sorted(folder.glob(_SHARDS))
-        self._next_shard = _shard_number(shards[-1]) + 1 if shards else 0
+        num_shards = max((_shard_number(path) + 1 for path in folder.glob(_SHARDS)), default=0)
+        self._next_shard = math.ceil(num_shards / world_size()) * world_size() + rank()
 
     def __enter__(self) -> "TrajectoryWriter":
         return self
@@ -96,11 +100,9 @@ class TrajectoryWriter:
         if not self._pending:
             return
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in self._pending)
-        target = self._folder / f"part-{self._next_shard:05d}.jsonl.zst"
-        scratch = target.with_suffix(".partial")
-        scratch.write_bytes(_zstandard().ZstdCompressor(level=_COMPRESSION_LEVEL).compress(lines))
-        scratch.rename(target)
-        self._next_shard += 1
+        compressed = _zstandard().ZstdCompressor(level=_COMPRESSION_LEVEL).compress(lines)
+        _replace(self._folder / f"part-{self._next_shard:05d}.jsonl.zst", compressed)
+        self._next_shard += world_size()
         self._pending = []
 
     def _check_meta(self, meta: StoreMeta) -> None:
@@ -167,6 +169,13 @@ def read_trajectories(folder: Path, tokenizer: TokenizerBundle) -> list[Trajecto
 def tokenizer_fingerprint(bundle: TokenizerBundle) -> str:
     """Changes with anything that changes token ids."""
     return hashlib.sha256(bundle.tokenizer_json.encode()).hexdigest()[:16]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file that others see whole or not at all."""
+    scratch = path.with_suffix(f".partial-{rank()}")
+    scratch.write_bytes(data)
+    scratch.rename(path)
 
 
 def _shard_number(path: Path) -> int:

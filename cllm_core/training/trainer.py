@@ -6,7 +6,6 @@ as packs are a function of their number, a resumed run follows the curve of an u
 
 import importlib.util
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.training.config import RunConfig
 from cllm_core.training.curves import draw_curves, write_curves
 from cllm_core.training.dataset import PackDataset
+from cllm_core.training.launch import world_size
 from cllm_core.training.model import PackedModel
 
 CHECKPOINTS = "checkpoints"
@@ -128,8 +128,7 @@ def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bo
         num_packs: of all epochs; one epoch of the Trainer is the whole training.
         bf16: matrix products in bfloat16.
     """
-    world_size = _world_size()
-    num_steps = math.ceil(num_packs / (run.packs_per_step * world_size))
+    num_steps = math.ceil(num_packs / (run.packs_per_step * world_size()))
     if run.max_steps is not None:
         num_steps = min(num_steps, run.max_steps)
     use_cuda = run.device != "cpu" and torch.cuda.is_available()
@@ -167,11 +166,6 @@ def last_checkpoint(output: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that writes, of one or of a torchrun launch."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def require_reporters(report_to: str) -> None:
     """Raise ConfigError unless every service named, comma separated, is known and its package installed."""
     for name in _reporters(report_to):
@@ -190,11 +184,6 @@ def _only_pack(packs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(packs) != 1:
         raise ConfigError(f"{len(packs)} packs in a batch: set pack_length instead of the Trainer's batch size")
     return packs[0]
-
-
-def _world_size() -> int:
-    """Processes of a torchrun launch; the Trainer, which would know, wants the number of steps first."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class _CurveCallback(TrainerCallback):

@@ -20,6 +20,7 @@ from cllm_core.training.cleaning import reason_to_drop
 from cllm_core.training.config import TrajectoryConfig
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import DraftState, Trajectory
+from cllm_core.training.launch import rank, world_size
 from cllm_core.training.prompts import load_conversations
 from cllm_core.training.self_written import load_or_write_prompts
 from cllm_core.training.store import Record, StoreMeta, TrajectoryWriter, read_records, tokenizer_fingerprint
@@ -34,6 +35,8 @@ Prompt = tuple[int, tuple[int, ...]]  # index and token ids
 
 def record_trajectories(config: TrajectoryConfig, on_progress: OnProgress) -> Path:
     """Record the prompts that the output folder does not hold yet; returns the folder.
+
+    Started by torchrun, every process records its share of them.
 
     Raises:
         ModelLoadError: the teacher cannot be loaded.
@@ -54,8 +57,9 @@ def record_trajectories(config: TrajectoryConfig, on_progress: OnProgress) -> Pa
     )
     with TrajectoryWriter(config.output, meta, shard_size=config.shard_size) as writer:
         done = {record.index for record in read_records(config.output)}
-        prompts = [(i, encoder.encode_prompt(c)) for i, c in enumerate(conversations) if i not in done]
-        logger.info("%d prompts, %d of them recorded before", len(conversations), len(conversations) - len(prompts))
+        share = range(rank(), len(conversations), world_size())
+        prompts = [(i, encoder.encode_prompt(conversations[i])) for i in share if i not in done]
+        logger.info("%d prompts, %d of them recorded before", len(share), len(share) - len(prompts))
         _record(engine, prompts, writer, config)
     write_statistics(config.output)
     return config.output

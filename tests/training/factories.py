@@ -83,11 +83,11 @@ def make_sft(checkpoint: Path, data: Path, output: Path, **changes: object) -> S
     )
 
 
-def make_train(checkpoint: Path, data: Path, output: Path, **changes: object) -> TrainConfig:
+def make_train(checkpoint: Path, data: Path, output: Path, *, unroll: int = 0, **changes: object) -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(model=str(checkpoint), output=output, domain="test"),
         data=DataConfig(data=str(data)),
-        noise=NoiseConfig(block_length=5, blocks_per_example=2),
+        noise=NoiseConfig(block_length=5, blocks_per_example=2, unroll=unroll),
         run=make_run(**changes),
     )
 

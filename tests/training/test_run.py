@@ -60,12 +60,13 @@ def test_consistency_training_lowers_its_loss_and_says_what_it_made(tiny_llama: 
     assert json.loads((folder / "training.json").read_text())["num_examples"] == 12
 
 
+@pytest.mark.parametrize("unroll", [0, 2])
 def test_resumed_run_follows_the_uninterrupted_curve(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unroll: int, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_questions(tmp_path)
-    whole = run_train(make_train(tiny_llama, data, tmp_path / "whole", save_steps=2), no_progress)
-    config = make_train(tiny_llama, data, tmp_path / "parts", save_steps=2)
+    whole = run_train(make_train(tiny_llama, data, tmp_path / "whole", unroll=unroll, save_steps=2), no_progress)
+    config = make_train(tiny_llama, data, tmp_path / "parts", unroll=unroll, save_steps=2)
     with monkeypatch.context() as patch:
         interrupt_at_pack(patch, 5)
         with pytest.raises(KeyboardInterrupt):

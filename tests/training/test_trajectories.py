@@ -127,3 +127,27 @@ def test_wrong_settings_and_data_are_refused(tiny_llama: Path, tmp_path: Path) -
         make_config(tiny_llama, tmp_path, block_length=1)
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
         record_trajectories(make_config(tiny_llama, tmp_path, data=DataConfig(data="absent.jsonl")), no_progress)
+
+
+def test_processes_of_a_launch_share_the_prompts(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = make_config(tiny_llama, tmp_path, output=tmp_path / "alone")
+    record_trajectories(alone, no_progress)
+    shared = make_config(tiny_llama, tmp_path, output=tmp_path / "shared")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("1", [1, 3]), ("0", [0, 1, 2, 3, 4])):
+        monkeypatch.setenv("RANK", rank)
+        record_trajectories(shared, no_progress)
+        assert sorted(record.index for record in read_records(shared.output)) == expected
+    by_index = {record.index: record for record in read_records(alone.output)}
+    assert {record.index: record for record in read_records(shared.output)} == by_index
+
+
+def test_processes_of_a_launch_write_no_prompts(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = make_config(tiny_llama, tmp_path, data=DataConfig(), self_written=3)
+    with pytest.raises(ConfigError, match=r"self_written=3: .*has 0 prompts.*without torchrun"):
+        record_trajectories(config, no_progress)
