@@ -5,6 +5,8 @@ this module imports neither torch nor the layers above it.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -17,6 +19,35 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Values that a number may have: low to high, both included unless above_low."""
+
+    low: float
+    high: float
+    above_low: bool = False
+
+
+BOUNDS: Mapping[str, Bounds] = {
+    "temperature": Bounds(0.0, 100.0),
+    "top_k": Bounds(0, 2**31),
+    "top_p": Bounds(0.0, 1.0, above_low=True),
+    "min_p": Bounds(0.0, 1.0),
+    "presence_penalty": Bounds(-2.0, 2.0),
+    "frequency_penalty": Bounds(-2.0, 2.0),
+    "repetition_penalty": Bounds(0.0, 100.0, above_low=True),
+    "seed": Bounds(-MAX_SEED - 1, MAX_SEED),
+    "max_tokens": Bounds(1, 2**31),
+    "min_tokens": Bounds(0, 2**31),
+    "logprobs": Bounds(0, MAX_LOGPROBS),
+    "block_length": Bounds(1, MAX_BLOCK_LENGTH),
+}
+"""Of the numbers in SamplingParams, by field."""
+
+_LOGIT_BIAS = Bounds(-100.0, 100.0)
+_TOKEN_ID = Bounds(0, 2**31)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +70,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         stop: strings that end the output; applied by whoever turns tokens into text.
         logprobs: report the log-probability of every token and of this many alternatives (0..20); None is off.
         block_length: Jacobi block length n in tokens, 1 is AR; None takes the server's.
+        grammar: the whole output has to match it: an llguidance grammar in Lark syntax; `cllm_core.text.grammar` writes
+            them from JSON schemas, regexes and choices. None is off. Where it leaves nothing but the end, the output
+            may end before min_tokens.
     """
 
     temperature: float = 1.0
@@ -57,23 +91,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     block_length: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_number("top_k", self.top_k, 0, 2**31)
-        _check_number("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
-        _check_number("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
-        _check_number("max_tokens", self.max_tokens, 1, 2**31)
-        _check_number("min_tokens", self.min_tokens, 0, 2**31)
-        _check_number("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _check_number("block_length", self.block_length, 1, MAX_BLOCK_LENGTH)
+        for field, bounds in BOUNDS.items():
+            _check_number(field, getattr(self, field), bounds)
         for token_id, bias in self.logit_bias.items():
-            _check_number("logit_bias", bias, -100.0, 100.0)
-            _check_number("logit_bias token id", token_id, 0, 2**31)
+            _check_number("logit_bias", bias, _LOGIT_BIAS)
+            _check_number("logit_bias token id", token_id, _TOKEN_ID)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens={self.min_tokens}: must not exceed max_tokens={self.max_tokens}", param="min_tokens"
@@ -82,6 +107,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidRequest(f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS} allowed", param="stop")
         if any(not text for text in self.stop):
             raise InvalidRequest("stop holds an empty string: every stop string needs a character", param="stop")
+        if self.grammar is not None and self.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos: an output that has to match a grammar ends where that does; leave ignore_eos out",
+                param="ignore_eos",
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -99,6 +129,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
         prediction_ids: what the client expects the output to be (OpenAI predicted outputs); seeds the draft only.
         cache_salt: requests share cached prefixes only with requests of the same salt.
         wants_draft: report with each step the predictions that were not accepted.
+        adapter: name of the adapter to decode with, "" for the base model alone.
     """
 
     request_id: str
@@ -108,6 +139,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     prediction_ids: tuple[int, ...] = ()
     cache_salt: str = ""
     wants_draft: bool = False
+    adapter: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -171,9 +203,10 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     stats: DecodingStats
 
 
-def _check_number(field: str, value: float | int | None, low: float, high: float, *, above_low: bool = False) -> None:
+def _check_number(field: str, value: float | int | None, bounds: Bounds) -> None:
     if value is None:
         return
-    if not math.isfinite(value) or value < low or value > high or (above_low and value == low):
-        left = "(" if above_low else "["
+    low, high = bounds.low, bounds.high
+    if not math.isfinite(value) or value < low or value > high or (bounds.above_low and value == low):
+        left = "(" if bounds.above_low else "["
         raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.partition(" ")[0])
