@@ -80,10 +80,10 @@ def load_model(
     model_config = read_config(source.checkpoint)
     check_architecture(source.checkpoint, model_config, attention=attn_implementation)
     on_progress("loading the tokenizer", _FETCHING_SHARE)
-    tokenizer = read_tokenizer(_tokenizer_source(source), model_config)
+    tokenizer = read_tokenizer(tokenizer_source(source), model_config)
     bundle = build_bundle(tokenizer, model_name=source.name)
     dtype = choose_dtype(config.dtype, stored_dtype(source.checkpoint, model_config), device)
-    model = _read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
+    model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
     on_progress("model loaded", 1.0)
     logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
     return LoadedModel(
@@ -99,7 +99,7 @@ def load_model(
     )
 
 
-def _read_model(
+def read_model(
     source: ModelSource,
     model_config: PreTrainedConfig,
     dtype: torch.dtype,
@@ -108,7 +108,18 @@ def _read_model(
     attention: str,
     on_progress: OnProgress,
 ) -> PreTrainedModel:
-    """The weights, adapter merged. The merge runs on the CPU: in float32 the base may not fit the device."""
+    """The weights in eval mode, adapter merged. The merge runs on the CPU: in float32 the base may not fit the device.
+
+    Args:
+        source: from `resolve_source`.
+        model_config: of its checkpoint.
+        dtype, device: of the weights returned.
+        attention: transformers' name of the attention function.
+        on_progress: called with the stage and the fraction of the whole load.
+
+    Raises:
+        ModelLoadError: weights or adapter are damaged or do not fit together.
+    """
     on_progress("reading weights", _FETCHING_SHARE + 0.1)
     if source.adapter is None:
         model = read_weights(source.checkpoint, model_config, dtype=dtype, device=device, attention=attention)
@@ -133,7 +144,7 @@ def _require_mergeable(source: ModelSource, model_config: PreTrainedConfig) -> N
         )
 
 
-def _tokenizer_source(source: ModelSource) -> Checkpoint:
+def tokenizer_source(source: ModelSource) -> Checkpoint:
     """An adapter may bring a tokenizer, with the chat template it was trained with; it wins over the base's."""
     if source.adapter is not None and has_tokenizer(source.adapter):
         return Checkpoint(source.adapter, trust_remote_code=source.checkpoint.trust_remote_code)
