@@ -1,0 +1,131 @@
+"""Laws of reading calls: nothing depends on how the text was cut, and no mark of a call is ever content."""
+
+import json
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cllm_core.errors import EngineFailed
+from cllm_core.text.tools.formats import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    FunctionCall,
+    ToolFormat,
+    ToolFormatName,
+    find_format,
+    to_json,
+)
+from cllm_core.text.tools.reader import CallReader, join_calls
+from tests.text.strategies import cut, cuts
+
+NAMES = ("get", "get_weather", "a-1")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+calls = st.builds(
+    FunctionCall, st.sampled_from(NAMES), st.dictionaries(st.text(), json_values, max_size=3).map(to_json)
+)
+contents = st.text(alphabet=st.sampled_from('Hi é\n<tool_c>[TOL{"name": get'), max_size=30)
+
+
+def read(tool_format: ToolFormat, pieces: list[str]) -> tuple[str, tuple[FunctionCall, ...]]:
+    reader = CallReader(tool_format, NAMES)
+    parts = [reader.push(piece) for piece in pieces]
+    content = "".join(part.content for part in parts) + reader.flush()
+    return content, join_calls([delta for part in parts for delta in part.calls])
+
+
+def has_marker(tool_format: ToolFormat, text: str) -> bool:
+    markers = tool_format.markers(NAMES)
+    return any(marker in text if tool_format.marker else text.lstrip().startswith(marker) for marker in markers)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(FORMATS), contents, st.lists(calls, min_size=1, max_size=3), cuts(200))
+def test_calls_and_content_are_read_back_however_the_text_is_cut(
+    tool_format: ToolFormat, content: str, made: list[FunctionCall], at: list[int]
+) -> None:
+    content = content.rstrip() if tool_format.marker else ""
+    text = content + "\n" + tool_format.write(made)
+    assert read(tool_format, cut(text, at)) == (content, tuple(made))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(FORMATS), contents, cuts(30))
+def test_text_without_a_marker_is_content_to_its_last_character(
+    tool_format: ToolFormat, text: str, at: list[int]
+) -> None:
+    if not has_marker(tool_format, text):
+        assert read(tool_format, cut(text, at)) == (text, ())
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.template_mark)
+def test_a_cut_call_gives_what_there_is_of_it(tool_format: ToolFormat) -> None:
+    text = tool_format.write([FunctionCall("get", '{"x": [1, "}"]}'), FunctionCall("a-1", "{}")])
+    read_so_far = [read(tool_format, [text[:end]]) for end in range(len(text))]
+    for (content, before), (_, after) in pairwise(read_so_far):
+        assert not has_marker(tool_format, content)
+        assert len(before) <= len(after)
+    last = read_so_far[-1][1]
+    assert [call.name for call in last] == ["get", "a-1"]
+    assert json.loads(last[0].arguments) == {"x": [1, "}"]}
+
+
+def test_a_call_begins_with_its_name_and_no_arguments() -> None:
+    reader = CallReader(DEFAULT_FORMAT, NAMES)
+    first, *rest = reader.push(DEFAULT_FORMAT.write([FunctionCall("get", '{"x": 1}')])).calls
+    assert (first.index, first.name, first.arguments) == (0, "get", "")
+    assert [delta.name for delta in rest] == [None]
+
+
+def test_a_draft_shows_content_only_and_changes_nothing() -> None:
+    reader = CallReader(DEFAULT_FORMAT, NAMES)
+    assert reader.push("Let me").content == "Let me"
+    assert reader.peek(" see\n<tool_call>\n{") == " see"
+    assert reader.peek(" see <too") == " see"
+    assert reader.push(" look").content == " look"
+    reader.push("<tool_call>")
+    assert (reader.is_calling, reader.peek("x")) == (True, "")
+
+
+@pytest.mark.parametrize(
+    "text", ['<tool_call>{"name"', '<tool_call>\n{"name": "get", "arguments": {}}</tool_call> and']
+)
+def test_a_text_that_leaves_the_format_behind_a_marker_is_an_error(text: str) -> None:
+    with pytest.raises(EngineFailed, match="left its format"):
+        read(DEFAULT_FORMAT, [text])
+
+
+@pytest.mark.parametrize(
+    ("template", "first"),
+    [
+        ("...{{ '<tool_call>' }}", "<tool_call>"),
+        ('{{ \'{"name": "\' + name + \'", "parameters": \' }}', '{"name": "'),
+        ("{{ '[TOOL_CALLS] [' }}", "[TOOL_CALLS] ["),
+        ("{{ '[TOOL_CALLS][' }}", "[TOOL_CALLS][{"),
+        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", "[TOOL_CALLS]"),
+    ],
+)
+def test_a_chat_template_shows_its_format(template: str, first: str) -> None:
+    found = find_format("auto", template)
+    assert found is not None
+    assert found.first.startswith(first)
+
+
+@pytest.mark.parametrize("chosen", get_args(ToolFormatName))
+def test_a_chosen_format_needs_no_template(chosen: ToolFormatName) -> None:
+    for template in (None, "{{ messages }}", "<tool_call> [TOOL_CALLS][ [ARGS]"):
+        found = find_format(chosen, template)
+        assert found is not None
+        assert found.name == chosen
+
+
+def test_a_template_without_calls_shows_no_format() -> None:
+    assert find_format("auto", "{{ messages }}") is None
+    assert find_format("auto", None) is None
