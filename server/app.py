@@ -14,12 +14,16 @@ from starlette.middleware.cors import CORSMiddleware
 from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
-from server.errors import ErrorBody, error_response, http_exception_response, request_error_of
+from server.errors import error_response, http_exception_response, request_error_of
 from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.models import ModelRegistry
+from server.openapi import DocumentedApi
 from server.record import record_of
 from server.routes import completions, models, operations, responses, tokens
+from server.schemas.chat import ChatCompletionChunk
+from server.schemas.completions import Completion
+from server.schemas.responses import RESPONSE_EVENTS
 from server.services import Services
 from server.settings import ServerSettings
 from server.watch import watch_engine
@@ -30,7 +34,8 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
     registry = ModelRegistry(engine, settings)
     services = Services(engine, settings, registry, Metrics(engine, registry))
     engine.add_step_listener(services.metrics.observe_step)
-    app = FastAPI(
+    app = DocumentedApi(
+        events=(Completion, ChatCompletionChunk, *RESPONSE_EVENTS),
         title="CLLM server",
         version=__version__,
         summary="OpenAI-compatible inference for Consistency LLMs: Jacobi decoding",
@@ -48,10 +53,7 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
 
 def _api_router() -> APIRouter:
     # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
-    router = APIRouter(
-        dependencies=[Security(HTTPBearer(auto_error=False))],
-        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
-    )
+    router = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
     router.include_router(models.router)
     router.include_router(completions.router)
     router.include_router(responses.router)

@@ -2,31 +2,34 @@
 
 import time
 import uuid
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from server.answers import Answer, AnswerHead, ChatAnswer, CompletionAnswer
+from server.errors import ErrorBody
 from server.generation import Generation
 from server.json_body import JsonRoute
 from server.models import LoadedModel
+from server.openapi import errors, event_stream
 from server.planning import plan_chat, plan_completion
 from server.record import record_of
 from server.respond import ChunkScript, GenerationStream, respond_whole, start_generation
-from server.schemas.chat import ChatCompletion, ChatCompletionRequest
+from server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from server.schemas.common import GenerationRequest
 from server.schemas.completions import Completion, CompletionRequest
 from server.services import ServicesDep
 from server.settings import ServerSettings
 
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The whole answer, or with stream=true its chunks.", "content": {"text/event-stream": {}}}
-}
+GENERATION_ERRORS = errors(400, 404, 413, 415, 429, 503)
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 
 
-@router.post("/completions", response_model=Completion, responses=STREAMED)
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses=GENERATION_ERRORS | event_stream(Completion, ErrorBody, ends_with_done=True),
+)
 async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Continue one or more prompts."""
     model = await services.models.get(body.model)
@@ -36,7 +39,11 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     return await _respond(request, body, generation, CompletionAnswer(head), settings=services.settings)
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses=STREAMED)
+@router.post(
+    "/chat/completions",
+    response_model=ChatCompletion,
+    responses=GENERATION_ERRORS | event_stream(ChatCompletionChunk, ErrorBody, ends_with_done=True),
+)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Answer a conversation."""
     model = await services.models.get(body.model)

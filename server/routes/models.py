@@ -3,19 +3,20 @@
 from fastapi import APIRouter
 
 from server.models import LoadedModel
+from server.openapi import errors
 from server.schemas.models import ModelCard, ModelList
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models")
+@router.get("/models", responses=errors(503))
 async def list_models(services: ServicesDep) -> ModelList:
     """List the served models."""
     return ModelList(data=[_card(await services.models.current())])
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", responses=errors(404, 503))
 async def get_model(name: str, services: ServicesDep) -> ModelCard:
     """Describe one model; its name may hold slashes."""
     return _card(await services.models.get(name))

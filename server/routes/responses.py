@@ -6,18 +6,23 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from server.json_body import JsonRoute
+from server.openapi import event_stream
 from server.planning import plan_chat
 from server.record import record_of
 from server.respond import GenerationStream, respond_whole, start_generation
 from server.responses import ResponseScript, ResponseShaper
-from server.routes.completions import STREAMED
-from server.schemas.responses import ResponseBody, ResponseRequest
+from server.routes.completions import GENERATION_ERRORS
+from server.schemas.responses import RESPONSE_EVENTS, ResponseBody, ResponseRequest
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
 
 
-@router.post("/responses", response_model=ResponseBody, responses=STREAMED)
+@router.post(
+    "/responses",
+    response_model=ResponseBody,
+    responses=GENERATION_ERRORS | event_stream(*RESPONSE_EVENTS, ends_with_done=False),
+)
 async def create_response(body: ResponseRequest, request: Request, services: ServicesDep) -> Response:
     """Answer a text or a conversation."""
     model = await services.models.get(body.model)

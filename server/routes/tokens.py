@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from server.json_body import JsonRoute
 from server.models import LoadedModel
+from server.openapi import errors
 from server.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tokens import (
@@ -15,7 +16,7 @@ from server.schemas.tokens import (
 )
 from server.services import ServicesDep
 
-router = APIRouter(tags=["tokens"], route_class=JsonRoute)
+router = APIRouter(tags=["tokens"], route_class=JsonRoute, responses=errors(400, 404, 413, 415, 503))
 
 
 @router.post("/tokenize", response_model_exclude_none=True)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import LABEL_FIELDS, ApiModel, GenerationRequest, IsNeutral, Usage, only
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, GenerationRequest, IsNeutral, Usage, only
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -61,6 +61,8 @@ _EMPTY_MESSAGE_FIELDS: Mapping[str, IsNeutral] = {
 class Message(ApiModel):
     """One message of the conversation."""
 
+    refusable: ClassVar[Mapping[str, IsNeutral]] = _EMPTY_MESSAGE_FIELDS
+
     role: Role
     content: Content | None = None
     name: str | None = None
@@ -98,6 +100,14 @@ TemplateKwargs = dict[str, JsonValue]
 
 class ChatCompletionRequest(GenerationRequest):
     """Body of a chat completion request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "Who was Jacobi?"}], "max_tokens": 8}
+            ]
+        }
+    )
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = {
         **LABEL_FIELDS,

@@ -1,37 +1,85 @@
 """What the request bodies of the completion endpoints share: strict parsing, sampling fields, refusals."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.request import SamplingParams
+from cllm_core.request import BOUNDS, Bounds, SamplingParams
+
+EXAMPLE_MODEL = "SmolLM2-135M-Instruct"
+"""Model of the examples in the OpenAPI document: the embedded one."""
 
 
-class ApiModel(BaseModel):
-    """A body or part of one: unknown fields and wrong types are refused, never converted or dropped."""
+@dataclass(frozen=True, slots=True)
+class IsNeutral:
+    """Tells whether a value of a field asks for nothing; `schema` says the same as a JSON schema."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
+    accepts: Callable[[object], bool]
+    schema: JsonSchemaValue
 
-
-IsNeutral = Callable[[object], bool]
+    def __call__(self, value: object) -> bool:
+        """Whether it does."""
+        return self.accepts(value)
 
 
 def only(*values: object) -> IsNeutral:
     """Accept exactly these values: the documented defaults, which ask for nothing."""
     # Compared with the type, for 1 == True would let a number through where a switch is meant.
-    return lambda value: any(type(value) is type(accepted) and value == accepted for accepted in values)
+    return IsNeutral(
+        lambda value: any(type(value) is type(accepted) and value == accepted for accepted in values),
+        {"enum": list(values)} if values else {"type": "null"},
+    )
 
 
-def metadata_text(value: object) -> bool:
-    """Accept any text: the field is documented to label the request and to change nothing."""
-    return isinstance(value, str)
+# Documented to label the request and to change nothing.
+metadata_text = IsNeutral(lambda value: isinstance(value, str), {"type": "string"})
+metadata_map = IsNeutral(
+    lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
+    {"type": "object", "additionalProperties": {"type": "string"}},
+)
 
 
-def metadata_map(value: object) -> bool:
-    """Accept a map of text to text, as documented for `metadata`."""
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+class ApiModel(BaseModel):
+    """A body or part of one: unknown fields and wrong types are refused, never converted or dropped.
+
+    Attributes:
+        refusable: known fields that are no fields of the model, for they may only have values that ask for nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Publish what validators check beyond the types: fields of `refusable`, bounds of sampling parameters."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).setdefault("properties", {})
+        for name, is_neutral in cls.refusable.items():
+            properties[name] = {"anyOf": [is_neutral.schema, {"type": "null"}]}
+        for name in properties.keys() & BOUNDS.keys():
+            _publish_bounds(properties[name], BOUNDS[name])
+        return schema
+
+
+def _publish_bounds(field: JsonSchemaValue, bounds: Bounds) -> None:
+    for form in field.get("anyOf", ()):
+        if form.get("type") in ("number", "integer"):
+            form["exclusiveMinimum" if bounds.above_low else "minimum"] = bounds.low
+            form["maximum"] = bounds.high
 
 
 # Fields of OpenAI's API that need no work here, for the values under which they change nothing.
@@ -55,6 +103,19 @@ def without_neutral(body: object, refusable: Mapping[str, IsNeutral]) -> object:
     return {name: value for name, value in body.items() if name not in refusable}
 
 
+def _refuse_padding(value: bool) -> bool:
+    if value:
+        raise UnsupportedParameter(
+            "stream_options: include_obfuscation is not supported, this server adds no padding; leave it out",
+            param="stream_options.include_obfuscation",
+        )
+    return value
+
+
+# No Literal[False]: that would take the number 0 too.
+NoPadding = Annotated[bool, AfterValidator(_refuse_padding), Field(json_schema_extra={"const": False})]
+
+
 class StreamOptions(ApiModel):
     """How a stream is told.
 
@@ -68,7 +129,7 @@ class StreamOptions(ApiModel):
     include_usage: bool | None = None
     include_decoding_stats: bool | None = None
     include_draft: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: NoPadding | None = None
 
 
 def _check_stop(value: object) -> object:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import LABEL_FIELDS, GenerationRequest, IsNeutral, Usage
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, GenerationRequest, IsNeutral, Usage
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 
@@ -32,6 +32,10 @@ def _is_list_of(value: object, kind: type) -> bool:
 
 class CompletionRequest(GenerationRequest):
     """Body of a completion request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "prompt": "Jacobi was", "max_tokens": 8}]}
+    )
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
 

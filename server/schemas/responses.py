@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.chat import ChatCompletionRequest, Message
-from server.schemas.common import LABEL_FIELDS, ApiModel, IsNeutral, only, without_neutral
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, IsNeutral, NoPadding, only, without_neutral
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -57,11 +57,15 @@ Input = str | list[InputMessage]
 class ResponseStreamOptions(ApiModel):
     """How a stream is told: without padding against traffic analysis."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: NoPadding | None = None
 
 
 class ResponseRequest(ApiModel):
     """Body of a response request; the last group are extensions of open servers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "input": "Who was Jacobi?", "max_output_tokens": 8}]}
+    )
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = {
         **{name: is_neutral for name, is_neutral in LABEL_FIELDS.items() if name != "metadata"},
@@ -260,3 +264,7 @@ class ErrorEvent(ResponseEvent):
     code: str | None
     message: str
     param: str | None
+
+
+RESPONSE_EVENTS = (StatusEvent, ItemEvent, PartEvent, TextDeltaEvent, TextDoneEvent, ErrorEvent)
+"""Every event that a stream may hold."""

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
 from server.schemas.chat import Message, TemplateKwargs
-from server.schemas.common import ApiModel
+from server.schemas.common import EXAMPLE_MODEL, ApiModel
 
 
 class TokenizeRequest(ApiModel):
@@ -17,6 +17,8 @@ class TokenizeRequest(ApiModel):
         add_generation_prompt: end with what opens the assistant's turn, as chat completions do; default true.
         return_token_strs: answer with the text of each token too.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "prompt": "Jacobi was"}]})
 
     model: str
     prompt: str | None = None
@@ -58,6 +60,8 @@ class TokenizeResponse(BaseModel):
 
 class DetokenizeRequest(ApiModel):
     """Body of /detokenize."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "tokens": [5, 6]}]})
 
     model: str
     tokens: list[int]
