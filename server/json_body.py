@@ -3,6 +3,7 @@
 FastAPI alone would accept NaN, let deep nesting exhaust the stack and answer several of these with a bare sentence.
 """
 
+import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any
@@ -27,10 +28,12 @@ class JsonRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             _require_json(request.headers.get("content-type"))
+            _require_plain(request.headers.get("content-encoding"))
             body = await request.body()
             check_containers(body)
             value = parse_json(body)
             services_of(request).settings.body_limits.check(value)
+            refuse_repeated_names(body)
             return await handle(_ParsedRequest(request, body, value))
 
         return handle_strictly
@@ -42,6 +45,22 @@ def parse_json(body: bytes) -> object:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+
+
+def refuse_repeated_names(body: bytes) -> None:
+    """Raise InvalidRequest where an object of a JSON text, known to be valid, names a field twice.
+
+    The fast parser keeps the last value: the others would be accepted and ignored.
+    """
+
+    def check(pairs: list[tuple[str, object]]) -> None:
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise InvalidRequest(f"{name}: given twice in one object; leave one of them out", param=name)
+            names.add(name)
+
+    json.loads(body, object_pairs_hook=check)
 
 
 class _ParsedRequest(Request):
@@ -64,3 +83,8 @@ def _require_json(content_type: str | None) -> None:
     header["content-type"] = content_type or "application/octet-stream"
     if header.get_content_type() != "application/json":
         raise UnsupportedMediaType(f"content-type={content_type!r}: send the body as application/json")
+
+
+def _require_plain(content_encoding: str | None) -> None:
+    if content_encoding not in (None, "", "identity"):
+        raise UnsupportedMediaType(f"content-encoding={content_encoding!r}: send the body uncompressed")
