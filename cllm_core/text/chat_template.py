@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NoReturn
 
-from jinja2 import Environment, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -34,15 +34,22 @@ class ChatTemplate:
         Raises:
             ConfigError: the source is no valid template.
         """
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
         environment = _environment()
         try:
+            self._variables = meta.find_undeclared_variables(environment.parse(source))
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise ConfigError(
                 f"chat template, line {error.lineno}: {error.message}; correct it (Jinja, as transformers reads it)"
             ) from error
         self._reserved = {"messages", "tools", "add_generation_prompt", *self._special_tokens, *environment.globals}
+
+    @property
+    def handles_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
+        return "tools" in self._variables
 
     def render(
         self,

@@ -3,7 +3,7 @@
 Built from a TokenizerBundle, so the process that uses it needs neither torch nor the checkpoint's files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 import msgspec
@@ -59,9 +59,9 @@ class TextCodec:
                 parts.append(self.detokenizer(continues_text=bool(parts)).push(group))
         return "".join(parts)
 
-    def detokenizer(self, *, continues_text: bool = False) -> Detokenizer:
-        """Start the text of a new token stream; continues_text as in Detokenizer."""
-        return Detokenizer(self._pieces, continues_text=continues_text)
+    def detokenizer(self, *, continues_text: bool = False, spelled: Mapping[int, str] | None = None) -> Detokenizer:
+        """Start the text of a new token stream; arguments as in Detokenizer."""
+        return Detokenizer(self._pieces, continues_text=continues_text, spelled=spelled)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one token in the middle of a text, maybe part of a character; special tokens are spelled out."""
@@ -76,6 +76,16 @@ class TextCodec:
     def has_token(self, text: str) -> bool:
         """Whether the vocabulary has a token that is spelled like this, special ones included."""
         return self._tokenizer.token_to_id(text) is not None
+
+    def added_token_id(self, text: str) -> int | None:
+        """Id of the token that was added to the vocabulary (special or not) and is spelled like this, None without."""
+        token_id = self._tokenizer.token_to_id(text)
+        return token_id if token_id in self._pieces.added_ids else None
+
+    @property
+    def visible_added_ids(self) -> frozenset[int]:
+        """Tokens that were added to the vocabulary and are part of the text (<think>, ...)."""
+        return frozenset(token_id for token_id in self._pieces.added_ids if not self.is_special(token_id))
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token marks structure (bos, end of turn, ...) and is no part of the text."""

@@ -6,7 +6,7 @@ where a character never completes; a model that samples produces both.
 """
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cllm_core.text.pieces import TokenPieces
 
@@ -18,13 +18,17 @@ class Detokenizer:
     a character still incomplete when the tokens end is left out.
     """
 
-    def __init__(self, pieces: TokenPieces, *, continues_text: bool = False) -> None:
+    def __init__(
+        self, pieces: TokenPieces, *, continues_text: bool = False, spelled: Mapping[int, str] | None = None
+    ) -> None:
         """Start an empty text.
 
         Args:
             continues_text: other text stands directly before this one, so a leading space is kept.
+            spelled: special tokens that are part of this text all the same, and how they are spelled.
         """
         self._pieces = pieces
+        self._spelled = {token_id: text.encode() for token_id, text in (spelled or {}).items()}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = not continues_text
 
@@ -41,6 +45,9 @@ class Detokenizer:
         return text
 
     def _next_piece(self, token_id: int) -> bytes:
+        if token_id in self._spelled:
+            self._at_start = False
+            return self._spelled[token_id]
         if not self._at_start:
             return self._pieces.piece(token_id)
         piece = self._pieces.first_piece(token_id)

@@ -54,6 +54,11 @@ class TokenPieces:
         self._right = self._decode([_NEIGHBOUR, _NEIGHBOUR]).removeprefix(self._left)
         self._cache: dict[int, bytes] = {}
 
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """Tokens that were added to the vocabulary, special ones among them."""
+        return self._added_ids
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token marks structure (bos, end of turn, ...) and is no part of the text."""
         return token_id in self._special_ids

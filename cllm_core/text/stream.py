@@ -1,4 +1,4 @@
-"""The text of one output, step by step: detokenisation, stop strings, usage and where each token stands in the text.
+"""The text of one output, step by step: detokenisation, calls of functions, stop strings, usage and the tokens' places.
 
 Tokens are taken one by one whatever a step brought, so an output ends on the same token and character with Jacobi
 decoding as with AR. Used by the server, streaming or not, and by the offline API.
@@ -12,6 +12,7 @@ import msgspec
 from cllm_core.request import FinishReason, RequestOutput, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stop import StopMatcher
+from cllm_core.text.tools.reader import CallDelta, CallSyntax, ReadText
 
 
 class PlacedLogprobs(msgspec.Struct, frozen=True):
@@ -32,16 +33,18 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         text: characters that are final; may be empty while a character or a stop string is incomplete.
+        calls: what is new of calls of functions, which come behind the text.
         token_ids: tokens that were generated for this output, with a stop token and the tokens of a stop string, but
             without those that the step accepted beyond a stop string. They are what usage counts.
         logprobs: of the tokens whose text has been given, so they may come a step later than the token; without a stop
-            token and the tokens of a stop string. Empty where the request asked for none.
+            token and the tokens of a stop string and of calls. Empty where the request asked for none.
         finish_reason: set in the last delta; "stop" also where a stop string ended the text.
         draft: what may follow the text given so far: text held back for a stop string, then the engine's unaccepted
-            predictions. It replaces the draft before, and is empty where the engine reported none.
+            predictions up to a call. It replaces the draft before, and is empty where the engine reported none.
     """
 
     text: str = ""
+    calls: tuple[CallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[PlacedLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
@@ -55,14 +58,24 @@ class OutputText:
     finish_reason "stop" and the caller aborts the request. Outputs that still arrive yield empty deltas.
     """
 
-    def __init__(self, codec: TextCodec, *, stop: tuple[str, ...] = (), continues_text: bool = False) -> None:
+    def __init__(
+        self,
+        codec: TextCodec,
+        *,
+        stop: tuple[str, ...] = (),
+        continues_text: bool = False,
+        calls: CallSyntax | None = None,
+    ) -> None:
         """Start an empty text.
 
         Args:
-            stop: as in SamplingParams.
+            stop: as in SamplingParams; they end text, and do nothing within calls.
             continues_text: the text goes on where the prompt ends (completions), so a leading space is kept.
+            calls: how calls of functions look; None reads none.
         """
-        self._detokenizer = codec.detokenizer(continues_text=continues_text)
+        self._reader = None if calls is None else calls.reader()
+        spelled = None if calls is None else calls.spelled
+        self._detokenizer = codec.detokenizer(continues_text=continues_text, spelled=spelled)
         self._stop = StopMatcher(stop)
         self._waiting: deque[PlacedLogprobs] = deque()  # of tokens whose text has not been given yet
         self._finish_reason: FinishReason | None = None
@@ -95,37 +108,63 @@ class OutputText:
         if self.finished:
             return TextDelta()
         num_text_tokens = len(output.token_ids) - (output.stop_token_id is not None)
-        text, num_consumed = self._push_tokens(output.token_ids[:num_text_tokens], output.logprobs)
+        text, calls, num_consumed = self._push_tokens(output.token_ids[:num_text_tokens], output.logprobs)
+        if not self._stop.finished and output.finish_reason is not None:
+            text += self._flush()
         if self._stop.finished:
-            return self._delta(text, output.token_ids[:num_consumed], "stop")
-        if output.finish_reason is not None:
-            text += self._stop.flush()
-        return self._delta(text, output.token_ids, output.finish_reason, draft=self._draft(output))
+            return self._delta(text, calls, output.token_ids[:num_consumed], "stop")
+        return self._delta(text, calls, output.token_ids, output.finish_reason, draft=self._draft(output))
 
-    def _push_tokens(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> tuple[str, int]:
-        """Text that is safe to give, and the number of tokens up to the one that completes a stop string."""
+    def _push_tokens(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
+    ) -> tuple[str, tuple[CallDelta, ...], int]:
+        """Text that is safe to give, calls, and the number of tokens up to the one that completes a stop string."""
         safe: list[str] = []
+        calls: list[CallDelta] = []
         for index, token_id in enumerate(token_ids):
             if logprobs is not None:
                 self._waiting.append(PlacedLogprobs(token_id, self._num_detokenized, logprobs[index]))
             text = self._detokenizer.push((token_id,))
             self._num_detokenized += len(text)
-            safe.append(self._stop.push(text))
+            read = ReadText(text) if self._reader is None else self._reader.push(text)
+            safe.append(self._stop.push(read.content))
             if self._stop.finished:
-                return "".join(safe), index + 1
-        return "".join(safe), len(token_ids)
+                return "".join(safe), tuple(calls), index + 1
+            if self._is_calling:
+                safe.append(self._stop.flush())
+            calls += read.calls
+        return "".join(safe), tuple(calls), len(token_ids)
+
+    @property
+    def _is_calling(self) -> bool:
+        return self._reader is not None and self._reader.is_calling
+
+    def _flush(self) -> str:
+        """Text held back to the end; a stop string may end with it."""
+        text = "" if self._reader is None else self._stop.push(self._reader.flush())
+        return text + self._stop.flush()
 
     def _draft(self, output: RequestOutput) -> str:
-        return self._stop.held + self._detokenizer.peek(output.draft_ids) if output.draft_ids else ""
+        if not output.draft_ids:
+            return ""
+        draft = self._detokenizer.peek(output.draft_ids)
+        return self._stop.held + (draft if self._reader is None else self._reader.peek(draft))
 
     def _delta(
-        self, text: str, token_ids: tuple[int, ...], finish_reason: FinishReason | None, *, draft: str = ""
+        self,
+        text: str,
+        calls: tuple[CallDelta, ...],
+        token_ids: tuple[int, ...],
+        finish_reason: FinishReason | None,
+        *,
+        draft: str = "",
     ) -> TextDelta:
         self._num_given += len(text)
         self._num_tokens += len(token_ids)
         self._finish_reason = finish_reason
         return TextDelta(
             text=text,
+            calls=calls,
             token_ids=token_ids,
             logprobs=tuple(self._take_logprobs()),
             finish_reason=finish_reason,
@@ -133,8 +172,8 @@ class OutputText:
         )
 
     def _take_logprobs(self) -> list[PlacedLogprobs]:
-        """Entries whose text begins in what was given; at an end without a stop string all that wait."""
-        is_whole = self.finished and not self._stop.finished
+        """Entries whose text begins in what was given; at an end of neither stop string nor calls all that wait."""
+        is_whole = self.finished and not self._stop.finished and not self._is_calling
         taken = []
         while self._waiting and (is_whole or self._waiting[0].text_offset < self._num_given):
             taken.append(self._waiting.popleft())

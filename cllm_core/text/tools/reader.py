@@ -10,7 +10,7 @@ behind a marker, so a text that leaves it there is a fault of the engine.
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -41,6 +41,23 @@ class ReadText(msgspec.Struct, frozen=True):
 
     content: str = ""
     calls: tuple[CallDelta, ...] = ()
+
+
+class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
+    """How the calls of one request look.
+
+    Attributes:
+        names: of the functions that may be called, at least one.
+        spelled: special tokens that belong to the format: id -> text.
+    """
+
+    tool_format: ToolFormat
+    names: tuple[str, ...]
+    spelled: Mapping[int, str] = {}
+
+    def reader(self) -> "CallReader":
+        """A reader of one output."""
+        return CallReader(self.tool_format, self.names)
 
 
 class CallReader:

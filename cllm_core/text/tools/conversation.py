@@ -1,0 +1,125 @@
+"""Conversations with calls of functions, in the words of a chat template: one that knows tools, or one that does not.
+
+A template that does not gets calls and their results as text, and the functions described in the system message.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import msgspec
+
+from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormat, to_json
+
+
+class MadeCall(msgspec.Struct, frozen=True):
+    """A call of an earlier answer and the id that its result refers to."""
+
+    call_id: str
+    call: FunctionCall
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a conversation.
+
+    Attributes:
+        role: as chat templates know it: system, user, assistant or tool.
+        name: of the participant, None where the client gave none.
+        calls: of the assistant; their arguments are whole JSON objects.
+        call_id: of the call that a tool's message is the result of.
+    """
+
+    role: str
+    content: str
+    name: str | None = None
+    calls: tuple[MadeCall, ...] = ()
+    call_id: str | None = None
+
+    def as_message(self) -> dict[str, object]:
+        """The message as templates expect it: arguments are objects."""
+        calls = [
+            {
+                "id": made.call_id,
+                "type": "function",
+                "function": {"name": made.call.name, "arguments": msgspec.json.decode(made.call.arguments)},
+            }
+            for made in self.calls
+        ]
+        optional = {"name": self.name, "tool_calls": calls or None, "tool_call_id": self.call_id}
+        given = {key: value for key, value in optional.items() if value is not None}
+        return {"role": self.role, "content": self.content, **given}
+
+
+def spell_out(turns: Sequence[Turn], tool_format: ToolFormat) -> list[Turn]:
+    """The conversation without calls and tools' messages: both become text of assistant and user."""
+    spelled: list[Turn] = []
+    for is_result, group in groupby(turns, lambda turn: turn.role == "tool"):
+        if is_result:
+            # One turn for all results of an answer: many templates want user and assistant to alternate.
+            results = (f"<tool_response>\n{turn.content}\n</tool_response>" for turn in group)
+            spelled.append(Turn(role="user", content="\n".join(results)))
+        else:
+            spelled += (_with_written_calls(turn, tool_format) for turn in group)
+    return spelled
+
+
+def describe(turns: Sequence[Turn], functions: Sequence[Function], tool_format: ToolFormat) -> list[Turn]:
+    """The conversation with the functions described in its system message, which is put first where there is none."""
+    text = _description(functions, tool_format)
+    if turns and turns[0].role == "system":
+        return [_with_text_behind(turns[0], text), *turns[1:]]
+    return [Turn(role="system", content=text), *turns]
+
+
+def without_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with its system message put before the user's first words: not all templates know it."""
+    first, *rest = turns
+    place = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
+    if first.role != "system" or place is None:
+        return list(turns)
+    user = msgspec.structs.replace(rest[place], content=f"{first.content}\n\n{rest[place].content}")
+    return [*rest[:place], user, *rest[place + 1 :]]
+
+
+def shorten_ids(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with ids of calls that are nine digits, equal ones equal."""
+    known: dict[str, str] = {}
+
+    def short(call_id: str) -> str:
+        return known.setdefault(call_id, f"{len(known):09d}")
+
+    return [
+        msgspec.structs.replace(
+            turn,
+            calls=tuple(MadeCall(short(made.call_id), made.call) for made in turn.calls),
+            call_id=None if turn.call_id is None else short(turn.call_id),
+        )
+        for turn in turns
+    ]
+
+
+def _with_written_calls(turn: Turn, tool_format: ToolFormat) -> Turn:
+    if not turn.calls:
+        return turn
+    written = _with_text_behind(turn, tool_format.write([made.call for made in turn.calls]), separator="\n")
+    return msgspec.structs.replace(written, calls=())
+
+
+def _with_text_behind(turn: Turn, text: str, *, separator: str = "\n\n") -> Turn:
+    return msgspec.structs.replace(turn, content=f"{turn.content}{separator}{text}" if turn.content else text)
+
+
+def _description(functions: Sequence[Function], tool_format: ToolFormat) -> str:
+    return "\n".join(_description_lines(functions, tool_format))
+
+
+def _description_lines(functions: Sequence[Function], tool_format: ToolFormat) -> Iterator[str]:
+    yield "You can call these functions, each described as JSON:"
+    yield from (to_json(function.as_tool()["function"]) for function in functions)
+    yield ""
+    yield "To call functions, write nothing but the calls behind your words, in exactly this form:"
+    yield tool_format.write([FunctionCall("function_name", '{"parameter": "value"}')])
+    yield "Several calls:"
+    yield tool_format.write([FunctionCall("first_function", "{}"), FunctionCall("second_function", "{}")])
+    yield ""
+    yield "The arguments are a JSON object that matches the function's parameters. The next message brings the results,"
+    yield "each between <tool_response> and </tool_response>. Where no function helps, answer without a call."
