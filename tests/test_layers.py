@@ -39,6 +39,7 @@ TORCH_FREE = (
     "cllm_core.text",
     "cllm_core.tasks",
     "cllm_core.engine.block_pool",
+    "cllm_core.engine.constraint",
     "cllm_core.engine.draft_length",
     "cllm_core.engine.plan",
     "cllm_core.engine.request_state",

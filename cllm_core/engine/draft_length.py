@@ -104,7 +104,9 @@ class DraftLengths:
         self._shared = Confirmations(_INITIAL_CONFIRMATION ** np.arange(1.0, max_window))
         self._by_request: dict[str, Confirmations] = {}
 
-    def choose(self, max_windows: Mapping[str, int], max_tokens: int) -> dict[str, int]:
+    def choose(
+        self, max_windows: Mapping[str, int], max_tokens: int, num_forced: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """Window length per request, each at least 1.
 
         Tokens are added in the order of their chance to be accepted - within a row that is the order of depth - and
@@ -113,10 +115,15 @@ class DraftLengths:
         Args:
             max_windows: request id -> longest window it may have, at least 1.
             max_tokens: sum of the windows; at least the number of requests.
+            num_forced: request id -> draft tokens at the head that a grammar forces, of those that have any.
         """
         if not max_windows:
             return {}
-        chances = [self._row_chances(request_id, longest) for request_id, longest in max_windows.items()]
+        forced = num_forced or {}
+        chances = [
+            self._row_chances(request_id, longest, forced.get(request_id, 0))
+            for request_id, longest in max_windows.items()
+        ]
         num_rows, best = len(chances), np.sort(np.concatenate(chances))[::-1][: max_tokens - len(chances)]
         accepted = num_rows + np.concatenate([[0.0], np.cumsum(best)])
         num_added = int(np.argmax(accepted / self._step_times.table()[num_rows : num_rows + len(accepted)]))
@@ -132,8 +139,12 @@ class DraftLengths:
             spare -= taken
         return dict(zip(max_windows, lengths, strict=True))
 
-    def observe_window(self, request_id: str, window_length: int, num_matched: int) -> None:
-        """Learn from one request's window."""
+    def observe_window(self, request_id: str, window_length: int, num_matched: int, *, num_forced: int = 0) -> None:
+        """Learn from one request's window, of whose draft the first `num_forced` tokens were no guesses."""
+        num_forced = min(num_forced, window_length - 1)
+        if num_matched < num_forced:  # the model spelled the forced text otherwise: what stood behind it was not tried
+            return
+        window_length, num_matched = window_length - num_forced, num_matched - num_forced
         own = self._by_request.get(request_id)
         if own is None:
             own = self._by_request[request_id] = Confirmations(self._shared.falling)
@@ -149,9 +160,9 @@ class DraftLengths:
         """Drop what is known of a request that ended."""
         self._by_request.pop(request_id, None)
 
-    def _row_chances(self, request_id: str, longest: int) -> Floats:
-        """Chances of a row's depths, falling; all certain when it is the row's turn to explore."""
+    def _row_chances(self, request_id: str, longest: int, num_forced: int = 0) -> Floats:
+        """Chances of a row's depths, falling; forced ones are certain, and all when it is the row's turn to explore."""
         own = self._by_request.get(request_id)
         if own is not None and own.num_windows % EXPLORE_EVERY == EXPLORE_EVERY - 1:
             return np.ones(longest - 1)
-        return (own or self._shared).falling[: longest - 1]
+        return np.concatenate([np.ones(num_forced), (own or self._shared).falling])[: longest - 1]

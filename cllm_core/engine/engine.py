@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cllm_core.config import EngineConfig
 from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
@@ -13,7 +14,8 @@ from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import EngineStats, ModelInfo
-from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.request import NewRequest, RequestOutput, SamplingParams
+from cllm_core.text.grammar_compiler import GrammarCompiler
 
 StepObserver = Callable[[StepPlan, StepResult], None]
 
@@ -40,6 +42,7 @@ class Engine:
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
         self._draft_lengths = draft_lengths
+        self._grammars: GrammarCompiler | None = None  # made for the first request that has one
         self.scheduler = Scheduler(
             self.block_pool,
             max_num_seqs=config.max_num_seqs,
@@ -67,6 +70,7 @@ class Engine:
                 block_length=params.block_length or self.info.block_length,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
                 stop_token_ids=eos | frozenset(params.stop_token_ids),
+                constraint=None if params.grammar is None else self._constrain(params.grammar, params),
             )
         )
 
@@ -115,6 +119,20 @@ class Engine:
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every cache block is free or held by a running request."""
         self.scheduler.check()
+
+    def _constrain(self, grammar: str, params: SamplingParams) -> Constraint:
+        info = self.info
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(
+                info.tokenizer, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
+            )
+        return Constraint(
+            self._grammars.matcher(grammar),
+            vocab_size=info.vocab_size,
+            eos_token_ids=info.eos_token_ids,
+            min_tokens=params.min_tokens,
+            stop_token_ids=params.stop_token_ids,
+        )
 
     def _check(self, request: NewRequest) -> None:
         vocab_size, limit = self.info.vocab_size, self.info.max_model_len

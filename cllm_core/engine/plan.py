@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cllm_core.engine.constraint import Constraint
 from cllm_core.request import NewRequest, TokenLogprobs
 
 
@@ -15,6 +16,7 @@ class Admission:
     token_ids: tuple[int, ...]  # prompt, then output accepted so far
     block_length: int  # n of the request, in tokens
     stop_token_ids: tuple[int, ...]  # tokens that end the output
+    constraint: Constraint | None = None  # the request's own, shared with the scheduler; None where it has no grammar
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 They know neither rows nor requests. T is the positions that use the processor, V the vocabulary; every position is
 treated by itself, so a result does not depend on the batch. Nothing here waits for the device.
 
-Order of use: bias, suppression, penalties, temperature, top-k, top-p, min-p.
+Order of use: grammar, bias, suppression, penalties, temperature, top-k, top-p, min-p.
 """
 
 import numpy as np
@@ -14,6 +14,19 @@ from torch import Tensor
 _MIN_TEMPERATURE = torch.finfo(torch.float32).tiny
 # From this share of the vocabulary on (1/64), sorting all of it takes less time on a CPU than picking the highest.
 _SHARE_WORTH_SORTING = 64
+
+
+def keep_allowed(logits: Tensor, positions: Tensor, masks: Tensor) -> Tensor:
+    """Keep at these positions the tokens that a grammar allows. The rest gets -inf.
+
+    Args:
+        logits: [T, V] float32.
+        positions: [N] int64, none twice.
+        masks: [N, K] uint8 with 8 * K >= V: bit v % 8 of byte v // 8 tells whether token v is allowed.
+    """
+    powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=logits.device)
+    allowed = (masks[:, :, None] & powers).ne(0).flatten(1)[:, : logits.shape[-1]]
+    return logits.index_copy(0, positions, logits.index_select(0, positions).masked_fill_(~allowed, -torch.inf))
 
 
 def add_bias(logits: Tensor, positions: Tensor, token_ids: Tensor, values: Tensor) -> Tensor:

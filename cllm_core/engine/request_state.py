@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cllm_core.engine.block_pool import BlockHash, chain_hash, root_hash
+from cllm_core.engine.constraint import Constraint
 from cllm_core.request import DecodingStats, FinishReason, NewRequest
 
 
@@ -15,6 +16,7 @@ class RequestState:
         block_length: Jacobi block length n, in tokens.
         max_tokens: output limit in tokens, resolved to the context's end where the client gave none.
         stop_token_ids: tokens that end the output (end-of-sequence included unless ignored).
+        constraint: what the request's grammar says of the output, None where it has none.
         num_computed: tokens from the start of the prompt whose keys and values are in the cache and final.
         block_ids: cache blocks held, in the order of the text.
         num_registered: leading blocks of block_ids that the pool can find by hash.
@@ -26,6 +28,7 @@ class RequestState:
     block_length: int
     max_tokens: int
     stop_token_ids: frozenset[int]
+    constraint: Constraint | None = None
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)
@@ -55,6 +58,16 @@ class RequestState:
     def max_window(self) -> int:
         """Longest useful Jacobi window: more predictions than output tokens still wanted would be thrown away."""
         return min(self.block_length, self.max_tokens - len(self.output_ids))
+
+    @property
+    def num_forced(self) -> int:
+        """Tokens at the head of the next draft that are no guess: the grammar leaves no other text."""
+        return 0 if self.constraint is None else len(self.constraint.forced_ids)
+
+    @property
+    def error(self) -> str | None:
+        """Why the output cannot go on, None while it can."""
+        return None if self.constraint is None else self.constraint.error
 
     @property
     def stats(self) -> DecodingStats:
@@ -91,8 +104,17 @@ class RequestState:
         """Append accepted tokens up to the first that ends the output.
 
         Returns:
-            How many were taken (at least 1), and the finish reason or None.
+            How many were taken (at least 1, none with "error"), and the finish reason or None.
         """
+        if self.constraint is None:
+            return self._append(token_ids)
+        if self.constraint.error is not None:
+            return 0, "error"
+        num_taken, finish_reason = self._append(self.constraint.clip(token_ids))
+        self.constraint.accept(token_ids[:num_taken])
+        return num_taken, finish_reason
+
+    def _append(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
         for count, token_id in enumerate(token_ids, start=1):
             self.output_ids.append(token_id)
             if token_id in self.stop_token_ids:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.jacobi import count_matched
 from cllm_core.engine.logprobs import compute_logprobs
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
@@ -69,6 +70,7 @@ class ModelRunner:
         self._buffer.admit(plan.admissions)
         if not plan.rows:
             return StepResult(rows=())
+        constrained = self._constrained_rows(plan.rows)  # before the drafts are read: it may write them
         slots, positions, sampled = self._to_device(_flatten(plan.rows))
         input_ids = self._buffer.gather(slots, positions)
         logits = self.model.forward(input_ids, positions, _spans(plan.rows), sampled)
@@ -76,7 +78,7 @@ class ModelRunner:
         if not rows:
             return StepResult(rows=(RowResult(),) * len(plan.rows))
         windows = self._windows(rows)
-        chosen = self._sample(logits, windows)
+        chosen = self._sample(logits if constrained is None else constrained.mask(logits), windows)
         window_ids = input_ids[sampled][windows.flat_index]
         predicted = chosen[windows.flat_index]
         matched = count_matched(window_ids, predicted, windows.lengths)
@@ -89,6 +91,17 @@ class ModelRunner:
         host = torch.cat(columns, dim=1).cpu().numpy()
         results = (self._read_row(row, values, windows.width) for row, values in zip(rows, host, strict=True))
         return StepResult(rows=tuple(next(results) if row.num_sampled else RowResult() for row in plan.rows))
+
+    def _constrained_rows(self, rows: Sequence[PlannedRow]) -> ConstrainedRows | None:
+        """The windows that have to match a grammar, None where there are none."""
+        found: list[ConstrainedRow] = []
+        first_index = 0
+        for row in rows:
+            constraint = self._admitted[row.slot].constraint
+            if constraint is not None and row.num_sampled:
+                found.append(ConstrainedRow(row, constraint, first_index))
+            first_index += row.num_sampled
+        return ConstrainedRows(found, self._buffer, self._device) if found else None
 
     def _to_device(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Copy int64 arrays to the device in one transfer."""
@@ -127,7 +140,8 @@ class ModelRunner:
             num_positions=row.num_sampled,
             first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
             num_prompt_tokens=len(admission.request.prompt_ids),
-            stop_token_ids=admission.stop_token_ids,
+            # Masks know which tokens end an output, and when none but these are left.
+            stop_token_ids=admission.stop_token_ids if admission.constraint is None else (),
         )
 
     def _advance(self, windows: Windows, predicted: Tensor, matched: Tensor) -> None:

@@ -130,7 +130,8 @@ class Scheduler:
         has_prompt = len(longest) < len(self._running) or bool(self._waiting and self._free_slots)
         budget = max(self.max_batched_tokens // 2 if has_prompt else self.max_batched_tokens, len(longest))
         if self._draft_lengths is not None:
-            return self._draft_lengths.choose(longest, budget)
+            num_forced = {state.request_id: state.num_forced for state in self._running if state.num_forced}
+            return self._draft_lengths.choose(longest, budget, num_forced)
         share = budget // max(1, len(longest))
         return {request_id: min(window, share) for request_id, window in longest.items()}
 
@@ -174,6 +175,7 @@ class Scheduler:
                 token_ids=state.token_ids(),
                 block_length=state.block_length,
                 stop_token_ids=tuple(sorted(state.stop_token_ids)),
+                constraint=state.constraint,
             )
 
     def _reserve_known_tokens(self, state: RequestState) -> bool:
@@ -217,12 +219,15 @@ class Scheduler:
             self._draft_lengths.forget(state.request_id)
 
     def _commit_window(self, state: RequestState, row: PlannedRow, result: RowResult) -> RequestOutput:
+        num_forced = state.num_forced
         num_taken, finish_reason = state.accept(result.accepted_ids)
         # The last accepted token of the row is final, and so is every draft token that was confirmed.
         state.num_computed = row.last_accepted_position + num_taken
         state.num_forward_passes += 1
         if self._draft_lengths is not None:
-            self._draft_lengths.observe_window(state.request_id, row.num_sampled, result.num_accepted - 1)
+            self._draft_lengths.observe_window(
+                state.request_id, row.num_sampled, result.num_accepted - 1, num_forced=num_forced
+            )
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(
             request_id=state.request_id,
@@ -230,6 +235,7 @@ class Scheduler:
             logprobs=None if result.logprobs is None else result.logprobs[:num_taken],
             finish_reason=finish_reason,
             stop_token_id=token_ids[-1] if finish_reason == "stop" else None,
+            error=state.error if finish_reason == "error" else None,
             draft_ids=_reported_draft(state, result) if finish_reason is None else (),
             stats=state.stats,
         )

@@ -40,6 +40,15 @@ class TokenBuffer:
         """Tokens at [T] positions of [T] slots, accepted or draft; [T] int64."""
         return self._tokens[slots, positions]
 
+    def drafts(self, slots: Tensor, text_ends: Tensor, num_tokens: int) -> Tensor:
+        """The first draft tokens behind each slot's text of `text_ends` tokens; [B, num_tokens] int64."""
+        columns = text_ends[:, None] + torch.arange(num_tokens, device=slots.device)
+        return self._tokens[slots[:, None], columns]
+
+    def overwrite_drafts(self, slots: Tensor, text_ends: Tensor, drafts: Tensor) -> None:
+        """Inverse of `drafts`."""
+        self._write(slots, text_ends, drafts, inside=torch.ones_like(drafts, dtype=torch.bool))
+
     def texts(self, slots: Tensor, limit: int) -> Tensor:
         """The first `limit` tokens of each slot's text - prompt, accepted output, draft; [B, limit] int64."""
         return self._tokens[slots, :limit]

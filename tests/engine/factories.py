@@ -22,7 +22,7 @@ from cllm_core.request import (
     TokenLogprobs,
 )
 from tests.architectures import Architecture
-from tests.checkpoints import build_model
+from tests.checkpoints import build_model, build_tokenizer
 from tests.engine import scripted
 
 GREEDY = SamplingParams(temperature=0)
@@ -66,7 +66,16 @@ def engine_over(model: PreTrainedModel, setup: Setup = DEFAULT_SETUP) -> Engine:
     paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
     eos = model.generation_config.eos_token_id if model.generation_config else None
     eos_token_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    return _assemble(paged, setup, vocab_size=paged.vocab_size, eos_token_ids=eos_token_ids)
+    return _assemble(
+        paged, setup, vocab_size=paged.vocab_size, eos_token_ids=eos_token_ids, tokenizer_json=tokenizer_json()
+    )
+
+
+@cache
+def tokenizer_json() -> str:
+    """Of the tokenizer that comes with the tiny random models."""
+    text: str = build_tokenizer().backend_tokenizer.to_str()
+    return text
 
 
 @cache
@@ -123,6 +132,7 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    error: str | None = None
     stats: DecodingStats = DecodingStats(num_prompt_tokens=0)  # noqa: RUF009 - frozen
 
 
@@ -149,7 +159,7 @@ class Reader:
             answer.token_ids += output.token_ids
             answer.logprobs += output.logprobs or ()
             answer.finish_reason, answer.stop_token_id = output.finish_reason, output.stop_token_id
-            answer.stats = output.stats
+            answer.error, answer.stats = output.error, output.stats
         return outputs
 
     def drain(self) -> dict[str, Answer]:
@@ -177,7 +187,9 @@ def decode_one(engine: Engine, request: NewRequest) -> Answer:
     return decode(engine, [request])[request.request_id]
 
 
-def _assemble(model: StepModel, setup: Setup, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> Engine:
+def _assemble(
+    model: StepModel, setup: Setup, *, vocab_size: int, eos_token_ids: tuple[int, ...], tokenizer_json: str = ""
+) -> Engine:
     info = ModelInfo(
         name="test",
         architecture="test",
@@ -193,7 +205,7 @@ def _assemble(model: StepModel, setup: Setup, *, vocab_size: int, eos_token_ids:
         cache_block_size=setup.block_size,
         cache_bytes=1,
         weight_bytes=1,
-        tokenizer=TokenizerBundle(tokenizer_json=""),
+        tokenizer=TokenizerBundle(tokenizer_json=tokenizer_json),
     )
     config = EngineConfig(
         max_num_seqs=setup.max_num_seqs,

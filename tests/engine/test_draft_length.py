@@ -96,3 +96,20 @@ def test_one_hiccup_changes_little() -> None:
     before = times.seconds(1)
     times.observe(1, 10.0)
     assert times.seconds(1) < 1.5 * before
+
+
+def test_forced_tokens_are_drafted_whatever_the_model_accepted_so_far() -> None:
+    lengths = draft_lengths({1: 0.010, 64: 0.100})
+    teach(lengths, "a", num_matched=0, windows=20)
+    assert lengths.choose({"a": 8}, max_tokens=64) == {"a": 1}
+    assert lengths.choose({"a": 8}, max_tokens=64, num_forced={"a": 5}) == {"a": 6}
+    assert lengths.choose({"a": 4}, max_tokens=64, num_forced={"a": 9}) == {"a": 4}
+
+
+def test_forced_tokens_teach_nothing_about_guesses() -> None:
+    forced, guessed = draft_lengths(FLAT), draft_lengths(FLAT)
+    for _ in range(20):
+        forced.observe_window("a", 8, 5, num_forced=4)
+        forced.observe_window("a", 8, 2, num_forced=4)
+        guessed.observe_window("a", 4, 1)
+    assert forced.choose({"a": 8}, max_tokens=64) == guessed.choose({"a": 8}, max_tokens=64)

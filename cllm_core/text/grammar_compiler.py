@@ -1,0 +1,82 @@
+"""Compiles grammars for one vocabulary, within bounds of work and memory. Used by the API process to refuse bad ones,
+and by the engine to follow good ones; neither needs torch for it."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from cllm_core.errors import InvalidRequest, ModelLoadError, UnsupportedParameter
+from cllm_core.info import TokenizerBundle
+
+# Grammars kept compiled. A hostile one holds up to _MAX_LEXER_STATES states of 1-2 kB each.
+_CACHE_SIZE = 32
+_MAX_LEXER_STATES = 20_000
+
+_MAX_REASON_CHARS = 500
+# llguidance repeats the grammar's line behind its reason, and parser internals behind a blank line.
+_ECHO = re.compile(r"\n\s*\d+ \| .*|\n<(state|non-verbose).*", re.DOTALL)
+# Where only one rule was written by us, the place in it tells the client nothing.
+_OWN_PLACE = re.compile(r"^at 1\(\d+\): (?=failed to compile JSON schema|invalid regex)")
+
+
+class GrammarCompiler:
+    """Knows the vocabulary that grammars choose from. Threads may share it.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: of the model; the tokenizer's own may be smaller.
+        eos_token_ids: tokens that end an output.
+
+    Raises:
+        UnsupportedParameter: the model has no token to end an output with, so no output could match a grammar.
+        ModelLoadError: the tokenizer is of a kind that llguidance cannot read.
+    """
+
+    def __init__(self, tokenizer: TokenizerBundle, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        if not eos_token_ids:
+            raise UnsupportedParameter("grammar: this model has no end-of-sequence token", param="grammar")
+        self._tokenizer = _read(tokenizer.tokenizer_json, vocab_size, list(eos_token_ids))
+        self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        self._compile = lru_cache(_CACHE_SIZE)(self._compile_anew)
+
+    def matcher(self, grammar: str, *, param: str = "grammar") -> LLMatcher:
+        """A matcher that has consumed nothing; other threads run meanwhile.
+
+        Args:
+            grammar: Lark, as in SamplingParams.
+            param: request field that it came from, for the error.
+
+        Raises:
+            InvalidRequest: it cannot be compiled, takes too much work, or no text matches it.
+        """
+        compiled = self._compile(grammar)
+        if compiled.is_error():
+            raise InvalidRequest(f"{param}: {_reason(compiled.get_error())}", param=param)
+        return compiled.deep_copy()
+
+    def _compile_anew(self, grammar: str) -> LLMatcher:
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if not matcher.is_error():
+            # Most of the work is done when first needed; what is too much for a mask shows here.
+            matcher.compute_bitmask()
+        return matcher
+
+
+def _read(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    try:
+        try:
+            return LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=eos_token_ids)
+        except ValueError:  # more tokens than the model has outputs: those beyond are masked out by whoever applies
+            return LLTokenizer(tokenizer_json, eos_token=eos_token_ids)
+    except ValueError as error:
+        raise ModelLoadError(f"tokenizer.json cannot serve grammars: {error}; leave grammars out") from error
+
+
+def _reason(error: str) -> str:
+    """llguidance's reason without its echo of the grammar."""
+    reason = _OWN_PLACE.sub("", _ECHO.sub("", error)).strip()
+    if reason.startswith("NoExtension"):
+        return "no text can match it"
+    return reason if len(reason) <= _MAX_REASON_CHARS else reason[:_MAX_REASON_CHARS] + " ..."
