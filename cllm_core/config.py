@@ -3,6 +3,7 @@
 No torch in here: the API process reads this module too.
 """
 
+import re
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,8 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
 
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to load and how to run it. None means "chosen at load"; the choice is reported in ModelInfo.
@@ -22,6 +25,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         model: Hub id, folder, or .gguf file; None is the embedded default model.
         adapter: PEFT adapter (folder or Hub id) merged into the weights at load.
+        adapters: LoRA adapters (folder or Hub id) by name, served beside the base from one set of its weights.
+        adapter_root: folder below which further adapters may be loaded while serving; None refuses to.
+        max_adapters: adapters held at once, those of `adapters` included.
+        max_adapter_rank: highest LoRA rank of an adapter served beside the base.
         revision: Hub revision (branch, tag or commit) of the model.
         dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
         device: auto takes cuda where there is one.
@@ -44,6 +51,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str | None = None
     adapter: str | None = None
+    adapters: dict[str, str] = {}
+    adapter_root: str | None = None
+    max_adapters: int = 8
+    max_adapter_rank: int = 64
     revision: str | None = None
     dtype: DTypeName = "auto"
     device: DeviceName = "auto"
@@ -77,10 +88,28 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require_range("cache_block_size", self.cache_block_size, 1, 1024, "16 suits most models")
         _require_range("num_cache_blocks", self.num_cache_blocks, 1, None, "leave it out to size it from memory")
         _require_range("num_threads", self.num_threads, 1, None, "leave it out for torch's choice")
+        _require_range("max_adapter_rank", self.max_adapter_rank, 1, None, "64 holds most adapters")
+        num_adapters = len(self.adapters)
+        _require_range("max_adapters", self.max_adapters, num_adapters, None, f"{num_adapters} are named in adapters")
+        for name in self.adapters:
+            check_adapter_name(name)
+        if self.adapter is not None and self.adapters:
+            raise ConfigError(
+                f"adapter={self.adapter!r}: cannot be merged where adapters ({', '.join(self.adapters)}) are served "
+                "beside the base; give it a name too"
+            )
         if self.cache_memory_gib is not None and not self.cache_memory_gib > 0:
             raise ConfigError(f"cache_memory_gib={self.cache_memory_gib}: must be > 0 GiB")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ConfigError unless an adapter may be served under this name."""
+    if not _ADAPTER_NAME.fullmatch(name):
+        raise ConfigError(
+            f"adapter name {name!r}: must be 1 to 128 letters, digits or any of . _ : / -, the first a letter or digit"
+        )
 
 
 def _require_range(field: str, value: int | None, low: int, high: int | None, remedy: str) -> None:

@@ -20,6 +20,32 @@ class TokenizerBundle(msgspec.Struct, frozen=True, kw_only=True):
     special_tokens: dict[str, str] = {}
 
 
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter that is served beside the base model.
+
+    Attributes:
+        name: that requests give.
+        path: what was named to load it: folder, Hub id or built-in name.
+        revision: changes with its weights or settings.
+        rank: the highest of its layers'.
+        num_bytes: of its weights in memory.
+        block_length: Jacobi block length n used where a request gives none.
+        domain: what it was trained for (cllm.json), None where it does not say.
+        eos_token_ids: any of them ends an output.
+        tokenizer: its own, None where it has the base's.
+    """
+
+    name: str
+    path: str
+    revision: str
+    rank: int
+    num_bytes: int
+    block_length: int
+    domain: str | None = None
+    eos_token_ids: tuple[int, ...]
+    tokenizer: TokenizerBundle | None = None
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker loaded and with which limits.
 
@@ -35,6 +61,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         num_cache_blocks, cache_block_size: of the KV cache, in blocks and tokens.
         cache_bytes, weight_bytes: memory of each.
         domain: what the CLLM was trained for (cllm.json), None for a plain model.
+        adapters: served beside the model, in the order they were loaded.
     """
 
     name: str
@@ -53,6 +80,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     domain: str | None = None
     tokenizer: TokenizerBundle
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +93,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         step_seconds: wall time of the last step.
         num_step_tokens: tokens computed in the last step.
         accepted_per_row: accepted tokens of each Jacobi row of the last step.
+        adapter_per_row: names of those rows' adapters, "" for the base; empty where no row has one.
     """
 
     num_running: int = 0
@@ -75,3 +104,4 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: float = 0.0
     num_step_tokens: int = 0
     accepted_per_row: tuple[int, ...] = ()
+    adapter_per_row: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMidd
 from server.models import ModelRegistry
 from server.openapi import DocumentedApi
 from server.record import record_of
-from server.routes import completions, models, operations, responses, tokens
+from server.routes import adapters, completions, models, operations, responses, tokens
 from server.schemas.chat import ChatCompletionChunk
 from server.schemas.completions import Completion
 from server.schemas.responses import RESPONSE_EVENTS
@@ -45,19 +45,21 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     app.include_router(operations.router)
-    app.include_router(_api_router())
+    app.include_router(_api_router(settings))
     _add_error_handlers(app)
     _add_middleware(app, services)
     return app
 
 
-def _api_router() -> APIRouter:
+def _api_router(settings: ServerSettings) -> APIRouter:
     # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
     router = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
     router.include_router(models.router)
     router.include_router(completions.router)
     router.include_router(responses.router)
     router.include_router(tokens.router)
+    if settings.adapter_root is not None:
+        router.include_router(adapters.router)
     return router
 
 

@@ -265,9 +265,9 @@ class Generation:
             return
         now = time.perf_counter()
         if choice.last_chunk_at is None:
-            self._metrics.observe_first_token(now - self._record.received_at)
+            self._metrics.observe_first_token(now - self._record.received_at, model=self._record.model)
         else:
-            self._metrics.observe_gap(now - choice.last_chunk_at)
+            self._metrics.observe_gap(now - choice.last_chunk_at, model=self._record.model)
         choice.last_chunk_at = now
 
     def _fill_record(self) -> None:

@@ -21,7 +21,11 @@ _TPF = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 32.
 
 
 class Metrics:
-    """All metrics of one app; label `model` is the served name, empty while none is loaded."""
+    """All metrics of one app.
+
+    Label `model` is the served name of the model that decoded; of what is not a model's alone, the base's first name,
+    empty while none is loaded.
+    """
 
     def __init__(self, engine: EngineClient, models: ModelRegistry) -> None:
         self._registry = CollectorRegistry()
@@ -46,7 +50,7 @@ class Metrics:
 
     def observe_http(self, *, endpoint: str, status: int, record: RequestRecord) -> None:
         """Count a request that has its whole answer."""
-        name = self._models.name_or_empty
+        name = record.model or self._models.name_or_empty
         self._requests.labels(name, endpoint, str(status)).inc()
         self._latency.labels(name, endpoint).observe(record.seconds)
         self._prompt_tokens.labels(name).inc(record.num_prompt_tokens)
@@ -55,21 +59,22 @@ class Metrics:
         if record.num_forward_passes:
             self._tpf.labels(name).observe(record.tokens_per_forward)
 
-    def observe_first_token(self, seconds: float) -> None:
+    def observe_first_token(self, seconds: float, *, model: str) -> None:
         """Time from the request's arrival to the first token of one of its choices."""
-        self._ttft.labels(self._models.name_or_empty).observe(seconds)
+        self._ttft.labels(model).observe(seconds)
 
-    def observe_gap(self, seconds: float) -> None:
+    def observe_gap(self, seconds: float, *, model: str) -> None:
         """Time between two chunks of one choice."""
-        self._gap.labels(self._models.name_or_empty).observe(seconds)
+        self._gap.labels(model).observe(seconds)
 
     def observe_step(self, report: StepReport) -> None:
         """Count what one engine step accepted; a step listener of the engine."""
-        name = self._models.name_or_empty
-        self._forward_passes.labels(name).inc(len(report.stats.accepted_per_row))
-        accepted = self._accepted.labels(name)
-        for num_tokens in report.stats.accepted_per_row:
-            accepted.observe(num_tokens)
+        base = self._models.name_or_empty
+        stats = report.stats
+        adapters = stats.adapter_per_row or ("",) * len(stats.accepted_per_row)
+        for num_tokens, adapter in zip(stats.accepted_per_row, adapters, strict=True):
+            self._forward_passes.labels(adapter or base).inc()
+            self._accepted.labels(adapter or base).observe(num_tokens)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ("model", *labels), registry=self._registry)

@@ -62,6 +62,7 @@ class RequestContextMiddleware:
             path=scope["raw_path"].decode("latin-1"),
             status=status,
             error=record.error,
+            model=record.model,
             seconds=round(record.seconds, 4),
             prompt_tokens=record.num_prompt_tokens,
             cached_tokens=record.num_cached_tokens,

@@ -38,7 +38,7 @@ async def plan_completion(
         max_tokens = _completion_limit(body, ids, model)
         params = body.sampling_params(max_tokens=max_tokens, logprobs=logprobs)
         _check_params(params, model)
-        requests += _choices(body, ids, params, answer_id=answer_id, first_index=len(requests))
+        requests += _choices(body, ids, params, model, answer_id=answer_id, first_index=len(requests))
     return GenerationPlan(
         requests=tuple(requests),
         echoes=_echoes(body, prompt_ids, model),
@@ -63,7 +63,7 @@ async def plan_chat(
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     _check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
-    requests = _choices(body, prompt_ids, params, answer_id=answer_id, prediction_ids=prediction_ids)
+    requests = _choices(body, prompt_ids, params, model, answer_id=answer_id, prediction_ids=prediction_ids)
     return GenerationPlan(
         requests=tuple(requests),
         echoes=("",) * len(requests),
@@ -76,6 +76,7 @@ def _choices(
     body: GenerationRequest,
     prompt_ids: Sequence[int],
     params: SamplingParams,
+    model: LoadedModel,
     *,
     answer_id: str,
     first_index: int = 0,
@@ -90,6 +91,7 @@ def _choices(
             prediction_ids=tuple(prediction_ids),
             cache_salt=body.cache_salt or "",
             wants_draft=body.wants_draft,
+            adapter=model.adapter_name,
         )
         for choice in range(body.num_candidates)
     ]

@@ -15,6 +15,7 @@ class RequestRecord:
 
     Attributes:
         received_at: time.perf_counter() in seconds.
+        model: served name of the model that decodes for it, empty where none does.
         num_forward_passes: summed over the request's choices, as the token counts are.
         is_aborted: the client left first.
         error: code of the error that ended a stream, None where none did.
@@ -22,6 +23,7 @@ class RequestRecord:
 
     request_id: str
     received_at: float = field(default_factory=time.perf_counter)
+    model: str = ""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0

@@ -35,6 +35,7 @@ async def start_generation(
 ) -> Generation:
     """Begin to decode what the plan asks for; whoever calls must close the generation, which responding does."""
     record = record_of(request.scope)
+    record.model = model.name
     generation = Generation(services.engine, model.codec, plan, record=record, metrics=services.metrics)
     await generation.start()
     return generation

@@ -3,6 +3,7 @@
 The engine's settings are those of `cllm_core.config.EngineConfig`, by the same names and with the same defaults.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cllm_core.config import DeviceName, DTypeName, EngineConfig
+from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from server.limits import BodyLimits
 
@@ -32,6 +34,7 @@ SERVER = Panel("Server")
 LIMITS = Panel("Limits")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+_COMMA_SEPARATED = ("adapters", "served_model_names", "api_keys", "cors_origins")
 
 
 class EngineSettings(BaseSettings):
@@ -46,8 +49,21 @@ class EngineSettings(BaseSettings):
         MODEL,
         Field(description="Hub id, folder or .gguf file. Left out: the embedded default, SmolLM2-135M-Instruct."),
     ] = None
-    adapter: Annotated[
-        str | None, MODEL, Field(description="PEFT adapter (folder or Hub id) to merge into the weights.")
+    adapters: Annotated[
+        CommaSeparated,
+        MODEL,
+        Field(
+            description="NAME=ADAPTER: serve a LoRA adapter (folder, Hub id or built-in name) as a model of that name "
+            "beside the base; give it again for more. A single one without NAME= is merged into the weights."
+        ),
+    ] = ()
+    adapter_root: Annotated[
+        str | None,
+        MODEL,
+        Field(
+            description="Folder that clients may load further adapters from while the server runs; for trusted "
+            "networks. Left out: they cannot, and the endpoints for it are off."
+        ),
     ] = None
     revision: Annotated[str | None, MODEL, Field(description="Branch, tag or commit of the model on the Hub.")] = None
     dtype: Annotated[
@@ -99,6 +115,12 @@ class EngineSettings(BaseSettings):
         LIMITS,
         Field(description="Longest prompt and output together, in tokens. Left out: the model's limit."),
     ] = None
+    max_adapters: Annotated[
+        int, LIMITS, Field(description="Adapters held beside the base at once, loaded ones included.")
+    ] = 8
+    max_adapter_rank: Annotated[
+        int, LIMITS, Field(description="Highest LoRA rank of an adapter served beside the base.")
+    ] = 64
     max_waiting: Annotated[
         int, LIMITS, Field(description="Requests that may wait for their turn; more are refused with 429.")
     ] = 256
@@ -108,9 +130,19 @@ class EngineSettings(BaseSettings):
         self.to_engine_config()
         return self
 
+    @field_validator(*_COMMA_SEPARATED, mode="before", check_fields=False)
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        given = [value] if isinstance(value, str) else value
+        if isinstance(given, list):
+            return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
+        return given
+
     def to_engine_config(self) -> EngineConfig:
         """The part of the settings that the worker process gets; ConfigError where values do not fit together."""
-        return EngineConfig(**self.model_dump(include=set(EngineConfig.__struct_fields__)))
+        own = self.model_dump(include=set(EngineConfig.__struct_fields__) - {"adapters"})
+        merged, named = _sort_adapters(self.adapters)
+        return EngineConfig(**own, adapter=merged, adapters=named)
 
 
 class ServerSettings(EngineSettings):
@@ -121,9 +153,14 @@ class ServerSettings(EngineSettings):
         MODEL,
         Field(description="Endpoint of a worker started by `cllm worker`. Left out: the server starts its own."),
     ] = None
-    served_model_name: Annotated[
-        str | None, SERVER, Field(description="Name of the model in the API. Left out: the name of what is loaded.")
-    ] = None
+    served_model_names: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(
+            description="Name of the base model in the API; give it again for more. Left out: the name of what is "
+            "loaded."
+        ),
+    ] = ()
     host: Annotated[str, SERVER, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
     port: Annotated[int, SERVER, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     api_keys: Annotated[
@@ -175,10 +212,24 @@ class ServerSettings(EngineSettings):
             max_template_kwargs_chars=self.max_template_kwargs_chars,
         )
 
-    @field_validator("api_keys", "cors_origins", mode="before")
-    @classmethod
-    def _split_commas(cls, value: object) -> object:
-        given = [value] if isinstance(value, str) else value
-        if isinstance(given, list):
-            return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
-        return given
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        taken = sorted(set(self.served_model_names) & self.to_engine_config().adapters.keys())
+        if taken:
+            raise ConfigError(f"served_model_names={taken[0]!r}: is the name of an adapter too; rename one of them")
+        return self
+
+
+def _sort_adapters(given: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """The adapter to merge, None for none, and those to serve by name."""
+    merged = [entry for entry in given if "=" not in entry]
+    if len(merged) > 1:
+        raise ConfigError(f"adapters={', '.join(merged)}: only one can be merged; serve them as NAME=ADAPTER")
+    named: dict[str, str] = {}
+    for name, _, path in (entry.partition("=") for entry in given if "=" in entry):
+        if name in named:
+            raise ConfigError(f"adapters: the name {name!r} is given twice ({named[name]}, {path})")
+        if not path:
+            raise ConfigError(f"adapters={name}=: names no adapter; give NAME=ADAPTER")
+        named[name] = path
+    return (merged[0] if merged else None), named

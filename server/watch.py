@@ -72,4 +72,5 @@ def _facts(info: ModelInfo) -> dict[str, object]:
         "max_num_seqs": info.max_num_seqs,
         "block_length": info.block_length,
         "domain": info.domain,
+        "adapters": [adapter.name for adapter in info.adapters],
     }

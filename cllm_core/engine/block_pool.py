@@ -17,9 +17,10 @@ BlockHash = bytes
 _HASH_BYTES = 16
 
 
-def root_hash(*, cache_salt: str = "") -> BlockHash:
-    """Parent of every first block's hash: requests of different salts never share a block."""
-    return hashlib.blake2b(cache_salt.encode(), digest_size=_HASH_BYTES).digest()
+def root_hash(*, cache_salt: str = "", adapter: str = "") -> BlockHash:
+    """Parent of every first block's hash: requests of different salts or adapters never share a block."""
+    # Its length first, so that no salt can pass for an adapter.
+    return hashlib.blake2b(f"{len(adapter)}:{adapter}{cache_salt}".encode(), digest_size=_HASH_BYTES).digest()
 
 
 def chain_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:

@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, MAX_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine.adapters import ServedAdapters
 from cllm_core.engine.draft_length import DraftLengths, StepTimes
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.errors import ConfigError
-from cllm_core.info import ModelInfo
+from cllm_core.info import AdapterInfo, ModelInfo
+from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.embedded import cache_folder
 from cllm_core.models.fused_layer import fuse_layers
@@ -22,6 +26,7 @@ from cllm_core.models.model import PagedModel
 from cllm_core.models.native.kernels import load_kernels
 from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.source import locate_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +60,13 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
 
 def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressCallback) -> Engine:
     """Make an engine of a model in memory, loaded with attn_implementation="cllm_paged"; errors as build_engine."""
-    report("allocating the KV cache", 0.9)
     model = PagedModel(loaded.model)
+    # Counted before packing, which takes parameters out of the model.
+    num_parameters, weight_bytes = _count_parameters(loaded.model)
+    bank = AdapterBank(loaded.model) if config.adapters or config.adapter_root is not None else None
+    _prepare_layers(config, loaded.model, model, bank)
+    adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
+    report("allocating the KV cache", 0.92)
     wanted_len = config.max_model_len or loaded.max_model_len
     num_blocks = num_cache_blocks(
         config,
@@ -64,24 +74,63 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         max_model_len=wanted_len,
         device=model.device,
         activation_bytes=_activation_bytes(model, config) if model.device.type == "cuda" else 0,
+        reserved_bytes=_later_adapter_bytes(config, bank),
     )
     max_model_len = _resolve_max_model_len(config, loaded, num_blocks)
     cache_bytes = model.allocate_cache(num_blocks=num_blocks, block_size=config.cache_block_size)
-    # Described before packing, which takes parameters out of the model.
-    info = _describe(config, loaded, model, num_blocks=num_blocks, max_model_len=max_model_len, cache_bytes=cache_bytes)
-    if can_pack(loaded.model):
-        kernels = load_kernels(cache_folder()) if config.native_kernels else None
-        num_fused = fuse_layers(loaded.model, kernels)
-        model.use_kernels(kernels)
-        logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
-        pack_linear_layers(loaded.model)
+    info = _describe(
+        config,
+        loaded,
+        model,
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        cache_bytes=cache_bytes,
+        adapters=() if adapters is None else adapters.infos,
+    )
     runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
     draft_lengths = None
     if config.adaptive_block_length:
         report("measuring step times", 0.95)
         draft_lengths = DraftLengths(measure_step_times(model, config, num_blocks), MAX_BLOCK_LENGTH)
     report("ready", 1.0)
-    return Engine(config, info, runner, draft_lengths)
+    return Engine(config, info, runner, draft_lengths, adapters)
+
+
+def _prepare_layers(
+    config: EngineConfig, causal_lm: PreTrainedModel, model: PagedModel, bank: AdapterBank | None
+) -> None:
+    """Put faster layers in place where the device has them, and the bank's adapters into all."""
+    if can_pack(causal_lm):
+        kernels = load_kernels(cache_folder()) if config.native_kernels else None
+        num_fused = fuse_layers(causal_lm, kernels, bank)
+        model.use_kernels(kernels)
+        logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
+        pack_linear_layers(causal_lm)
+    if bank is not None:
+        bank.attach(causal_lm)
+        model.use_adapters(bank)
+
+
+def _load_adapters(
+    config: EngineConfig, loaded: LoadedModel, bank: AdapterBank, report: ProgressCallback
+) -> ServedAdapters:
+    """The adapters that the settings name."""
+    adapters = ServedAdapters(AdapterStore(bank, loaded, config), max_adapters=config.max_adapters)
+    for name, path in config.adapters.items():
+        report(f"loading adapter {name}", 0.9)
+        folder = locate_adapter(path, config, lambda stage, _: report(stage, 0.9))
+        adapters.load(name, path, folder)
+        logger.info("adapter %s: %s", name, path)
+    return adapters
+
+
+def _later_adapter_bytes(config: EngineConfig, bank: AdapterBank | None) -> int:
+    """Memory to leave for the adapters that may be loaded while serving."""
+    if bank is None or config.adapter_root is None:
+        return 0
+    return (config.max_adapters - len(config.adapters)) * bank.max_bytes(config.max_adapter_rank)
 
 
 def measure_step_times(model: PagedModel, config: EngineConfig, num_cache_blocks: int) -> StepTimes:
@@ -134,20 +183,28 @@ def _activation_bytes(model: PagedModel, config: EngineConfig) -> int:
     return int(2 * (peak - before))
 
 
+def _count_parameters(causal_lm: PreTrainedModel) -> tuple[int, int]:
+    """Number of the model's parameters, and their bytes."""
+    parameters = list(causal_lm.parameters())
+    return sum(parameter.numel() for parameter in parameters), sum(parameter.nbytes for parameter in parameters)
+
+
 def _describe(
     config: EngineConfig,
     loaded: LoadedModel,
     model: PagedModel,
     *,
+    num_parameters: int,
+    weight_bytes: int,
     num_blocks: int,
     max_model_len: int,
     cache_bytes: int,
+    adapters: tuple[AdapterInfo, ...],
 ) -> ModelInfo:
-    parameters = list(loaded.model.parameters())
     return ModelInfo(
         name=loaded.name,
         architecture=type(loaded.model).__name__,
-        num_parameters=sum(p.numel() for p in parameters),
+        num_parameters=num_parameters,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         # Some checkpoints name end tokens that their own vocabulary lacks; they can never be chosen.
@@ -159,7 +216,8 @@ def _describe(
         num_cache_blocks=num_blocks,
         cache_block_size=config.cache_block_size,
         cache_bytes=cache_bytes,
-        weight_bytes=sum(p.nbytes for p in parameters),
+        weight_bytes=weight_bytes,
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
+        adapters=adapters,
     )

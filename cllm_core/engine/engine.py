@@ -4,7 +4,10 @@ import secrets
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from cllm_core.config import EngineConfig
+from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.draft_length import DraftLengths
@@ -14,6 +17,7 @@ from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.models.source import locate_adapter_below
 from cllm_core.request import NewRequest, RequestOutput, SamplingParams
 from cllm_core.text.grammar_compiler import GrammarCompiler
 
@@ -30,15 +34,24 @@ class Engine:
         info: the loaded model's description and resolved limits.
         runner: computes plans.
         draft_lengths: chooses window lengths; None: every row gets its whole block.
+        adapters: served beside the model; None: there are none and never will be.
 
     Attributes:
+        info: the model, its limits and the adapters served now.
         observer: called with every plan and its result before it is booked; training records trajectories with it.
     """
 
     def __init__(
-        self, config: EngineConfig, info: ModelInfo, runner: ModelRunner, draft_lengths: DraftLengths | None = None
+        self,
+        config: EngineConfig,
+        info: ModelInfo,
+        runner: ModelRunner,
+        draft_lengths: DraftLengths | None = None,
+        adapters: ServedAdapters | None = None,
     ) -> None:
         self.info = info
+        self._adapters = adapters
+        self._adapter_root = config.adapter_root
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
         self._draft_lengths = draft_lengths
@@ -56,23 +69,46 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequest: a token id is out of range, or the request id is in use.
+            InvalidRequest: a token id is out of range, the request id is in use, or the adapter is not served.
             PromptTooLong: prompt and wanted output do not fit the context.
         """
         self._check(request)
         params = request.params
-        eos = frozenset() if params.ignore_eos else frozenset(self.info.eos_token_ids)
+        adapter = self._adapter_of(request)
+        model = self.info if adapter is None else adapter.info
+        eos = frozenset() if params.ignore_eos else frozenset(model.eos_token_ids)
         room = self.info.max_model_len - len(request.prompt_ids)
         self.scheduler.add(
             RequestState(
                 request=request,
                 seed=secrets.randbits(63) if params.seed is None else params.seed,
-                block_length=params.block_length or self.info.block_length,
+                block_length=params.block_length or model.block_length,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
                 stop_token_ids=eos | frozenset(params.stop_token_ids),
                 constraint=None if params.grammar is None else self._constrain(params.grammar, params),
+                adapter_id=0 if adapter is None else adapter.adapter_id,
+                adapter_key="" if adapter is None else adapter.cache_key,
             )
         )
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Serve another adapter; `path` must lie below adapter_root. The engine stands still meanwhile.
+
+        Raises:
+            ConfigError: the name is malformed.
+            ModelLoadError: the adapter is out of bounds, cannot be used, or there is no room for it.
+        """
+        folder = locate_adapter_below(self._adapter_root, path)
+        adapters = self._require_adapters()
+        adapters.load(name, path, folder)
+        self._update_info(adapters)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; those that run finish with it (InvalidRequest where unknown)."""
+        adapters = self._require_adapters()
+        adapters.unload(name)
+        adapters.drop_unused(self.scheduler.adapter_ids())
+        self._update_info(adapters)
 
     def abort(self, request_id: str) -> None:
         """Stop a request, free what it holds, and report it as aborted in the next step. No-op where unknown."""
@@ -99,7 +135,10 @@ class Engine:
             step_seconds=seconds,
             num_step_tokens=plan.num_tokens,
             accepted_per_row=tuple(row.num_accepted for row in result.rows if row.num_accepted),
+            adapter_per_row=self._adapter_per_row(plan, result),
         )
+        if self._adapters is not None and self._adapters.has_leaving:
+            self._adapters.drop_unused(self.scheduler.adapter_ids())
         return outputs
 
     def stats(self) -> EngineStats:
@@ -114,11 +153,33 @@ class Engine:
             step_seconds=last.step_seconds,
             num_step_tokens=last.num_step_tokens,
             accepted_per_row=last.accepted_per_row,
+            adapter_per_row=last.adapter_per_row,
         )
 
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every cache block is free or held by a running request."""
         self.scheduler.check()
+
+    def _require_adapters(self) -> ServedAdapters:
+        if self._adapters is None:
+            raise InvalidRequest("this engine serves no adapters: name some in adapters, or set adapter_root")
+        return self._adapters
+
+    def _adapter_of(self, request: NewRequest) -> ServedAdapter | None:
+        return self._require_adapters().get(request.adapter) if request.adapter else None
+
+    def _update_info(self, adapters: ServedAdapters) -> None:
+        self.info = msgspec.structs.replace(self.info, adapters=adapters.infos)
+
+    def _adapter_per_row(self, plan: StepPlan, result: StepResult) -> tuple[str, ...]:
+        """Names of the adapters of the rows that accepted tokens; empty where no row has one."""
+        if self._adapters is None or not any(row.adapter_id for row in plan.rows):
+            return ()
+        return tuple(
+            self._adapters.name_of(row.adapter_id)
+            for row, row_result in zip(plan.rows, result.rows, strict=True)
+            if row_result.num_accepted
+        )
 
     def _constrain(self, grammar: str, params: SamplingParams) -> Constraint:
         info = self.info

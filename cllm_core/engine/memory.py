@@ -18,7 +18,13 @@ _CGROUP_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def num_cache_blocks(
-    config: EngineConfig, *, bytes_per_token: int, max_model_len: int, device: torch.device, activation_bytes: int
+    config: EngineConfig,
+    *,
+    bytes_per_token: int,
+    max_model_len: int,
+    device: torch.device,
+    activation_bytes: int,
+    reserved_bytes: int = 0,
 ) -> int:
     """Resolve the size of the KV cache, in blocks.
 
@@ -28,6 +34,7 @@ def num_cache_blocks(
         max_model_len: a cache for max_num_seqs texts of this many tokens is never exceeded by the automatic choice.
         device: where the cache will live.
         activation_bytes: peak memory of one step beyond weights and cache (cuda).
+        reserved_bytes: to be left for what is loaded later.
 
     Raises:
         ConfigError: not even one text of the smallest useful length fits.
@@ -40,7 +47,8 @@ def num_cache_blocks(
         source = f"cache_memory_gib={config.cache_memory_gib}"
     else:
         most_useful = config.max_num_seqs * -(-max_model_len // config.cache_block_size)
-        blocks = min(_free_bytes(config, device, activation_bytes) // bytes_per_block, most_useful)
+        free = _free_bytes(config, device, activation_bytes + reserved_bytes)
+        blocks = min(free // bytes_per_block, most_useful)
         source = "the free memory"
     if blocks < 1:
         raise ConfigError(
@@ -50,11 +58,12 @@ def num_cache_blocks(
     return blocks
 
 
-def _free_bytes(config: EngineConfig, device: torch.device, activation_bytes: int) -> int:
+def _free_bytes(config: EngineConfig, device: torch.device, other_bytes: int) -> int:
+    """Memory for the cache, where something else will take `other_bytes`."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(free - (1 - config.gpu_memory_utilization) * total - activation_bytes)
-    return int(CPU_CACHE_SHARE * _free_host_bytes())
+        return int(free - (1 - config.gpu_memory_utilization) * total - other_bytes)
+    return int(CPU_CACHE_SHARE * (_free_host_bytes() - other_bytes))
 
 
 def _free_host_bytes() -> int:

@@ -36,6 +36,7 @@ class PlannedRow:
     num_tokens: int  # tokens to compute
     num_sampled: int  # n: trailing tokens whose prediction is wanted; 0 where the prompt goes on in a later step
     block_ids: tuple[int, ...]  # blocks that cover at least positions 0..first_position + num_tokens - 1
+    adapter_id: int = 0  # of the request's adapter, 0 is none
 
     @property
     def end_position(self) -> int:

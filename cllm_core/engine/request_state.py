@@ -17,6 +17,8 @@ class RequestState:
         max_tokens: output limit in tokens, resolved to the context's end where the client gave none.
         stop_token_ids: tokens that end the output (end-of-sequence included unless ignored).
         constraint: what the request's grammar says of the output, None where it has none.
+        adapter_id: that rows name the request's adapter by; 0 is none.
+        adapter_key: prefixes are shared only where it is equal.
         num_computed: tokens from the start of the prompt whose keys and values are in the cache and final.
         block_ids: cache blocks held, in the order of the text.
         num_registered: leading blocks of block_ids that the pool can find by hash.
@@ -29,6 +31,8 @@ class RequestState:
     max_tokens: int
     stop_token_ids: frozenset[int]
     constraint: Constraint | None = None
+    adapter_id: int = 0
+    adapter_key: str = ""
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)
@@ -96,9 +100,12 @@ class RequestState:
         num_full = num_tokens // block_size
         while len(self.block_hashes) < num_full:
             start = len(self.block_hashes) * block_size
-            parent = self.block_hashes[-1] if self.block_hashes else root_hash(cache_salt=self.request.cache_salt)
+            parent = self.block_hashes[-1] if self.block_hashes else self._root_hash()
             self.block_hashes.append(chain_hash(parent, self.tokens_between(start, start + block_size)))
         return self.block_hashes[:num_full]
+
+    def _root_hash(self) -> BlockHash:
+        return root_hash(cache_salt=self.request.cache_salt, adapter=self.adapter_key)
 
     def accept(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
         """Append accepted tokens up to the first that ends the output.

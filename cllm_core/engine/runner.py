@@ -191,7 +191,7 @@ def _spans(rows: Sequence[PlannedRow]) -> list[RowSpan]:
     spans = []
     first_index = 0
     for row in rows:
-        spans.append(RowSpan(first_index, row.num_tokens, row.first_position, row.block_ids))
+        spans.append(RowSpan(first_index, row.num_tokens, row.first_position, row.block_ids, row.adapter_id))
         first_index += row.num_tokens
     return spans
 

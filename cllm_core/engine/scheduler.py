@@ -65,6 +65,10 @@ class Scheduler:
         """Whether this request is waiting or running."""
         return request_id in self._by_id
 
+    def adapter_ids(self) -> set[int]:
+        """Of the requests that run or wait; 0 stands for those without an adapter."""
+        return {state.adapter_id for state in self._by_id.values()}
+
     def add(self, state: RequestState) -> None:
         """Queue a request that the block pool can hold as a whole."""
         self._by_id[state.request_id] = state
@@ -291,4 +295,5 @@ def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
         num_tokens=num_tokens,
         num_sampled=num_sampled,
         block_ids=tuple(state.block_ids),
+        adapter_id=state.adapter_id,
     )

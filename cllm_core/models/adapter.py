@@ -47,6 +47,26 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
+def read_adapter_config(folder: Path) -> peft.PeftConfig:
+    """The settings of an adapter whose weights are there too.
+
+    Raises:
+        ModelLoadError: either is missing, or the settings are damaged.
+    """
+    if not any((folder / name).is_file() for name in _WEIGHTS):  # PEFT would look for them on the Hub
+        raise ModelLoadError(f"{folder}: has no {' or '.join(_WEIGHTS)}; fetch or save the adapter again")
+    try:
+        config: peft.PeftConfig = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT lets the errors of JSON, of its own checks and of the system through
+        raise ModelLoadError(f"{folder}: adapter_config.json cannot be used: {error}") from error
+    return config
+
+
+def adapter_kind(config: peft.PeftConfig) -> str:
+    """PEFT's name for the kind of adapter, for messages."""
+    return peft.PeftType(config.peft_type).value if config.peft_type else "nameless"
+
+
 def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trainable: bool = False) -> peft.PeftModel:
     """Put the adapter's layers into the model, beside its weights.
 
@@ -59,14 +79,9 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trai
     Raises:
         ModelLoadError: the adapter is damaged, does not fit the base, or is of a kind that cannot be merged.
     """
-    if not any((folder / name).is_file() for name in _WEIGHTS):  # PEFT would look for them on the Hub
-        raise ModelLoadError(f"{folder}: has no {' or '.join(_WEIGHTS)}; fetch or save the adapter again")
-    try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT lets the errors of JSON, of its own checks and of the system through
-        raise ModelLoadError(f"{folder}: adapter_config.json cannot be used: {error}") from error
+    config = read_adapter_config(folder)
     if config.is_prompt_learning:
-        raise ModelLoadError(f"{folder}: a {config.peft_type.value} adapter adds to the prompt and cannot be merged")
+        raise ModelLoadError(f"{folder}: a {adapter_kind(config)} adapter adds to the prompt and cannot be merged")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is checked here and raised

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PagedAttention
 from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.packed_linear import pack_weight
@@ -37,12 +38,13 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None) -> int:
+def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters: AdapterBank | None = None) -> int:
     """Replace every decoder layer that can be; returns how many were. The replaced layers' plain weights are given up.
 
     Args:
         model: loaded with attn_implementation="cllm_paged", on the CPU.
         kernels: compute norms and rotary embeddings of a bfloat16 model; None: torch does.
+        adapters: whose share the fused products shall add; None: there are none.
     """
     places = [(name, layer) for name, layer in model.named_modules() if _has_common_shape(layer)]
     if not places:
@@ -59,7 +61,9 @@ def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None) -> int:
         if not error < _MAX_RELATIVE_ERROR:
             logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
             continue
-        model.set_submodule(name, FusedLayer(layer, call.attention, rotation, kernels))
+        model.set_submodule(
+            name, FusedLayer(layer, call.attention, rotation, kernels, LayerAdapters.of(adapters, name))
+        )
         num_fused += 1
     return num_fused
 
@@ -73,13 +77,19 @@ class FusedLayer(nn.Module):
         call: what it asks of its attention.
         rotation: shared by the layers of a model.
         kernels: compute the norms; None: torch does.
+        adapters: of the layer; None: there are none.
     """
 
     def __init__(
-        self, layer: nn.Module, call: "_AttentionCall", rotation: "_Rotation", kernels: Kernels | None = None
+        self,
+        layer: nn.Module,
+        call: "_AttentionCall",
+        rotation: "_Rotation",
+        kernels: Kernels | None = None,
+        adapters: "LayerAdapters | None" = None,
     ) -> None:
         super().__init__()
-        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+        attention = layer.get_submodule("self_attn")
         self._layer, self._scale, self._window = call.layer, call.scale, call.window
         self._num_heads, self._num_kv_heads, self._head_size = call.num_heads, call.num_kv_heads, call.head_size
         self._rotation = rotation
@@ -88,10 +98,15 @@ class FusedLayer(nn.Module):
         has_head_norms = "q_norm" in dict(attention.named_children())
         self._query_norm = _Norm.of(attention.get_submodule("q_norm"), kernels) if has_head_norms else None
         self._key_norm = _Norm.of(attention.get_submodule("k_norm"), kernels) if has_head_norms else None
-        self._qkv = _Product.of(attention, "q_proj", "k_proj", "v_proj")
-        self._out = _Product.of(attention, "o_proj")
-        self._gate, self._up = _Product.of(mlp, "gate_proj"), _Product.of(mlp, "up_proj")
-        self._down = _Product.of(mlp, "down_proj")
+
+        def product(part: str, *names: str) -> _Product:
+            adapted = None if adapters is None else adapters.product(part, *names)
+            return _Product.of(layer.get_submodule(part), *names, adapters=adapted)
+
+        self._qkv = product("self_attn", "q_proj", "k_proj", "v_proj")
+        self._out = product("self_attn", "o_proj")
+        self._gate, self._up = product("mlp", "gate_proj"), product("mlp", "up_proj")
+        self._down = product("mlp", "down_proj")
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: PagedAttention, **_: object
@@ -162,34 +177,73 @@ class _Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerAdapters:
+    """What adapters add to the products of one decoder layer.
+
+    Attributes:
+        bank: of the model.
+        layer: name of the layer in the model.
+    """
+
+    bank: AdapterBank
+    layer: str
+
+    @classmethod
+    def of(cls, bank: AdapterBank | None, layer: str) -> "LayerAdapters | None":
+        """None where there is no bank."""
+        return None if bank is None else cls(bank, layer)
+
+    def product(self, part: str, *names: str) -> AdaptedProduct:
+        """Of these linear layers of a part of the layer, as one."""
+        return self.bank.product(*(f"{self.layer}.{part}.{name}" for name in names))
+
+
+@dataclass(frozen=True, slots=True)
 class _Product:
-    """x @ weight.T + bias with a packed weight, and what the kernel can do to the result before it writes it."""
+    """x @ weight.T + bias with a packed weight, and what the kernel can do to the result before it writes it.
+
+    Where tokens of the step have adapters, their share comes before everything that is not a sum.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    adapters: AdaptedProduct | None = None
 
     @classmethod
-    def of(cls, parent: nn.Module, *names: str) -> "_Product":
+    def of(cls, parent: nn.Module, *names: str, adapters: AdaptedProduct | None = None) -> "_Product":
         """The linear layers of these names as one, outputs side by side."""
         linears = [_linear(parent, name) for name in names]
         weight = torch.cat([linear.weight.detach() for linear in linears])
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        return cls(pack_weight(weight), torch.cat(biases) if biases else None)
+        return cls(pack_weight(weight), torch.cat(biases) if biases else None, adapters)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._unary(x, "none")
+        return self._adapted(self._unary(x, "none"), x)
 
     def silu(self, x: Tensor) -> Tensor:
         """SiLU of the product."""
+        if self._is_adapted:
+            return F.silu(self(x), inplace=True)
         return self._unary(x, "swish")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """The product and `other` added."""
-        return self._binary(x, other, "add")
+        return self._adapted(self._binary(x, other, "add"), x)
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The product times `other`, element by element."""
+        if self._is_adapted:
+            return self(x).mul_(other)
         return self._binary(x, other, "mul")
+
+    @property
+    def _is_adapted(self) -> bool:
+        return self.adapters is not None and self.adapters.is_active
+
+    def _adapted(self, out: Tensor, x: Tensor) -> Tensor:
+        if self.adapters is not None and self.adapters.is_active:
+            self.adapters.add_to(out, x)
+        return out
 
     def _unary(self, x: Tensor, operation: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, operation, [], "")

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PagedAttention
 from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.step import NativeStep, can_attend
@@ -33,10 +34,15 @@ class PagedModel:
         self.layers = _probe_layers(model)
         self._cache: KVCache | None = None
         self._kernels: Kernels | None = None
+        self._adapters: AdapterBank | None = None
 
     def use_kernels(self, kernels: Kernels | None) -> None:
         """Attend by these kernels where they cover the model's layers; None: by torch."""
         self._kernels = kernels if can_attend(self.layers, self.dtype, self.device) else None
+
+    def use_adapters(self, adapters: AdapterBank) -> None:
+        """Tell this bank, which is attached to the model, whose tokens are in a step."""
+        self._adapters = adapters
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -61,13 +67,15 @@ class PagedModel:
         Args:
             input_ids: [T] int64, tokens flattened over rows.
             positions: [T] int64, their positions in their texts.
-            rows: how the tokens split into rows, and where each row's cache is; the cache is written.
+            rows: how the tokens split into rows, where each row's cache is, and its adapter; the cache is written.
             sampled: [S] int64, flat indices of the tokens whose logits are wanted.
 
         Returns:
             [S, V] float32 logits.
         """
         assert self._cache is not None
+        if self._adapters is not None:
+            self._adapters.step.begin(rows, self.device)
         step: PagedAttention = (
             PagedStep(self._cache, rows, self.device)
             if self._kernels is None

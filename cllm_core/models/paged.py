@@ -88,12 +88,16 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 @dataclass(frozen=True, slots=True)
 class RowSpan:
-    """A row's place in the step: flattened tokens first_index.. and the position of the first of them in its text."""
+    """A row's place in the step: flattened tokens first_index.. and the position of the first of them in its text.
+
+    `adapter_id` names the adapter to compute it with; 0 is none.
+    """
 
     first_index: int
     num_tokens: int
     first_position: int
     block_ids: tuple[int, ...]
+    adapter_id: int = 0
 
     @property
     def context_length(self) -> int:

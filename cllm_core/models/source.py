@@ -12,6 +12,7 @@ from cllm_core.models.cllm_json import CllmCard, read_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME, embedded_folder, has_embedded
 from cllm_core.models.hub import fetch, is_hub_id
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.shipped import shipped_adapter
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -46,6 +47,11 @@ def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource
     """
     model = None if config.model is None else _locate(config.model, "model", config, on_progress)
     if model is not None and _is_adapter(model):
+        if config.adapters:
+            raise ModelLoadError(
+                f"{config.model}: is itself an adapter, so adapters {', '.join(config.adapters)} cannot be served "
+                "beside it; name the base as model, and this adapter among the others"
+            )
         if config.adapter is not None:
             raise ModelLoadError(
                 f"{config.model}: is itself an adapter, so adapter {config.adapter} cannot be merged too; "
@@ -55,13 +61,48 @@ def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource
     if config.adapter is None:
         checkpoint, name = _checkpoint_or_default(model, config, on_progress)
         return ModelSource(name, checkpoint, name, card=read_card(checkpoint.folder))
-    adapter = _locate(config.adapter, "adapter", config, on_progress)
-    if not _is_adapter(adapter):
-        raise ModelLoadError(f"{config.adapter}: has no {_ADAPTER_CONFIG}; name a folder or Hub id of a PEFT adapter")
+    adapter = locate_adapter(config.adapter, config, on_progress)
     if config.model is None:
         return _on_its_base(config.adapter, adapter, config, on_progress)
     checkpoint, name = _checkpoint_or_default(model, config, on_progress)
     return ModelSource(name, checkpoint, name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+
+
+def locate_adapter(name: str, config: EngineConfig, on_progress: OnProgress) -> Path:
+    """Folder of the PEFT adapter called `name`: a path, a built-in name or a Hub id.
+
+    Raises:
+        ModelLoadError: it does not exist, cannot be had, or is no adapter.
+    """
+    return _require_adapter(_locate(name, "adapter", config, on_progress), name)
+
+
+def locate_adapter_below(root: str | None, name: str) -> Path:
+    """Folder of an adapter that a client of the server named: below `root`, or a built-in one.
+
+    Args:
+        root: folder that clients may load from; None: they may not load at all.
+        name: a path, relative to `root` unless absolute, or a built-in name.
+
+    Raises:
+        ModelLoadError: it lies outside, or is no adapter.
+    """
+    if root is None:
+        raise ModelLoadError("adapters cannot be loaded while serving: the worker was started without adapter_root")
+    if (shipped := shipped_adapter(name)) is not None:
+        return shipped
+    allowed = Path(root).expanduser().resolve()
+    folder = (allowed / name).resolve()
+    # Before anything is looked up there: the answer must not tell what exists elsewhere.
+    if not folder.is_relative_to(allowed):
+        raise ModelLoadError(f"{name}: lies outside of the folder that adapters may be loaded from")
+    return _require_adapter(folder, name)
+
+
+def _require_adapter(folder: Path, name: str) -> Path:
+    if not _is_adapter(folder):
+        raise ModelLoadError(f"{name}: has no {_ADAPTER_CONFIG}; name a folder or Hub id of a PEFT adapter")
+    return folder
 
 
 def _on_its_base(name: str, adapter: Path, config: EngineConfig, on_progress: OnProgress) -> ModelSource:
@@ -119,10 +160,12 @@ def _locate_base(name: str, adapter: Path, config: EngineConfig, on_progress: On
 
 
 def _locate(name: str, role: str, config: EngineConfig, on_progress: OnProgress) -> Path:
-    """The existing path called `name`, else the Hub repository of that name in the Hub cache."""
+    """The existing path called `name`, else the built-in adapter, else the Hub repository in the Hub cache."""
     path = Path(name).expanduser()
     if name and path.exists():
         return path
+    if (shipped := shipped_adapter(name)) is not None:
+        return shipped
     if _looks_like_path(name) or not is_hub_id(name):
         raise ModelLoadError(f"{role} {name}: no such file or folder (and no Hub id: those read owner/name)")
     revision = config.revision if name == config.model else None

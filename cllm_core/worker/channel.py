@@ -20,15 +20,17 @@ from cllm_core.worker.messages import (
     Failed,
     FromWorker,
     Hello,
+    LoadAdapter,
     Shutdown,
     Submit,
     ToWorker,
+    UnloadAdapter,
 )
 
 logger = logging.getLogger(__name__)
 
 ClientId = bytes
-Command = Submit | Abort | Shutdown
+Command = Submit | Abort | LoadAdapter | UnloadAdapter | Shutdown
 
 # How long the last messages of a leaving worker may take to reach the clients.
 _LINGER_MS = 1000

@@ -16,10 +16,12 @@ import zmq.asyncio
 from cllm_core.errors import ConfigError, EngineBusy, EngineFailed, EngineUnavailable
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.worker.adapters import AdapterCalls
 from cllm_core.worker.host import WorkerHost
 from cllm_core.worker.link import WorkerLink
 from cllm_core.worker.messages import (
     Abort,
+    AdapterDone,
     Failed,
     Hello,
     Loading,
@@ -53,6 +55,7 @@ class WorkerClient:
         self._policy = policy
         self._max_waiting = max_waiting
         self._streams = LiveStreams()
+        self._adapter_calls = AdapterCalls()
         self._listeners: list[Callable[[StepReport], None]] = []
         self._status = EngineStatus(state="starting", detail=f"waiting for the {host.place}")
         self._closing: Literal["draining", "stopped"] | None = None
@@ -98,14 +101,27 @@ class WorkerClient:
             EngineBusy: as many requests are alive as may run and wait.
             InvalidRequest: a request of this id is alive.
         """
-        if self.status.state != "ready" or self._link is None or self._info is None:
-            raise EngineUnavailable(self._describe_status())
-        limit = self._info.max_num_seqs + self._max_waiting
+        link = self._require_ready()
+        limit = self.info.max_num_seqs + self._max_waiting
         if self.num_requests >= limit:
             raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
         stream = self._streams.open(request, self._abort)
-        self._link.send(Submit(request))
+        link.send(Submit(request))
         return stream
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Serve another adapter; see EngineClient."""
+        link = self._require_ready()
+        call, done = self._adapter_calls.load(name, path)
+        link.send(call)
+        await done
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; see EngineClient."""
+        link = self._require_ready()
+        call, done = self._adapter_calls.unload(name)
+        link.send(call)
+        await done
 
     async def start(self) -> None:
         """Begin to start or reach the worker; returns at once. To be called once."""
@@ -131,9 +147,18 @@ class WorkerClient:
             await asyncio.wait({self._task})
         await self._host.close()
 
+    def _require_ready(self) -> WorkerLink:
+        if self.status.state != "ready" or self._link is None:
+            raise EngineUnavailable(self._describe_status())
+        return self._link
+
     def _describe_status(self) -> str:
         status = self.status
         return f"the engine is {status.state}" + (f": {status.detail}" if status.detail else "")
+
+    def _fail_all(self, reason: str) -> None:
+        self._streams.fail_all(reason)
+        self._adapter_calls.fail_all(reason)
 
     def _abort(self, *request_ids: str) -> None:
         if self._link is not None and request_ids:
@@ -151,7 +176,7 @@ class WorkerClient:
             logger.exception("the worker client failed; this is a bug")
             self._set_status("failed", f"the worker client failed: {error}")
         finally:
-            self._streams.fail_all(self._describe_status())
+            self._fail_all(self._describe_status())
 
     async def _serve_one_worker(self, context: zmq.asyncio.Context) -> Departure:
         """From launch to loss."""
@@ -185,7 +210,7 @@ class WorkerClient:
             self._stats = EngineStats()
         reason = failure.error if failure else f"the {self._host.place} was lost"
         self._set_status("restarting", reason)
-        self._streams.fail_all(reason)
+        self._fail_all(reason)
         return failure
 
     async def _part(self, link: WorkerLink) -> str:
@@ -229,7 +254,7 @@ class WorkerClient:
             self._handle(message)
         return None
 
-    def _handle(self, message: Loading | Ready | StepReport | Rejected) -> None:
+    def _handle(self, message: Loading | Ready | StepReport | Rejected | AdapterDone) -> None:
         match message:
             case StepReport(outputs, stats):
                 self._stats = stats
@@ -243,8 +268,23 @@ class WorkerClient:
                 self._set_status(state, stage, progress=fraction)
             case Ready(info):
                 self._info = info
-                self._ready_since = time.monotonic()
-                self._set_status("ready", progress=1.0)
+                if self._ready_since is None:
+                    self._ready_since = time.monotonic()
+                    self._restore_adapters(info)
+                self._become_ready()
+            case AdapterDone():
+                self._adapter_calls.settle(message)
+                self._become_ready()
+
+    def _restore_adapters(self, info: ModelInfo) -> None:
+        """Ask a new worker for the adapters that the last one was asked for."""
+        assert self._link is not None
+        for call in self._adapter_calls.restore(info):
+            self._link.send(call)
+
+    def _become_ready(self) -> None:
+        if not self._adapter_calls.is_restoring:
+            self._set_status("ready", progress=1.0)
 
     def _tell_listeners(self, report: StepReport) -> None:
         for listener in self._listeners:

@@ -3,15 +3,28 @@
 It knows which client owns which request; it never looks into an output beyond its finish_reason.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from cllm_core.errors import RequestError
+from cllm_core.errors import CllmError, RequestError
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
 from cllm_core.worker.channel import ClientId, Command, WorkerChannel
-from cllm_core.worker.messages import Abort, Rejected, Shutdown, StepReport, Submit
+from cllm_core.worker.messages import (
+    Abort,
+    AdapterDone,
+    LoadAdapter,
+    Ready,
+    Rejected,
+    Shutdown,
+    StepReport,
+    Submit,
+    UnloadAdapter,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class StepEngine(Protocol):
@@ -24,6 +37,14 @@ class StepEngine(Protocol):
 
     def add_request(self, request: NewRequest) -> None:
         """Queue a request; RequestError where this model cannot take it."""
+        ...
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Serve another adapter; `info` tells of it then. CllmError where it cannot be used."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; CllmError where none is served under this name."""
         ...
 
     def abort(self, request_id: str) -> None:
@@ -83,6 +104,10 @@ class WorkerLoop:
                 self._add(client, request)
             case Abort(request_ids):
                 self._abort(id for id in request_ids if self._owners.get(id) == client)
+            case LoadAdapter(call_id, name, path):
+                self._change_adapters(client, call_id, lambda: self._engine.load_adapter(name, path))
+            case UnloadAdapter(call_id, name):
+                self._change_adapters(client, call_id, lambda: self._engine.unload_adapter(name))
             case Shutdown():
                 self._shutdown = True
 
@@ -93,6 +118,20 @@ class WorkerLoop:
             self._channel.send(client, Rejected(request.request_id, str(error)))
         else:
             self._owners[request.request_id] = client
+
+    def _change_adapters(self, client: ClientId, call_id: str, change: Callable[[], None]) -> None:
+        """Tell all clients of the change before the one that asked hears that it is done."""
+        error: str | None = None
+        try:
+            change()
+        except CllmError as refusal:
+            error = str(refusal)
+        except Exception as failure:  # files that a client named: whatever is wrong with them harms no other request
+            logger.exception("an adapter cannot be loaded")
+            error = f"{type(failure).__name__}: {failure}"
+        else:
+            self._channel.announce(Ready(self._engine.info))
+        self._channel.send(client, AdapterDone(call_id, error))
 
     def _abort(self, request_ids: Iterable[str]) -> None:
         for request_id in tuple(request_ids):

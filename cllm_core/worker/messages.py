@@ -1,6 +1,7 @@
 """Messages between the API process and the worker process: msgspec structs in MessagePack, never pickle.
 
-API -> worker: Hello, Submit, Abort, Shutdown.     worker -> API: Loading, Ready, StepReport, Rejected, Failed.
+API -> worker: Hello, Submit, Abort, LoadAdapter, UnloadAdapter, Shutdown.
+worker -> API: Loading, Ready, StepReport, Rejected, AdapterDone, Failed.
 The first field on the wire is the struct's tag, so each side decodes one union.
 
     API                                worker
@@ -10,6 +11,8 @@ The first field on the wire is the struct's tag, so each side decodes one union.
      | <------- StepReport, StepReport .. |   or Rejected
      | -- Abort -------------------------> |
      | <--- StepReport: final "abort" --- |
+     | -- LoadAdapter, UnloadAdapter ---> |
+     | <------------ Ready, AdapterDone - |   Ready to all clients where the served adapters changed
 """
 
 import msgspec
@@ -17,7 +20,7 @@ import msgspec
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Of these messages. Raised with every change that an older peer would misread."""
 
 
@@ -37,6 +40,21 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     """Stop these requests and free their blocks. Each running one still ends in one output ("abort")."""
 
     request_ids: tuple[str, ...]
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Serve the adapter at `path`, as the worker sees it, under this name; answered by one AdapterDone."""
+
+    call_id: str
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Take no more requests for this adapter; those that run finish first. Answered at once by one AdapterDone."""
+
+    call_id: str
+    name: str
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -70,6 +88,13 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
+class AdapterDone(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the LoadAdapter or UnloadAdapter of this id; nothing changed where there is an error."""
+
+    call_id: str
+    error: str | None = None
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The worker cannot serve any more: loading failed, the device did, or it cannot understand this client.
 
@@ -80,5 +105,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     retry: bool
 
 
-ToWorker = Hello | Submit | Abort | Shutdown
-FromWorker = Loading | Ready | StepReport | Rejected | Failed
+ToWorker = Hello | Submit | Abort | LoadAdapter | UnloadAdapter | Shutdown
+FromWorker = Loading | Ready | StepReport | Rejected | AdapterDone | Failed

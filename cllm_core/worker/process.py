@@ -26,7 +26,17 @@ from cllm_core.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.lifeline import StopSignals, leave_with_parent
 from cllm_core.worker.loop import StepEngine, WorkerLoop
-from cllm_core.worker.messages import Failed, Loading, Ready, Rejected, Shutdown, Submit
+from cllm_core.worker.messages import (
+    AdapterDone,
+    Failed,
+    LoadAdapter,
+    Loading,
+    Ready,
+    Rejected,
+    Shutdown,
+    Submit,
+    UnloadAdapter,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +156,8 @@ def _answer_while_loading(channel: WorkerChannel, *, wait_seconds: float) -> Non
         match command:
             case Submit(request):
                 channel.send(client, Rejected(request.request_id, "the worker is still loading"))
+            case LoadAdapter(call_id) | UnloadAdapter(call_id):
+                channel.send(client, AdapterDone(call_id, "the worker is still loading"))
             case Shutdown():
                 raise _LeaveWhileLoading
 

@@ -62,6 +62,25 @@ class EngineClient(Protocol):
         """Call `listener` with every step report, in the event loop."""
         ...
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Serve another adapter beside the base; once this returns, `info` tells of it and requests may name it.
+
+        A worker that is restarted gets it again.
+
+        Args:
+            name: to serve it under.
+            path: of its folder, as the worker sees it; below the worker's adapter_root.
+
+        Raises:
+            InvalidRequest: the worker does not take it; the message tells why.
+            EngineUnavailable: the status is not "ready", or the worker was lost meanwhile.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no more requests for this adapter; those that run finish with it. Raises as load_adapter."""
+        ...
+
     async def start(self) -> None:
         """Begin to start or reach the worker; returns at once, `status` tells how it goes."""
         ...

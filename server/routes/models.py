@@ -12,20 +12,24 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 @router.get("/models", responses=errors(503))
 async def list_models(services: ServicesDep) -> ModelList:
-    """List the served models."""
-    return ModelList(data=[_card(await services.models.current())])
+    """List the served models: the base under each of its names, then the adapters."""
+    return ModelList(data=[model_card(model) for model in await services.models.all()])
 
 
 @router.get("/models/{name:path}", responses=errors(404, 503))
 async def get_model(name: str, services: ServicesDep) -> ModelCard:
     """Describe one model; its name may hold slashes."""
-    return _card(await services.models.get(name))
+    return model_card(await services.models.get(name))
 
 
-def _card(model: LoadedModel) -> ModelCard:
+def model_card(model: LoadedModel) -> ModelCard:
+    """A model as /v1/models describes it."""
     return ModelCard(
         id=model.name,
         created=model.created,
+        root=model.root,
+        parent=model.parent,
         max_model_len=model.info.max_model_len,
-        block_length=model.info.block_length,
+        block_length=model.block_length,
+        domain=model.domain,
     )

@@ -4,8 +4,10 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
-from cllm_core.errors import EngineBusy, EngineUnavailable
-from cllm_core.info import EngineStats, ModelInfo, TokenizerBundle
+import msgspec
+
+from cllm_core.errors import EngineBusy, EngineUnavailable, InvalidRequest
+from cllm_core.info import AdapterInfo, EngineStats, ModelInfo, TokenizerBundle
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.worker.messages import StepReport
@@ -50,6 +52,20 @@ def make_info(
             chat_template=chat_template,
             special_tokens={"bos_token": BOS, "eos_token": END},
         ),
+    )
+
+
+def make_adapter(name: str, path: str, *, tokenizer: TokenizerBundle | None = None) -> AdapterInfo:
+    return AdapterInfo(
+        name=name,
+        path=path,
+        revision=f"of {path}",
+        rank=8,
+        num_bytes=1024,
+        block_length=32,
+        domain="text-to-sql",
+        eos_token_ids=make_info().eos_token_ids,
+        tokenizer=tokenizer,
     )
 
 
@@ -117,6 +133,16 @@ class ScriptedEngine:
 
     def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
         self._listeners.append(listener)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        if path.startswith("/"):
+            raise InvalidRequest(f"{path}: lies outside of the folder that adapters may be loaded from")
+        adapter = make_adapter(name, path)
+        self._info = msgspec.structs.replace(self._info, adapters=(*self._info.adapters, adapter))
+
+    async def unload_adapter(self, name: str) -> None:
+        kept = tuple(adapter for adapter in self._info.adapters if adapter.name != name)
+        self._info = msgspec.structs.replace(self._info, adapters=kept)
 
     async def start(self) -> None:
         self.calls.append("start")

@@ -44,7 +44,7 @@ def api(num_examples: int) -> schemathesis.BaseSchema:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running(ScriptedEngine(), served_model_name=EXAMPLE_MODEL, api_keys=(API_KEY,)) as running_server:
+    with running(ScriptedEngine(), served_model_names=EXAMPLE_MODEL, api_keys=(API_KEY,)) as running_server:
         yield running_server
 
 
@@ -139,7 +139,7 @@ def test_every_event_of_a_stream_is_as_documented(name: str, fails: bool) -> Non
     validator = event_validator(content["properties"]["data"])
     engine = ScriptedEngine(step_seconds=0.05 if fails else 0.0)
     with (
-        running(engine, served_model_name=EXAMPLE_MODEL) as server,
+        running(engine, served_model_names=EXAMPLE_MODEL) as server,
         server.http() as http,
         http.stream("POST", path, json={**body, "stream": True}) as response,
     ):

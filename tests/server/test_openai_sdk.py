@@ -92,7 +92,7 @@ def test_models_are_listed_and_found_by_a_name_with_a_slash(server: RunningServe
 
 
 def test_the_served_name_replaces_the_models_own() -> None:
-    with running(ScriptedEngine(), served_model_name="mine") as server:
+    with running(ScriptedEngine(), served_model_names="mine") as server:
         assert [model.id for model in server.openai().models.list()] == ["mine"]
         completion = server.openai().completions.create(model="mine", prompt="Say:")
         assert completion.model == "mine"

@@ -21,7 +21,8 @@ def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_engines_settings_are_those_of_its_config() -> None:
-    assert set(EngineSettings.model_fields) == set(EngineConfig.__struct_fields__)
+    # `adapters` speaks for both of the config's fields.
+    assert {*EngineSettings.model_fields, "adapter"} == set(EngineConfig.__struct_fields__)
     assert EngineSettings().to_engine_config() == EngineConfig()
 
 
@@ -29,6 +30,13 @@ def test_every_engine_setting_reaches_the_worker() -> None:
     given = {"model": "x", "dtype": "float32", "block_length": 8, "prefix_caching": False, "cache_memory_gib": 0.5}
     config = EngineSettings.model_validate(given).to_engine_config()
     assert {name: value for name, value in msgspec.structs.asdict(config).items() if name in given} == given
+
+
+def test_adapters_with_a_name_are_served_and_one_without_is_merged() -> None:
+    named = load_settings(ServerSettings, {"adapters": ["sql=./a=b", "chat=owner/name"]}).to_engine_config()
+    assert (named.adapter, named.adapters) == (None, {"sql": "./a=b", "chat": "owner/name"})
+    merged = load_settings(ServerSettings, {"adapters": ["./a"]}).to_engine_config()
+    assert (merged.adapter, merged.adapters) == ("./a", {})
 
 
 def test_the_environment_fills_in_what_flags_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +61,13 @@ def test_keys_stay_out_of_what_is_printed() -> None:
         (["--max-num-seqs", "0"], "max_num_seqs=0: must be in 1..4096"),
         (["--max-num-seqs", "64", "--max-batched-tokens", "8"], "max_batched_tokens=8"),
         (["--worker", "nonsense"], "endpoint='nonsense'"),
+        (["--adapter", "a", "--adapter", "b"], "adapters=a, b: only one can be merged"),
+        (["--adapter", "a=x", "--adapter", "a=y"], "adapters: the name 'a' is given twice (x, y)"),
+        (["--adapter", "sql="], "adapters=sql=: names no adapter"),
+        (["--adapter", "a b=x"], "adapter name 'a b': must be"),
+        (["--adapter", "sql=x", "--adapter", "y"], "adapter='y': cannot be merged where adapters (sql) are served"),
+        (["--adapter", "sql=x", "--max-adapters", "0"], "max_adapters=0: must be >= 1; 1 are named in adapters"),
+        (["--adapter", "sql=x", "--served-model-name", "sql"], "served_model_names='sql': is the name of an adapter"),
     ],
 )
 def test_a_bad_setting_ends_with_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from cllm_core.config import EngineConfig
 from cllm_core.errors import InvalidRequest, ModelLoadError
-from cllm_core.info import EngineStats, ModelInfo, TokenizerBundle
+from cllm_core.info import AdapterInfo, EngineStats, ModelInfo, TokenizerBundle
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput, SamplingParams
 
 REFUSED = 900
@@ -18,6 +20,9 @@ BREAKS_DEVICE = 901
 KILLS_PROCESS = 902
 SLOW_STEPS = 903
 LONG_STEP = 904
+
+BAD_ADAPTER = "adapters/of-another-base"
+BROKEN_ADAPTER = "adapters/on-a-broken-disk"
 
 SLOW_STEP_SECONDS = 0.02
 LONG_STEP_SECONDS = 1.5
@@ -43,6 +48,20 @@ class FakeEngine:
         self.added.append(request.request_id)
         self._running[request.request_id] = request
         self._num_output[request.request_id] = 0
+
+    def load_adapter(self, name: str, path: str) -> None:
+        if path == BAD_ADAPTER:
+            raise ModelLoadError(f"{path}: the adapter does not fit fake")
+        if path == BROKEN_ADAPTER:
+            raise OSError("bad sector")
+        info = AdapterInfo(name=name, path=path, revision="1", rank=4, num_bytes=0, block_length=8, eos_token_ids=(0,))
+        self.info = msgspec.structs.replace(self.info, adapters=(*self.info.adapters, info))
+
+    def unload_adapter(self, name: str) -> None:
+        kept = tuple(adapter for adapter in self.info.adapters if adapter.name != name)
+        if len(kept) == len(self.info.adapters):
+            raise InvalidRequest(f"adapter {name!r} is not loaded")
+        self.info = msgspec.structs.replace(self.info, adapters=kept)
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

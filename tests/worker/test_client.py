@@ -13,7 +13,7 @@ from cllm_core.worker.client import WorkerClient
 from cllm_core.worker.messages import StepReport
 from cllm_core.worker.supervisor import remote_worker
 from tests.worker.conftest import ThreadWorker, happens, reaches
-from tests.worker.fake_engine import REFUSED, SLOW_STEPS, make_request
+from tests.worker.fake_engine import BAD_ADAPTER, BROKEN_ADAPTER, REFUSED, SLOW_STEPS, make_request
 
 ENDLESS = 10**6
 
@@ -196,3 +196,41 @@ async def test_every_request_ends_exactly_once_under_random_use(
     assert set(worker.engine.aborted) <= left
     assert len(worker.engine.aborted) == len(set(worker.engine.aborted))
     assert not worker.engine.has_work()
+
+
+def adapter_names(client: WorkerClient) -> list[str]:
+    return [adapter.name for adapter in client.info.adapters]
+
+
+async def test_a_loaded_adapter_is_told_to_every_client(client: WorkerClient, worker: ThreadWorker) -> None:
+    other = remote_worker(worker.endpoint, max_waiting=2)
+    await other.start()
+    await reaches(other, "ready")
+    await client.load_adapter("sql", "adapters/sql")
+    assert adapter_names(client) == ["sql"]
+    await happens(lambda: adapter_names(other) == ["sql"])
+    await client.unload_adapter("sql")
+    assert adapter_names(client) == []
+    await other.stop()
+
+
+@pytest.mark.parametrize(("path", "reason"), [(BAD_ADAPTER, "does not fit fake"), (BROKEN_ADAPTER, "bad sector")])
+async def test_an_adapter_that_cannot_be_loaded_harms_nobody(client: WorkerClient, path: str, reason: str) -> None:
+    stream = client.submit(endless())
+    await anext(stream)
+    with pytest.raises(InvalidRequest, match=reason):
+        await client.load_adapter("sql", path)
+    assert (await anext(stream)).finish_reason is None
+    assert adapter_names(client) == []
+    await stream.aclose()
+
+
+async def test_unloading_what_is_not_loaded_is_refused(client: WorkerClient) -> None:
+    with pytest.raises(InvalidRequest, match="not loaded"):
+        await client.unload_adapter("sql")
+
+
+async def test_adapters_cannot_be_changed_without_a_worker(endpoint: str) -> None:
+    client = remote_worker(endpoint, max_waiting=2)
+    with pytest.raises(EngineUnavailable):
+        await client.load_adapter("sql", "adapters/sql")

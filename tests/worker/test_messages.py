@@ -7,9 +7,11 @@ from cllm_core.info import EngineStats
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput, SamplingParams, TokenLogprobs
 from cllm_core.worker.messages import (
     Abort,
+    AdapterDone,
     Failed,
     FromWorker,
     Hello,
+    LoadAdapter,
     Loading,
     Ready,
     Rejected,
@@ -17,6 +19,7 @@ from cllm_core.worker.messages import (
     StepReport,
     Submit,
     ToWorker,
+    UnloadAdapter,
 )
 from tests.worker.fake_engine import make_info
 
@@ -40,12 +43,20 @@ OUTPUT = RequestOutput(
 )
 
 
-TO_WORKER = [Hello(), Submit(REQUEST), Abort(("a", "b")), Shutdown()]
+TO_WORKER = [
+    Hello(),
+    Submit(REQUEST),
+    Abort(("a", "b")),
+    LoadAdapter("7", "sql", "adapters/sql"),
+    UnloadAdapter("8", "sql"),
+    Shutdown(),
+]
 FROM_WORKER = [
     Loading("weights", 0.25),
     Ready(make_info()),
     StepReport((OUTPUT,), EngineStats(num_running=1, accepted_per_row=(2, 1))),
     Rejected("chat-1", "too long"),
+    AdapterDone("7", "no such folder"),
     Failed("out of memory", retry=True),
 ]
 

@@ -326,3 +326,17 @@ async def test_a_closed_host_leaves_no_process(monkeypatch: pytest.MonkeyPatch) 
 def test_exits_are_described_for_people() -> None:
     assert describe_exit(3) == "the worker process ended with exit code 3"
     assert describe_exit(-signal.SIGKILL) == "the worker process was killed by SIGKILL (out of memory?)"
+
+
+async def test_a_restarted_worker_serves_the_adapters_that_were_loaded_and_not_those_unloaded(
+    start_supervised: StartSupervised,
+) -> None:
+    client, host = await start_supervised()
+    await reaches(client, "ready")
+    for name in ("sql", "chat"):
+        await client.load_adapter(name, f"adapters/{name}")
+    await client.unload_adapter("chat")
+    assert host.pid is not None
+    os.kill(host.pid, signal.SIGKILL)
+    await happens(lambda: client.status.num_restarts == 1 and client.status.state == "ready")
+    assert [(adapter.name, adapter.path) for adapter in client.info.adapters] == [("sql", "adapters/sql")]
