@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
@@ -16,10 +17,13 @@ from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.errors import InvalidRequest, PromptTooLong
-from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.info import AdapterInfo, EngineStats, ModelInfo
 from cllm_core.models.source import locate_adapter_below
 from cllm_core.request import NewRequest, RequestOutput, SamplingParams
 from cllm_core.text.grammar_compiler import GrammarCompiler
+
+# Laid out for grammars at a time: the base's, and those of adapters that bring their own.
+_NUM_VOCABULARIES = 4
 
 StepObserver = Callable[[StepPlan, StepResult], None]
 
@@ -55,7 +59,8 @@ class Engine:
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
         self._draft_lengths = draft_lengths
-        self._grammars: GrammarCompiler | None = None  # made for the first request that has one
+        # A compiler is made for the first request that has a grammar, since laying out a vocabulary takes a while.
+        self._compiler_of = lru_cache(maxsize=_NUM_VOCABULARIES)(GrammarCompiler)
         self.scheduler = Scheduler(
             self.block_pool,
             max_num_seqs=config.max_num_seqs,
@@ -69,7 +74,8 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequest: a token id is out of range, the request id is in use, or the adapter is not served.
+            InvalidRequest: a token id is out of range, the request id is in use, the adapter is not served, or no text
+                matches the grammar.
             PromptTooLong: prompt and wanted output do not fit the context.
         """
         self._check(request)
@@ -85,7 +91,7 @@ class Engine:
                 block_length=params.block_length or model.block_length,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
                 stop_token_ids=eos | frozenset(params.stop_token_ids),
-                constraint=None if params.grammar is None else self._constrain(params.grammar, params),
+                constraint=None if params.grammar is None else self._constrain(params.grammar, params, model),
                 adapter_id=0 if adapter is None else adapter.adapter_id,
                 adapter_key="" if adapter is None else adapter.cache_key,
             )
@@ -181,16 +187,13 @@ class Engine:
             if row_result.num_accepted
         )
 
-    def _constrain(self, grammar: str, params: SamplingParams) -> Constraint:
-        info = self.info
-        if self._grammars is None:
-            self._grammars = GrammarCompiler(
-                info.tokenizer, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
-            )
+    def _constrain(self, grammar: str, params: SamplingParams, model: ModelInfo | AdapterInfo) -> Constraint:
+        tokenizer_json = (model.tokenizer or self.info.tokenizer).tokenizer_json
+        compiler = self._compiler_of(tokenizer_json, self.info.vocab_size, model.eos_token_ids)
         return Constraint(
-            self._grammars.matcher(grammar),
-            vocab_size=info.vocab_size,
-            eos_token_ids=info.eos_token_ids,
+            compiler.matcher(grammar),
+            vocab_size=self.info.vocab_size,
+            eos_token_ids=model.eos_token_ids,
             min_tokens=params.min_tokens,
             stop_token_ids=params.stop_token_ids,
         )
@@ -211,6 +214,6 @@ class Engine:
                 wrong = next(i for i in ids if not 0 <= i < vocab_size)
                 raise InvalidRequest(f"{name} holds token id {wrong}: valid ids are 0..{vocab_size - 1}", param=name)
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
-        if num_prompt + (max_tokens or 1) > limit:
+        if num_prompt + (1 if max_tokens is None else max_tokens) > limit:
             wanted = f"{num_prompt} prompt tokens" + ("" if max_tokens is None else f" and max_tokens={max_tokens}")
             raise PromptTooLong(f"{wanted} do not fit the context of {limit} tokens: shorten them", param="prompt")

@@ -34,7 +34,9 @@ def json_rule(schema: Mapping[str, object]) -> str:
     if not isinstance(style, Mapping):
         raise InvalidRequest("the schema's \"x-guidance\" must be an object of llguidance's options", param="grammar")
     try:
-        return "%json " + json.dumps({**schema, "x-guidance": {**_JSON_STYLE, **style}}, allow_nan=False)
+        # Separators that end in a space of their own would forbid other white space behind them.
+        own_style = {} if style.get("whitespace_flexible") else _JSON_STYLE
+        return "%json " + json.dumps({**schema, "x-guidance": {**own_style, **style}}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the schema is no JSON: {error}", param="grammar") from error
 

@@ -7,8 +7,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from cllm_core.errors import InvalidRequest, ModelLoadError, UnsupportedParameter
-from cllm_core.info import TokenizerBundle
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
 
 # Grammars kept compiled. A hostile one holds up to _MAX_LEXER_STATES states of 1-2 kB each.
 _CACHE_SIZE = 32
@@ -25,19 +24,19 @@ class GrammarCompiler:
     """Knows the vocabulary that grammars choose from. Threads may share it.
 
     Args:
-        tokenizer: of the model.
+        tokenizer_json: of the model, as in TokenizerBundle.
         vocab_size: of the model; the tokenizer's own may be smaller.
         eos_token_ids: tokens that end an output.
 
     Raises:
-        UnsupportedParameter: the model has no token to end an output with, so no output could match a grammar.
-        ModelLoadError: the tokenizer is of a kind that llguidance cannot read.
+        UnsupportedParameter: the model has no token to end an output with, so no output could match a grammar; or its
+            tokenizer is of a kind that llguidance cannot read.
     """
 
-    def __init__(self, tokenizer: TokenizerBundle, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         if not eos_token_ids:
             raise UnsupportedParameter("grammar: this model has no end-of-sequence token", param="grammar")
-        self._tokenizer = _read(tokenizer.tokenizer_json, vocab_size, list(eos_token_ids))
+        self._tokenizer = _read(tokenizer_json, vocab_size, list(eos_token_ids))
         self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         self._compile = lru_cache(_CACHE_SIZE)(self._compile_anew)
 
@@ -71,7 +70,7 @@ def _read(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLT
         except ValueError:  # more tokens than the model has outputs: those beyond are masked out by whoever applies
             return LLTokenizer(tokenizer_json, eos_token=eos_token_ids)
     except ValueError as error:
-        raise ModelLoadError(f"tokenizer.json cannot serve grammars: {error}; leave grammars out") from error
+        raise UnsupportedParameter(f"grammar: not with this model's tokenizer ({error})", param="grammar") from error
 
 
 def _reason(error: str) -> str:

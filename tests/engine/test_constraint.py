@@ -27,7 +27,7 @@ def codec() -> TextCodec:
 
 @cache
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(TokenizerBundle(tokenizer_json=tokenizer_json()), vocab_size=VOCAB_SIZE, eos_token_ids=EOS)
+    return GrammarCompiler(tokenizer_json(), VOCAB_SIZE, EOS)
 
 
 def make_constraint(grammar: str, *, min_tokens: int = 0, stop_token_ids: tuple[int, ...] = ()) -> Constraint:

@@ -56,7 +56,7 @@ def codec() -> TextCodec:
 
 @cache
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(TokenizerBundle(tokenizer_json=tokenizer_json()), vocab_size=VOCAB_SIZE, eos_token_ids=EOS)
+    return GrammarCompiler(tokenizer_json(), VOCAB_SIZE, EOS)
 
 
 @cache
