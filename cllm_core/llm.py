@@ -19,7 +19,7 @@ from cllm_core.engine.build import ProgressCallback, build_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.errors import ConfigError, EngineFailed, InvalidRequest
 from cllm_core.info import ModelInfo
-from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput, SamplingParams
+from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput, SamplingParams, TokenLogprobs
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
@@ -36,6 +36,7 @@ class GeneratedOutput:
         text: without stop token and stop string.
         token_ids: all tokens generated, a stop token and the tokens of a stop string included.
         logprobs: of the tokens of the text where asked for, else empty.
+        prompt_logprobs: of the prompt's tokens from the second on where asked for, else empty.
         finish_reason: "stop" or "length".
         stats: forward passes and tokens per forward pass (TPF) of this output.
     """
@@ -43,6 +44,7 @@ class GeneratedOutput:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PlacedLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...]
     finish_reason: FinishReason
     stats: DecodingStats
 
@@ -240,6 +242,7 @@ class _Collected:
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PlacedLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stats: DecodingStats | None = None
 
     def push(self, output: RequestOutput) -> bool:
@@ -248,6 +251,7 @@ class _Collected:
         self.pieces.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self.stats = output.stats
         return delta.finish_reason is not None
 
@@ -258,6 +262,7 @@ class _Collected:
             text="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
             finish_reason=self.text.finish_reason,
             stats=self.stats,
         )

@@ -39,9 +39,10 @@ BOUNDS: Mapping[str, Bounds] = {
     "frequency_penalty": Bounds(-2.0, 2.0),
     "repetition_penalty": Bounds(0.0, 100.0, above_low=True),
     "seed": Bounds(-MAX_SEED - 1, MAX_SEED),
-    "max_tokens": Bounds(1, 2**31),
+    "max_tokens": Bounds(0, 2**31),
     "min_tokens": Bounds(0, 2**31),
     "logprobs": Bounds(0, MAX_LOGPROBS),
+    "prompt_logprobs": Bounds(0, MAX_LOGPROBS),
     "block_length": Bounds(1, MAX_BLOCK_LENGTH),
 }
 """Of the numbers in SamplingParams, by field."""
@@ -63,12 +64,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output; 1 is off.
         logit_bias: token id -> value added to its logit (-100..100).
         seed: fixes the sample, whatever the batch and the block length; None draws one.
-        max_tokens: output limit in tokens; None runs to the end of the context.
+        max_tokens: output limit in tokens; None runs to the end of the context, 0 computes the prompt only.
         min_tokens: end-of-sequence and stop tokens cannot be chosen before this many output tokens.
         stop_token_ids: end the output; the stop token itself is the last of token_ids but not part of the text.
         ignore_eos: do not end at the model's end-of-sequence tokens.
         stop: strings that end the output; applied by whoever turns tokens into text.
         logprobs: report the log-probability of every token and of this many alternatives (0..20); None is off.
+        prompt_logprobs: the same for the prompt's tokens, all of which are computed then, cached or not.
         block_length: Jacobi block length n in tokens, 1 is AR; None takes the server's.
         grammar: the whole output has to match it: an llguidance grammar in Lark syntax; `cllm_core.text.grammar` writes
             them from JSON schemas, regexes and choices. None is off. Where it leaves nothing but the end, the output
@@ -90,6 +92,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     block_length: int | None = None
     grammar: str | None = None
 
@@ -143,10 +146,10 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities (natural log) at one output position, from the raw logits: before temperature and penalties.
+    """Log-probabilities (natural log) at one position, from the raw logits: before temperature and penalties.
 
     Attributes:
-        logprob: of the token that was accepted.
+        logprob: of the token that was accepted, or stands in the prompt.
         top_ids: the likeliest tokens, best first.
         top_logprobs: theirs, same order.
     """
@@ -186,6 +189,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         token_ids: accepted in this step, in order.
         logprobs: one per token of token_ids where the request asked for them, else None.
+        prompt_logprobs: in the first output, where the request asked for them: one per prompt token but the first,
+            which follows nothing. Else None.
         finish_reason: stop (end-of-sequence or stop token), length, abort (on request), error; None goes on.
         stop_token_id: the token of token_ids[-1] that ended the output, None where no token did.
         error: what went wrong, with finish_reason "error".
@@ -196,6 +201,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None

@@ -37,6 +37,7 @@ class PlannedRow:
     num_sampled: int  # n: trailing tokens whose prediction is wanted; 0 where the prompt goes on in a later step
     block_ids: tuple[int, ...]  # blocks that cover at least positions 0..first_position + num_tokens - 1
     adapter_id: int = 0  # of the request's adapter, 0 is none
+    scored_positions: range = range(0)  # prompt tokens of the row, the probability of whose successors is wanted
 
     @property
     def end_position(self) -> int:
@@ -64,12 +65,13 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one row of a plan yielded; empty where num_sampled was 0."""
+    """What one row of a plan yielded; but for prompt_logprobs empty where num_sampled was 0."""
 
     window_ids: tuple[int, ...] = ()  # n tokens: the last accepted one and the draft
     predicted_ids: tuple[int, ...] = ()  # n tokens: what follows each token of the window
     num_accepted: int = 0  # 1..n leading predictions that are final
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one per accepted token where the request asked
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens behind the row's scored positions
 
     @property
     def accepted_ids(self) -> tuple[int, ...]:

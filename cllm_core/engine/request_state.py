@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from cllm_core.engine.block_pool import BlockHash, chain_hash, root_hash
 from cllm_core.engine.constraint import Constraint
-from cllm_core.request import DecodingStats, FinishReason, NewRequest
+from cllm_core.request import DecodingStats, FinishReason, NewRequest, TokenLogprobs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # removing one from a list must not compare texts
@@ -22,6 +22,7 @@ class RequestState:
         num_computed: tokens from the start of the prompt whose keys and values are in the cache and final.
         block_ids: cache blocks held, in the order of the text.
         num_registered: leading blocks of block_ids that the pool can find by hash.
+        prompt_logprobs: of the prompt tokens from the second on, as far as known; empty where they are not wanted.
         slot: index in the runner's per-request tensors; None while waiting.
     """
 
@@ -38,6 +39,7 @@ class RequestState:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_registered: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     slot: int | None = None
     num_cached: int = 0
     num_forward_passes: int = 0
@@ -61,7 +63,14 @@ class RequestState:
     @property
     def max_window(self) -> int:
         """Longest useful Jacobi window: more predictions than output tokens still wanted would be thrown away."""
-        return min(self.block_length, self.max_tokens - len(self.output_ids))
+        return max(1, min(self.block_length, self.max_tokens - len(self.output_ids)))
+
+    @property
+    def num_shareable(self) -> int:
+        """Leading tokens that need not be computed: all but the last, or those scored while the prompt is not whole."""
+        if self.request.params.prompt_logprobs is None or len(self.prompt_logprobs) == len(self.request.prompt_ids) - 1:
+            return self.num_tokens - 1
+        return len(self.prompt_logprobs)
 
     @property
     def num_forced(self) -> int:
@@ -88,6 +97,12 @@ class RequestState:
         """Prompt and accepted output."""
         return (*self.request.prompt_ids, *self.output_ids)
 
+    def positions_to_score(self, start: int, end: int) -> range:
+        """Those of start..end - 1 whose successor's log-probability is wanted and not known yet."""
+        if self.request.params.prompt_logprobs is None:
+            return range(0)
+        return range(max(start, len(self.prompt_logprobs)), min(end, len(self.request.prompt_ids) - 1))
+
     def tokens_between(self, start: int, end: int) -> list[int]:
         """Accepted tokens at positions start..end - 1."""
         prompt_ids = self.request.prompt_ids
@@ -111,8 +126,10 @@ class RequestState:
         """Append accepted tokens up to the first that ends the output.
 
         Returns:
-            How many were taken (at least 1, none with "error"), and the finish reason or None.
+            How many were taken (at least 1, none with "error" or max_tokens 0), and the finish reason or None.
         """
+        if self.max_tokens == 0:
+            return 0, "length"
         if self.constraint is None:
             return self._append(token_ids)
         if self.constraint.error is not None:

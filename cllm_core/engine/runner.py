@@ -4,7 +4,7 @@ Everything stays batched over the rows of the step; the host hears of it through
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.jacobi import count_matched
-from cllm_core.engine.logprobs import compute_logprobs
+from cllm_core.engine.logprobs import pack_logprobs, unpack_logprobs
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.sampling import sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
@@ -73,13 +73,28 @@ class ModelRunner:
         constrained = self._constrained_rows(plan.rows)  # before the drafts are read: it may write them
         slots, positions, sampled = self._to_device(_flatten(plan.rows))
         input_ids = self._buffer.gather(slots, positions)
-        logits = self.model.forward(input_ids, positions, _spans(plan.rows), sampled)
-        rows = tuple(row for row in plan.rows if row.num_sampled)
+        scored = self._scored(plan.rows)
+        wanted = sampled if scored is None else torch.cat([sampled, scored])
+        logits = self.model.forward(input_ids, positions, _spans(plan.rows), wanted)
+        windows = iter(self._run_windows(plan.rows, logits[: len(sampled)], input_ids[sampled], constrained))
+        results = tuple(next(windows) if row.num_sampled else RowResult() for row in plan.rows)
+        if scored is not None:
+            next_ids = self._buffer.gather(slots[scored], positions[scored] + 1)
+            scores = self._score_prompts(plan.rows, logits[len(sampled) :], next_ids)
+            pairs = zip(results, scores, strict=True)
+            results = tuple(replace(result, prompt_logprobs=found) for result, found in pairs)
+        return StepResult(rows=results)
+
+    def _run_windows(
+        self, rows: Sequence[PlannedRow], logits: Tensor, input_ids: Tensor, constrained: ConstrainedRows | None
+    ) -> list[RowResult]:
+        """Tokens, acceptance and next drafts of the rows that have a window; logits [S, V], input_ids [S]."""
+        rows = tuple(row for row in rows if row.num_sampled)
         if not rows:
-            return StepResult(rows=(RowResult(),) * len(plan.rows))
+            return []
         windows = self._windows(rows)
         chosen = self._sample(logits if constrained is None else constrained.mask(logits), windows)
-        window_ids = input_ids[sampled][windows.flat_index]
+        window_ids = input_ids[windows.flat_index]
         predicted = chosen[windows.flat_index]
         matched = count_matched(window_ids, predicted, windows.lengths)
         self._advance(windows, predicted, matched)
@@ -87,10 +102,9 @@ class ModelRunner:
         num_top = self._num_top_logprobs(rows)
         if num_top is not None:
             # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
-            columns.append(_logprob_columns(logits, chosen, windows.flat_index, num_top))
+            columns.append(pack_logprobs(logits, chosen, num_top)[windows.flat_index].flatten(1))
         host = torch.cat(columns, dim=1).cpu().numpy()
-        results = (self._read_row(row, values, windows.width) for row, values in zip(rows, host, strict=True))
-        return StepResult(rows=tuple(next(results) if row.num_sampled else RowResult() for row in plan.rows))
+        return [self._read_row(row, values, windows.width) for row, values in zip(rows, host, strict=True)]
 
     def _constrained_rows(self, rows: Sequence[PlannedRow]) -> ConstrainedRows | None:
         """The windows that have to match a grammar, None where there are none."""
@@ -161,6 +175,26 @@ class ModelRunner:
         wanted = (self._admitted[row.slot].request.params.logprobs for row in rows)
         return max((count for count in wanted if count is not None), default=None)
 
+    def _scored(self, rows: Sequence[PlannedRow]) -> Tensor | None:
+        """Flat indices [P] of the tokens whose successors in the prompt are scored, None where there are none."""
+        if not any(row.scored_positions for row in rows):
+            return None
+        shifts = np.cumsum([row.num_tokens for row in rows]) - [row.end_position for row in rows]
+        spans = [row.scored_positions for row in rows]
+        places = [np.arange(span.start, span.stop) + shift for span, shift in zip(spans, shifts, strict=True)]
+        (scored,) = self._to_device([np.concatenate(places)])
+        return scored
+
+    def _score_prompts(
+        self, rows: Sequence[PlannedRow], logits: Tensor, next_ids: Tensor
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V], next_ids [P]."""
+        wanted = [self._admitted[row.slot].request.params.prompt_logprobs for row in rows]
+        num_top = max(count for count in wanted if count is not None)
+        packed = pack_logprobs(logits, next_ids, num_top).cpu().numpy()
+        parts = np.split(packed, np.cumsum([len(row.scored_positions) for row in rows])[:-1])
+        return [unpack_logprobs(part, count or 0) for part, count in zip(parts, wanted, strict=True)]
+
     def _read_row(self, row: PlannedRow, values: np.ndarray, width: int) -> RowResult:
         """A row of the host's copy: matched, N window tokens, N predictions and, where asked, log-probabilities."""
         num_accepted = int(values[0]) + 1
@@ -168,7 +202,7 @@ class ModelRunner:
         num_top = self._admitted[row.slot].request.params.logprobs
         logprobs = None
         if num_top is not None:
-            logprobs = _read_logprobs(values[1 + 2 * width :].reshape(width, -1), num_accepted, num_top)
+            logprobs = unpack_logprobs(values[1 + 2 * width :].reshape(width, -1)[:num_accepted], num_top)
         return RowResult(
             window_ids=tuple(window_ids[: row.num_sampled].tolist()),
             predicted_ids=tuple(predicted_ids[: row.num_sampled].tolist()),
@@ -194,29 +228,3 @@ def _spans(rows: Sequence[PlannedRow]) -> list[RowSpan]:
         spans.append(RowSpan(first_index, row.num_tokens, row.first_position, row.block_ids, row.adapter_id))
         first_index += row.num_tokens
     return spans
-
-
-def _logprob_columns(logits: Tensor, chosen: Tensor, flat_index: Tensor, num_top: int) -> Tensor:
-    """Per window position: log-probability of the chosen token, then top ids and their log-probabilities.
-
-    Returns:
-        [B, N * (1 + 2 * num_top)] int64; floats as the bits of float64, so that ids can share the copy.
-    """
-    logprob, top_ids, top_logprobs = compute_logprobs(logits, chosen, num_top)
-    floats = torch.cat([logprob[:, None], top_logprobs], dim=1).double().view(torch.long)
-    return torch.cat([floats, top_ids], dim=1)[flat_index].flatten(1)
-
-
-def _read_logprobs(values: np.ndarray, num_accepted: int, num_wanted: int) -> tuple[TokenLogprobs, ...]:
-    """Inverse of _logprob_columns for one row's [N, 1 + 2 * num_top] int64, cut to what the request asked."""
-    num_top = (values.shape[1] - 1) // 2
-    floats = values[:, : 1 + num_top].copy().view(np.float64)
-    top_ids = values[:, 1 + num_top :]
-    return tuple(
-        TokenLogprobs(
-            logprob=float(floats[i, 0]),
-            top_ids=tuple(top_ids[i, :num_wanted].tolist()),
-            top_logprobs=tuple(floats[i, 1 : 1 + num_wanted].tolist()),
-        )
-        for i in range(num_accepted)
-    )

@@ -16,7 +16,7 @@ from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
-from cllm_core.request import RequestOutput
+from cllm_core.request import RequestOutput, TokenLogprobs
 
 
 class Scheduler:
@@ -109,6 +109,7 @@ class Scheduler:
             state = self._by_id.get(row.request_id)
             if state is None:  # aborted since the plan was made
                 continue
+            state.prompt_logprobs += row_result.prompt_logprobs
             if row.num_sampled == 0:
                 state.num_computed = row.end_position
                 self._register_full_blocks(state)
@@ -186,7 +187,7 @@ class Scheduler:
         """Take blocks for all known tokens of a waiting request, cached ones first; False where they do not fit."""
         pool = self.block_pool
         # At least one token must be computed, else there is nothing to predict from.
-        hashes = state.full_block_hashes(pool.block_size, state.num_tokens - 1) if pool.prefix_caching else []
+        hashes = state.full_block_hashes(pool.block_size, state.num_shareable) if pool.prefix_caching else []
         matched = pool.match_prefix(hashes)
         num_missing = pool.num_needed(state.num_tokens) - len(matched)
         if num_missing > pool.num_free:
@@ -223,7 +224,7 @@ class Scheduler:
             self._draft_lengths.forget(state.request_id)
 
     def _commit_window(self, state: RequestState, row: PlannedRow, result: RowResult) -> RequestOutput:
-        num_forced = state.num_forced
+        num_forced, is_first = state.num_forced, state.num_forward_passes == 0
         num_taken, finish_reason = state.accept(result.accepted_ids)
         # The last accepted token of the row is final, and so is every draft token that was confirmed.
         state.num_computed = row.last_accepted_position + num_taken
@@ -237,6 +238,7 @@ class Scheduler:
             request_id=state.request_id,
             token_ids=token_ids,
             logprobs=None if result.logprobs is None else result.logprobs[:num_taken],
+            prompt_logprobs=_prompt_logprobs(state) if is_first else None,
             finish_reason=finish_reason,
             stop_token_id=token_ids[-1] if finish_reason == "stop" else None,
             error=state.error if finish_reason == "error" else None,
@@ -285,6 +287,10 @@ def _reported_draft(state: RequestState, result: RowResult) -> tuple[int, ...]:
     return tuple(takewhile(lambda token_id: token_id not in state.stop_token_ids, result.unaccepted_ids))
 
 
+def _prompt_logprobs(state: RequestState) -> tuple[TokenLogprobs, ...] | None:
+    return None if state.request.params.prompt_logprobs is None else tuple(state.prompt_logprobs)
+
+
 def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
     assert state.slot is not None
     num_sampled = max(0, num_tokens - state.num_pending + 1)
@@ -296,4 +302,5 @@ def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
         num_sampled=num_sampled,
         block_ids=tuple(state.block_ids),
         adapter_id=state.adapter_id,
+        scored_positions=state.positions_to_score(state.num_computed, state.num_computed + num_tokens),
     )
