@@ -18,7 +18,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.build import ProgressCallback, build_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.errors import ConfigError, EngineFailed, InvalidRequest
-from cllm_core.info import ModelInfo
+from cllm_core.info import ModelInfo, TokenizerBundle
 from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput, SamplingParams, TokenLogprobs
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
@@ -68,7 +68,7 @@ class LLM:
     Args:
         model: Hub id, folder or .gguf file; None is the embedded default model.
         on_progress: called with (stage, fraction) while the model loads.
-        settings: any other field of EngineConfig.
+        settings: any other field of EngineConfig; adapters={"sql": "path/or/hub-id"} serves adapters beside the model.
 
     Raises:
         ConfigError: a setting is unknown or wrong.
@@ -82,13 +82,8 @@ class LLM:
             config = msgspec.convert({"model": model, **settings}, EngineConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"LLM settings: {error}; see EngineConfig for names and types") from error
-        engine = build_engine(config, on_progress)
-        tokenizer = engine.info.tokenizer
-        self._engine = engine
-        self._codec = TextCodec(tokenizer)
-        self._template = (
-            ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens) if tokenizer.chat_template else None
-        )
+        self._engine = build_engine(config, on_progress)
+        self._tools = _text_tools(self._engine.info)
         self._request_numbers = itertools.count()
 
     @property
@@ -108,6 +103,7 @@ class LLM:
         *,
         n: int = 1,
         predictions: Sequence[str] | None = None,
+        adapter: str = "",
         progress: bool = True,
     ) -> list[GenerationResult]:
         """Complete prompts, all batched together.
@@ -117,6 +113,7 @@ class LLM:
             params: for all prompts; None is SamplingParams().
             n: outputs per prompt.
             predictions: what each output is expected to be; seeds the drafts, never changes the output.
+            adapter: name of the adapter to decode with; "" is the base model alone.
             progress: show a progress bar.
 
         Returns:
@@ -125,16 +122,16 @@ class LLM:
         Raises:
             RequestError: a prompt or a parameter is at fault; nothing is decoded then.
         """
+        codec = self._tools_of(adapter).codec
         texts = _as_list(prompts)
         if predictions is not None and len(predictions) != len(texts):
             raise InvalidRequest(f"{len(predictions)} predictions for {len(texts)} prompts: give one each")
         jobs = [
             _Job(
-                prompt_ids=tuple(
-                    self._codec.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
-                ),
-                prediction_ids=tuple(self._codec.encode(expected, add_special_tokens=False)),
+                prompt_ids=tuple(codec.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt),
+                prediction_ids=tuple(codec.encode(expected, add_special_tokens=False)),
                 continues_text=True,
+                adapter=adapter,
             )
             for prompt, expected in zip(texts, predictions or [""] * len(texts), strict=True)
         ]
@@ -146,27 +143,32 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         n: int = 1,
+        adapter: str = "",
         progress: bool = True,
     ) -> list[GenerationResult]:
         """Answer conversations through the model's chat template, all batched together.
 
         Args:
             conversations: one conversation or many; a conversation is a sequence of {"role": ..., "content": ...}.
-            params, n, progress: as in `generate`.
+            params, n, adapter, progress: as in `generate`.
 
         Raises:
             InvalidRequest: the model has no chat template, or the template refuses the messages.
         """
-        jobs = [_Job(prompt_ids=self._encode_chat(messages)) for messages in _as_conversations(conversations)]
+        jobs = [
+            _Job(prompt_ids=self._encode_chat(messages, adapter), adapter=adapter)
+            for messages in _as_conversations(conversations)
+        ]
         return self._run(jobs, params or SamplingParams(), n=n, progress=progress)
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str = ""
     ) -> Iterator[tuple[TextDelta, DecodingStats]]:
         """Answer one conversation, yielding text as it is accepted. Closing the iterator aborts the request."""
         params = params or SamplingParams()
-        request = self._new_request(_Job(prompt_ids=self._encode_chat(messages)), params)
-        text = OutputText(self._codec, stop=params.stop)
+        job = _Job(prompt_ids=self._encode_chat(messages, adapter), adapter=adapter)
+        request = self._new_request(job, params)
+        text = OutputText(self._tools_of(adapter).codec, stop=params.stop)
         for output in self._decode([request]):
             yield text.push(output), output.stats
             if text.finished:
@@ -177,7 +179,9 @@ class LLM:
             raise InvalidRequest(f"n={n}: must be >= 1", param="n")
         requests = [self._new_request(job, params, choice_index=index) for job in jobs for index in range(n)]
         collected = {
-            request.request_id: _Collected(OutputText(self._codec, stop=params.stop, continues_text=job.continues_text))
+            request.request_id: _Collected(
+                OutputText(self._tools_of(job.adapter).codec, stop=params.stop, continues_text=job.continues_text)
+            )
             for request, job in zip(requests, (job for job in jobs for _ in range(n)), strict=True)
         }
         with tqdm(total=len(requests), disable=not progress, unit="output", dynamic_ncols=True) as bar:
@@ -210,10 +214,18 @@ class LLM:
             while self._engine.has_work():
                 self._engine.step()
 
-    def _encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        if self._template is None:
-            raise InvalidRequest(f"{self.info.name} has no chat template: use generate()", param="messages")
-        return tuple(self._codec.encode(self._template.render(messages), add_special_tokens=False, param="messages"))
+    def _tools_of(self, adapter: str) -> "_TextTools":
+        if adapter not in self._tools:
+            known = ", ".join(name for name in self._tools if name) or "none"
+            raise InvalidRequest(f"adapter={adapter!r}: is not loaded; loaded are: {known}", param="adapter")
+        return self._tools[adapter]
+
+    def _encode_chat(self, messages: Sequence[Message], adapter: str) -> tuple[int, ...]:
+        tools = self._tools_of(adapter)
+        if tools.template is None:
+            name = adapter or self.info.name
+            raise InvalidRequest(f"{name} has no chat template: use generate()", param="messages")
+        return tuple(tools.codec.encode(tools.template.render(messages), add_special_tokens=False, param="messages"))
 
     def _new_request(self, job: "_Job", params: SamplingParams, choice_index: int = 0) -> NewRequest:
         return NewRequest(
@@ -222,6 +234,7 @@ class LLM:
             params=params,
             choice_index=choice_index,
             prediction_ids=job.prediction_ids,
+            adapter=job.adapter,
         )
 
 
@@ -232,6 +245,20 @@ class _Job:
     prompt_ids: tuple[int, ...]
     prediction_ids: tuple[int, ...] = ()
     continues_text: bool = False
+    adapter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _TextTools:
+    """What turns texts and conversations into tokens and back."""
+
+    codec: TextCodec
+    template: ChatTemplate | None
+
+    @classmethod
+    def of(cls, bundle: TokenizerBundle) -> "_TextTools":
+        template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None
+        return cls(TextCodec(bundle), template)
 
 
 @dataclass(slots=True)
@@ -282,6 +309,16 @@ class _Totals:
     @property
     def tokens_per_forward(self) -> float:
         return self.num_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
+
+
+def _text_tools(info: ModelInfo) -> dict[str, _TextTools]:
+    """Of the base, "", and of each adapter by its name."""
+    base = _TextTools.of(info.tokenizer)
+    own = {
+        adapter.name: base if adapter.tokenizer is None else _TextTools.of(adapter.tokenizer)
+        for adapter in info.adapters
+    }
+    return {"": base, **own}
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -117,6 +117,8 @@ def _load_adapters(
     config: EngineConfig, loaded: LoadedModel, bank: AdapterBank, report: ProgressCallback
 ) -> ServedAdapters:
     """The adapters that the settings name."""
+    if loaded.name in config.adapters:
+        raise ConfigError(f"adapters: {loaded.name!r} is the name of the base model; choose another for the adapter")
     adapters = ServedAdapters(AdapterStore(bank, loaded, config), max_adapters=config.max_adapters)
     for name, path in config.adapters.items():
         report(f"loading adapter {name}", 0.9)

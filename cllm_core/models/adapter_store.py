@@ -80,6 +80,7 @@ class AdapterStore:
         if has_tokenizer(folder):
             tokenizer = read_tokenizer(Checkpoint(folder), self._loaded.model.config)
             bundle = build_bundle(tokenizer, model_name=path)
+            bundle = replace(bundle, chat_template=bundle.chat_template or base.chat_template)
             eos_token_ids |= {tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set()
         elif template.is_file():
             bundle = replace(base, chat_template=template.read_text(encoding="utf-8"))

@@ -3,8 +3,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fused_layer import FusedLayer, fuse_layers
+from cllm_core.models.lora import LowRank
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
@@ -22,16 +24,18 @@ def make_model(architecture: Architecture, dtype: torch.dtype = torch.float32) -
     return model
 
 
-def run_three_steps(model: PreTrainedModel) -> Tensor:
-    """Logits of a prompt of 40 tokens and a window of 5 behind it, beside a second row."""
+def run_three_steps(model: PreTrainedModel, bank: AdapterBank | None = None) -> Tensor:
+    """Logits of a prompt of 40 tokens and a window of 5 behind it, beside a second row, which has adapter 1."""
     paged = PagedModel(model)
+    if bank is not None:
+        paged.use_adapters(bank)
     paged.allocate_cache(num_blocks=16, block_size=8)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     blocks = (3, 9, 1, 4, 12, 6)
     steps = [
         ([RowSpan(0, 30, 0, blocks)], torch.arange(30)),
-        ([RowSpan(0, 10, 30, blocks), RowSpan(10, 3, 0, (0,))], torch.tensor([*range(30, 40), 0, 1, 2])),
-        ([RowSpan(0, 5, 40, blocks), RowSpan(5, 1, 3, (0,))], torch.tensor([*range(40, 45), 3])),
+        ([RowSpan(0, 10, 30, blocks), RowSpan(10, 3, 0, (0,), 1)], torch.tensor([*range(30, 40), 0, 1, 2])),
+        ([RowSpan(0, 5, 40, blocks), RowSpan(5, 1, 3, (0,), 1)], torch.tensor([*range(40, 45), 3])),
     ]
     out = [
         paged.forward(ids[: len(positions)], positions, rows, torch.arange(len(positions))) for rows, positions in steps
@@ -73,3 +77,43 @@ def test_a_layer_of_another_shape_is_left_alone() -> None:
     model = make_model("qwen3")
     model.get_submodule("model.layers.1.mlp").act_fn = nn.GELU()
     assert fuse_layers(model) == model.config.num_hidden_layers - 1
+
+
+def adapted_logits(architecture: Architecture, *, fuse: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits with an adapter on some layers, whose weights depend on nothing but their shape and order."""
+    model = make_model(architecture, dtype)
+    bank = AdapterBank(model)
+    if fuse:
+        assert fuse_layers(model, adapters=bank) == model.config.num_hidden_layers
+    bank.attach(model)
+    generator = torch.Generator().manual_seed(3)
+    layers = {
+        name: LowRank(
+            0.3 * torch.randn(2 + index % 3, shape.num_in, generator=generator),
+            0.3 * torch.randn(shape.num_out, 2 + index % 3, generator=generator),
+        )
+        for index, (name, shape) in enumerate(bank.linears.items())
+        if index % 4
+    }
+    bank.load(1, layers)
+    return run_three_steps(model, bank)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_fused_layers_add_what_adapters_add_to_plain_ones(architecture: Architecture) -> None:
+    expected = adapted_logits(architecture, fuse=False)
+    assert (expected - run_three_steps(make_model(architecture))).abs().max() > 0.1
+    torch.testing.assert_close(adapted_logits(architecture, fuse=True), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_without_an_adapter_are_not_touched_by_one() -> None:
+    adapted, plain = adapted_logits("llama", fuse=True), run_three_steps(make_model("llama"))
+    own = [*range(40), *range(43, 48)]  # tokens of the first row in the three steps
+    torch.testing.assert_close(adapted[own], plain[own], rtol=1e-4, atol=1e-4)
+
+
+def test_adapted_bfloat16_layers_are_near_to_float32() -> None:
+    exact = adapted_logits("llama", fuse=False)
+    plain = adapted_logits("llama", fuse=False, dtype=torch.bfloat16)
+    fused = adapted_logits("llama", fuse=True, dtype=torch.bfloat16)
+    assert (fused - exact).norm() < 1.5 * (plain - exact).norm()

@@ -1,0 +1,41 @@
+"""LLM: adapters by name, each with the chat template it brings."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cllm_core import LLM, SamplingParams
+from cllm_core.errors import InvalidRequest
+from tests.checkpoints import write_adapter
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+TEMPLATE = "{{ messages[0].content }}"
+
+
+@pytest.fixture
+def llm(tiny_llama: Path, tmp_path: Path) -> LLM:
+    sql = write_adapter(tmp_path / "sql", tiny_llama)
+    (sql / "chat_template.jinja").write_text(TEMPLATE)
+    chat = write_adapter(tmp_path / "chat", tiny_llama, seed=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, chat)
+    adapters = {"sql": str(sql), "chat": str(chat)}
+    return LLM(str(tiny_llama), adapters=adapters, dtype="float32", device="cpu", num_cache_blocks=16)
+
+
+def test_adapters_answer_differently_and_by_their_own_template(llm: LLM) -> None:
+    texts = [llm.generate("The answer", GREEDY, adapter=name, progress=False)[0].text for name in ("", "sql", "chat")]
+    assert len(set(texts)) == 3
+    asked = [{"role": "user", "content": "The answer"}]
+    results = {name: llm.chat(asked, GREEDY, adapter=name, progress=False)[0] for name in ("", "sql", "chat")}
+    assert len(results["sql"].prompt_ids) < len(results[""].prompt_ids)
+    assert results["chat"].prompt_ids == results[""].prompt_ids  # a copy of the base's tokenizer, without a template
+    assert llm.info.adapters[1].tokenizer is None
+    streamed = "".join(delta.text for delta, _ in llm.stream_chat(asked, GREEDY, adapter="sql"))
+    assert streamed == results["sql"].text
+
+
+def test_an_unknown_adapter_is_refused_with_the_names_there_are(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="adapter='sq1': is not loaded; loaded are: sql, chat"):
+        llm.generate("The answer", GREEDY, adapter="sq1", progress=False)
