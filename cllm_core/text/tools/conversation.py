@@ -8,7 +8,7 @@ from itertools import groupby
 
 import msgspec
 
-from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormat, to_json
+from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormat, parse_arguments, to_json
 
 
 class MadeCall(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
             {
                 "id": made.call_id,
                 "type": "function",
-                "function": {"name": made.call.name, "arguments": msgspec.json.decode(made.call.arguments)},
+                "function": {"name": made.call.name, "arguments": parse_arguments(made.call.arguments)},
             }
             for made in self.calls
         ]

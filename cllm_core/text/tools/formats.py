@@ -154,6 +154,23 @@ DEFAULT_FORMAT = _HERMES
 """For models that know no format: the one with the clearest marks."""
 
 
+def parse_arguments(text: str) -> dict[str, object]:
+    """The arguments of a call, none in an empty text; ValueError where the text is no JSON object."""
+    if not text:
+        return {}
+    try:
+        arguments: object = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(arguments, dict):
+        raise ValueError("is no JSON object")
+    return arguments
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def to_json(value: object) -> str:
     """JSON as chat templates write it."""
     return json.dumps(value, ensure_ascii=False)
