@@ -174,6 +174,10 @@ class ScriptedEngine:
         """Change the status."""
         self.status = EngineStatus(state=state, detail=f"scripted to be {state}", progress=float(state == "ready"))
 
+    def grow(self, capacity: int) -> None:
+        """Take this many requests at once from now on."""
+        self._capacity = capacity
+
     def kill_worker(self) -> None:
         """Do what the client does when the worker dies: every running request ends in an error."""
         self.become("restarting")
@@ -204,6 +208,9 @@ class ScriptedEngine:
 
     def _chunks(self, request: NewRequest) -> Iterator[tuple[int, ...]]:
         """The scripted tokens, cut into steps and at max_tokens."""
+        if self._limit(request) == 0:
+            yield ()
+            return
         endless = itertools.cycle(self.answer_ids)
         ids = endless if self._endless else itertools.chain(self.answer_ids, self._info.eos_token_ids)
         limited = itertools.islice(ids, self._limit(request))
@@ -213,12 +220,13 @@ class ScriptedEngine:
             yield chunk
 
     def _output(self, request: NewRequest, chunk: tuple[int, ...], stats: DecodingStats) -> RequestOutput:
-        ends = chunk[-1] in self._info.eos_token_ids
+        ends = chunk[-1:] == self._info.eos_token_ids
         is_full = stats.num_output_tokens == self._limit(request)
         return RequestOutput(
             request_id=request.request_id,
             token_ids=chunk,
             logprobs=_logprobs(chunk, request),
+            prompt_logprobs=_prompt_logprobs(request) if stats.num_forward_passes == 1 else None,
             finish_reason="stop" if ends else "length" if is_full else None,
             stop_token_id=chunk[-1] if ends else None,
             draft_ids=self.draft_ids if request.wants_draft and not (ends or is_full) else (),
@@ -247,3 +255,16 @@ def _logprobs(chunk: tuple[int, ...], request: NewRequest) -> tuple[TokenLogprob
     top_ids = tuple(range(num_alternatives))
     tops = tuple(-1.0 - token_id for token_id in top_ids)
     return tuple(TokenLogprobs(logprob, top_ids, tops) for _ in chunk)
+
+
+def _prompt_logprobs(request: NewRequest) -> tuple[TokenLogprobs, ...] | None:
+    """Of each prompt token but the first -1/its position, and as alternatives itself and tokens of the lowest ids."""
+    num_alternatives = request.params.prompt_logprobs
+    if num_alternatives is None:
+        return None
+    return tuple(
+        TokenLogprobs(
+            -1 / position, (token_id, 0, 1)[:num_alternatives], (-1 / position, -2.0, -3.0)[:num_alternatives]
+        )
+        for position, token_id in enumerate(request.prompt_ids[1:], start=1)
+    )
