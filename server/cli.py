@@ -8,7 +8,7 @@ import typer
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server import bench_command, eval_command, local, training_commands
+from server import bench_command, eval_command, export_command, local, training_commands
 from server.options import exit_with, settings_command
 from server.settings import EngineSettings, ServerSettings
 from server.struct_options import struct_command
@@ -71,3 +71,4 @@ bench = typer.Typer(name="bench", help="Measure speed on this machine.", no_args
 bench.command("engine")(settings_command(bench_command.engine, EngineSettings))
 app.add_typer(bench)
 app.command()(training_commands.card)
+app.command()(export_command.export)

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-import gguf
 import peft
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,6 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from cllm_core.export.config import ExportConfig
+from cllm_core.export.run import export_model
 from tests.architectures import Architecture
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -132,58 +132,9 @@ def _config(architecture: Architecture) -> PreTrainedConfig:
 
 
 def write_gguf(path: Path, checkpoint: Path) -> Path:
-    """Write the tiny Llama checkpoint as a float32 GGUF file, in the layout of llama.cpp, and return its path."""
-    model = LlamaForCausalLM.from_pretrained(checkpoint)
-    writer = gguf.GGUFWriter(path, "llama")
-    _add_gguf_config(writer, model.config)
-    _add_gguf_tokenizer(writer, PreTrainedTokenizerFast.from_pretrained(checkpoint))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-    heads = {"q_proj.weight": model.config.num_attention_heads, "k_proj.weight": model.config.num_key_value_heads}
-    for name, weight in model.state_dict().items():
-        num_heads = heads.get(".".join(name.split(".")[-2:]))
-        stored = _interleave_rotary(weight, num_heads) if num_heads else weight
-        gguf_name = names.get_name(name, try_suffixes=(".weight",))
-        assert gguf_name is not None
-        writer.add_tensor(gguf_name, stored.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _add_gguf_config(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
-    assert config.num_key_value_heads is not None
-    rope: dict[str, Any] = dict(config.rope_parameters or {})
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _add_gguf_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    special = set(SPECIAL_TOKENS)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_bos_token_id(IM_START_ID)
-    writer.add_eos_token_id(IM_END_ID)
-    writer.add_pad_token_id(ENDOFTEXT_ID)
-    writer.add_chat_template(CHATML_TEMPLATE)
-
-
-def _interleave_rotary(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Rows of each head from the halves that transformers rotates to the neighbours that llama.cpp rotates."""
-    return weight.view(num_heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+    """Write the tiny Llama checkpoint as a float32 GGUF file, and return its path."""
+    config = ExportConfig(model=str(checkpoint), output=path, format="gguf", dtype="f32")
+    return export_model(config, lambda stage, fraction: None)
 
 
 def write_adapter(folder: Path, base_folder: Path, *, base: str | None = None, seed: int = 1, **lora: object) -> Path:

@@ -1,7 +1,7 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
     errors, config, logs, request, info <- text, models, tasks <- engine <- llm
-        <- worker, training, evaluation, bench <- server
+        <- worker, training, evaluation, bench, export <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
 one under `if TYPE_CHECKING:` never runs. Direction binds all three; what a process loads follows the eager ones.
@@ -23,7 +23,7 @@ LAYERS = (
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.engine",),
     ("cllm_core.llm",),
-    ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench"),
+    ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench", "cllm_core.export"),
     ("server",),
 )
 # The package itself re-exports names of every layer below the server, so none of those may import it.
