@@ -23,8 +23,7 @@ _TPF = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 32.
 class Metrics:
     """All metrics of one app.
 
-    Label `model` is the served name of the model that decoded; of what is not a model's alone, the base's first name,
-    empty while none is loaded.
+    Label `model` is the name of the adapter that decoded, else the base's first; empty while none is loaded.
     """
 
     def __init__(self, engine: EngineClient, models: ModelRegistry) -> None:

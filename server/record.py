@@ -15,7 +15,7 @@ class RequestRecord:
 
     Attributes:
         received_at: time.perf_counter() in seconds.
-        model: served name of the model that decodes for it, empty where none does.
+        model: name of the adapter that decodes for it, else the base's first; empty where none does.
         num_forward_passes: summed over the request's choices, as the token counts are.
         is_aborted: the client left first.
         error: code of the error that ended a stream, None where none did.

@@ -35,7 +35,7 @@ async def start_generation(
 ) -> Generation:
     """Begin to decode what the plan asks for; whoever calls must close the generation, which responding does."""
     record = record_of(request.scope)
-    record.model = model.name
+    record.model = model.adapter_name or services.models.name_or_empty
     generation = Generation(services.engine, model.codec, plan, record=record, metrics=services.metrics)
     await generation.start()
     return generation

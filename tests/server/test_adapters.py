@@ -1,12 +1,15 @@
 """Adapters are models of their own: listed, asked for by name, loaded and unloaded while the server runs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from server.app import create_app
+from server.settings import ServerSettings
 from tests.server.fakes import MODEL_NAME, ScriptedEngine, make_adapter, make_info
 from tests.server.harness import RunningServer, running
 
@@ -109,3 +112,10 @@ def test_the_endpoints_are_off_unless_a_folder_is_named() -> None:
 def test_changing_adapters_needs_a_key_where_keys_are_required() -> None:
     with running(engine_with_adapter(), adapter_root="/adapters", api_keys="secret") as server, server.http() as http:
         assert http.post(UNLOAD, json={"lora_name": "sql"}).status_code == 401
+
+
+def test_the_page_names_the_endpoints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    paths = create_app(ScriptedEngine(), ServerSettings(adapter_root="/adapters")).openapi()["paths"]
+    assert {LOAD, UNLOAD} <= paths.keys()
+    assert all(f"`POST {path}`" in page for path in (LOAD, UNLOAD))
