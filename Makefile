@@ -12,10 +12,10 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu docs lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients docs lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## create .venv and install the project with its developer tools and the embedded model
 
@@ -51,6 +51,13 @@ test-slow: setup ## tests that take minutes or run the embedded model
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
+# The clients' own dependencies stay out of .venv: some of them pin what the server needs in other versions.
+test-clients: setup ## run clients of other makers (Node SDK, LangChain, LiteLLM, llm, lm-eval) against a server
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --requirement tests/clients/requirements.txt
+	if command -v npm; then npm ci --prefix tests/clients/node; fi
+	$(BIN)/pytest -m clients tests/clients
+
 docs: setup ## regenerate docs/settings.md
 	$(BIN)/python -m tests.settings_page > docs/settings.md
 
@@ -59,4 +66,4 @@ lock: setup ## write the installed versions to constraints.txt
 	mv constraints.new constraints.txt
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
