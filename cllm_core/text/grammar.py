@@ -59,7 +59,7 @@ def regex_grammar(pattern: str) -> str:
 def choice_grammar(choices: Sequence[str]) -> str:
     """Matches one of these texts; InvalidRequest where there are none, or one is empty."""
     if not choices or not all(choices):
-        raise InvalidRequest("choices: give at least one, none of them empty", param="grammar")
+        raise InvalidRequest("give at least one choice, none of them empty", param="grammar")
     return "start: " + " | ".join(map(json.dumps, choices))
 
 

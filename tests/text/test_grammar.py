@@ -122,7 +122,7 @@ def test_grammars_that_take_too_much_work_are_refused_soon(grammar: str) -> None
 
 @pytest.mark.parametrize("choices", [[], ["a", ""]])
 def test_choices_without_text_are_refused(choices: list[str]) -> None:
-    with pytest.raises(InvalidRequest, match="choices"):
+    with pytest.raises(InvalidRequest, match="at least one choice"):
         choice_grammar(choices)
 
 
