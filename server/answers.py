@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel
 
 from cllm_core.errors import CllmError
-from cllm_core.request import FinishReason
+from cllm_core.request import FinishReason, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import PlacedLogprobs
 from server.generation import ChoiceDelta, ChoiceResult, TokenCounts
@@ -166,7 +166,7 @@ class CompletionAnswer:
         choice = CompletionChoice(
             index=part.index,
             text=part.text,
-            logprobs=_completion_logprobs(part.logprobs, self._head.model.codec) if self._head.has_logprobs else None,
+            logprobs=_completion_logprobs(part, self._head.model.codec) if self._head.has_logprobs else None,
             finish_reason=_reason(part.finish_reason),
         )
         return choice.model_copy(update=_tokens(part) | _prompt_tokens(part))
@@ -219,19 +219,27 @@ def _token(token_id: int, logprob: float, codec: TextCodec) -> TokenLogprob:
     return TokenLogprob(token=codec.token_text(token_id), bytes=list(codec.token_bytes(token_id)), logprob=logprob)
 
 
-def _completion_logprobs(entries: Sequence[PlacedLogprobs], codec: TextCodec) -> CompletionLogprobs:
+def _completion_logprobs(part: ChoiceDelta | ChoiceResult, codec: TextCodec) -> CompletionLogprobs:
+    ids = [entry.token_id for entry in part.logprobs]
+    offsets = [entry.text_offset for entry in part.logprobs]
+    logprobs: list[TokenLogprobs | None] = [entry.logprobs for entry in part.logprobs]
+    prompt = part.scored_prompt
+    if prompt is not None:
+        ids = [*prompt.token_ids, *ids]
+        offsets = [*prompt.text_offsets, *offsets]
+        logprobs = [None, *prompt.logprobs, *logprobs]
     return CompletionLogprobs(
-        tokens=[codec.token_text(entry.token_id) for entry in entries],
-        token_logprobs=[entry.logprobs.logprob for entry in entries],
-        top_logprobs=[
-            {
-                codec.token_text(token_id): logprob
-                for token_id, logprob in zip(entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True)
-            }
-            for entry in entries
-        ],
-        text_offset=[entry.text_offset for entry in entries],
+        tokens=[codec.token_text(token_id) for token_id in ids],
+        token_logprobs=[None if entry is None else entry.logprob for entry in logprobs],
+        top_logprobs=[None if entry is None else _top_texts(entry, codec) for entry in logprobs],
+        text_offset=offsets,
     )
+
+
+def _top_texts(entry: TokenLogprobs, codec: TextCodec) -> dict[str, float]:
+    return {
+        codec.token_text(token_id): logprob for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
+    }
 
 
 def _reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

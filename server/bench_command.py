@@ -39,7 +39,7 @@ def engine(
     texts = list(BUILT_IN_PROMPTS) if prompts is None else read_prompts([], prompts)
     try:
         bench = bench_engine(
-            settings.to_engine_config(),
+            settings.to_single_model_config(),
             texts,
             block_lengths=block_lengths or [],
             max_tokens=max_tokens,

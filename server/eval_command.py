@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from cllm_core.config import EngineConfig
-from cllm_core.errors import CllmError
+from cllm_core.errors import CllmError, ConfigError
 from cllm_core.evaluation.tasks import TaskName
 from server.options import exit_with
 from server.settings import EngineSettings
@@ -61,7 +61,7 @@ def evaluate(
 ) -> None:
     """Measure the quality and speed of a model and, beside it, of the model it was trained from."""
     folder = output or Path("runs") / f"eval-{task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    model = settings.to_engine_config()
+    model = _single_model(settings)
     given: dict[str, object] = {
         "task": task,
         "data": str(data),
@@ -79,6 +79,13 @@ def evaluate(
         "command": shlex.join(["cllm", *sys.argv[1:]]),
     }
     _show(_run(given, folder), folder)
+
+
+def _single_model(settings: EngineSettings) -> EngineConfig:
+    try:
+        return settings.to_single_model_config()
+    except ConfigError as error:
+        exit_with(str(error))
 
 
 def _run(given: dict[str, object], folder: Path) -> "Evaluation":

@@ -15,6 +15,7 @@ from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOu
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 from cllm_core.worker.protocol import EngineClient
+from server.echo import ScoredPrompt, place_output, score_prompt
 from server.metrics import Metrics
 from server.prediction import PredictedText, PredictionAligner
 from server.record import RequestRecord
@@ -49,6 +50,7 @@ class ChoiceDelta:
         draft: what may follow the text so far, None where the client did not ask.
         token_ids: that the step added, None where the client did not ask.
         prompt_ids: of the choice's prompt in its first delta, None elsewhere and where the client did not ask.
+        scored_prompt: the same with log-probabilities, which stand before `logprobs`.
     """
 
     index: int
@@ -59,6 +61,7 @@ class ChoiceDelta:
     draft: str | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
+    scored_prompt: ScoredPrompt | None = None
 
     @property
     def says_something(self) -> bool:
@@ -69,7 +72,7 @@ class ChoiceDelta:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceResult:
-    """One whole output; token_ids and prompt_ids are None where the client did not ask."""
+    """One whole output; token_ids, prompt_ids and scored_prompt are None where the client did not ask."""
 
     index: int
     text: str
@@ -77,6 +80,7 @@ class ChoiceResult:
     finish_reason: FinishReason
     token_ids: tuple[int, ...] | None
     prompt_ids: tuple[int, ...] | None
+    scored_prompt: ScoredPrompt | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class _Choice:
     stats: DecodingStats
     aligner: PredictionAligner
     last_chunk_at: float | None = None  # time.perf_counter() in seconds, None before the first token
+    num_chars: int = 0  # of echo and output given so far
     sum_logprob: float = 0.0  # of the tokens that usage counts; 0 where none were asked for
 
     @property
@@ -249,16 +254,23 @@ class Generation:
         choice.sum_logprob += sum(entry.logprob for entry in (output.logprobs or ())[: len(delta.token_ids)])
         self._observe_times(choice, delta)
         text = choice.echo + delta.text if is_first else delta.text
+        choice.num_chars += len(text)
         return ChoiceDelta(
             choice.index,
             is_first,
             text,
-            delta.logprobs,
+            _logprobs(choice, delta, output),
             delta.finish_reason,
             draft=delta.draft if choice.request.wants_draft else None,
             token_ids=delta.token_ids if self._plan.shows_token_ids else None,
             prompt_ids=choice.request.prompt_ids if self._plan.shows_token_ids and is_first else None,
+            scored_prompt=self._scored_prompt(choice, output),
         )
+
+    def _scored_prompt(self, choice: _Choice, output: RequestOutput) -> ScoredPrompt | None:
+        if output.prompt_logprobs is None:
+            return None
+        return score_prompt(choice.request.prompt_ids, output.prompt_logprobs, self._codec, echo=choice.echo)
 
     def _observe_times(self, choice: _Choice, delta: TextDelta) -> None:
         if not delta.token_ids:
@@ -285,6 +297,12 @@ def _raise_if_broken(output: RequestOutput) -> None:
         raise EngineUnavailable("the server is shutting down and ended this request")
 
 
+def _logprobs(choice: _Choice, delta: TextDelta, output: RequestOutput) -> tuple[PlacedLogprobs, ...]:
+    if choice.request.params.prompt_logprobs is None:
+        return delta.logprobs
+    return place_output(delta.logprobs, output, num_echoed=len(choice.echo), num_chars=choice.num_chars)
+
+
 def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
     last = deltas[-1]
     if last.finish_reason is None:
@@ -298,4 +316,5 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
         last.finish_reason,
         token_ids=tuple(token_id for ids in shown for token_id in ids) if shown else None,
         prompt_ids=deltas[0].prompt_ids,
+        scored_prompt=deltas[0].scored_prompt,
     )

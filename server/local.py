@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+UseAdapter = Annotated[
+    str,
+    typer.Option(help="Decode with this adapter, one of those given as --adapter NAME=ADAPTER.", show_default=False),
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Output limit in tokens. Left out: the context's end.")]
 
 
@@ -40,6 +44,7 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    use_adapter: UseAdapter = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines with statistics instead of text.")] = False,
 ) -> None:
     """Complete prompts, all in one batch, and print the outputs."""
@@ -48,9 +53,10 @@ def generate(
     try:
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
         if chat:
-            results = llm.chat([[{"role": "user", "content": text}] for text in prompts], params)
+            asked = [[{"role": "user", "content": text}] for text in prompts]
+            results = llm.chat(asked, params, adapter=use_adapter)
         else:
-            results = llm.generate(prompts, params)
+            results = llm.generate(prompts, params, adapter=use_adapter)
     except InvalidRequest as error:
         exit_with(str(error))
     for text, result in zip(prompts, results, strict=True):
@@ -65,6 +71,7 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    use_adapter: UseAdapter = "",
 ) -> None:
     """Talk to a model in the terminal and watch its tokens arrive; /reset forgets the conversation, /exit leaves."""
     console = Console()
@@ -78,7 +85,7 @@ def chat(
             messages = list(opening)
         elif text:
             messages.append({"role": "user", "content": text})
-            answer = _answer(console, llm, messages, params)
+            answer = _answer(console, llm, messages, params, adapter=use_adapter)
             messages.append({"role": "assistant", "content": answer})
 
 
@@ -129,13 +136,15 @@ def _ask(console: Console) -> str | None:
         return None
 
 
-def _answer(console: Console, llm: "LLM", messages: list[dict[str, str]], params: SamplingParams) -> str:
+def _answer(
+    console: Console, llm: "LLM", messages: list[dict[str, str]], params: SamplingParams, *, adapter: str
+) -> str:
     """Stream one answer to the terminal; Ctrl-C ends it early and keeps what came."""
     started = time.perf_counter()
     pieces: list[str] = []
     stats: DecodingStats | None = None
     try:
-        for delta, current in llm.stream_chat(messages, params):
+        for delta, current in llm.stream_chat(messages, params, adapter=adapter):
             stats = current
             pieces.append(delta.text)
             console.out(delta.text, end="", highlight=False)

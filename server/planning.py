@@ -36,7 +36,9 @@ async def plan_completion(
     requests: list[NewRequest] = []
     for ids in prompt_ids:
         max_tokens = _completion_limit(body, ids, model)
-        params = body.sampling_params(max_tokens=max_tokens, logprobs=logprobs)
+        params = body.sampling_params(
+            max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.scores_prompt else None
+        )
         _check_params(params, model)
         requests += _choices(body, ids, params, model, answer_id=answer_id, first_index=len(requests))
     return GenerationPlan(
@@ -134,7 +136,7 @@ def _check_context(
 ) -> None:
     """Refuse here what the engine could only refuse after queueing it."""
     limit = model.info.max_model_len
-    wish = max(max_tokens or 0, 1)
+    wish = 1 if max_tokens is None else max_tokens
     if num_prompt + wish <= limit:
         return
     field = prompt_field if num_prompt >= limit else limit_field

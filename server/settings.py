@@ -144,6 +144,14 @@ class EngineSettings(BaseSettings):
         merged, named = _sort_adapters(self.adapters)
         return EngineConfig(**own, adapter=merged, adapters=named)
 
+    def to_single_model_config(self) -> EngineConfig:
+        """For a command that runs one model; ConfigError where adapters are named to be served beside it."""
+        config = self.to_engine_config()
+        if config.adapters:
+            name, path = next(iter(config.adapters.items()))
+            raise ConfigError(f"adapters={name}={path}: this command runs one model; leave out {name}= to merge it")
+        return config
+
 
 class ServerSettings(EngineSettings):
     """The engine's settings and those of the HTTP server."""

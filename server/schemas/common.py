@@ -78,8 +78,8 @@ class ApiModel(BaseModel):
 def _publish_bounds(field: JsonSchemaValue, bounds: Bounds) -> None:
     for form in field.get("anyOf", ()):
         if form.get("type") in ("number", "integer"):
-            form["exclusiveMinimum" if bounds.above_low else "minimum"] = bounds.low
-            form["maximum"] = bounds.high
+            form.setdefault("exclusiveMinimum" if bounds.above_low else "minimum", bounds.low)
+            form.setdefault("maximum", bounds.high)
 
 
 # Fields of OpenAI's API that need no work here, for the values under which they change nothing.
@@ -214,12 +214,15 @@ class GenerationRequest(ApiModel):
         in_stream = self.stream_options is not None and bool(self.stream_options.include_decoding_stats)
         return in_stream or bool(self.include_decoding_stats)
 
-    def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
         """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
 
         Args:
             max_tokens: output limit in tokens, None for the end of the context.
             logprobs: alternatives to report per token, None for no log-probabilities.
+            prompt_logprobs: the same for the tokens of the prompt.
         """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         given = {
@@ -238,6 +241,7 @@ class GenerationRequest(ApiModel):
             "ignore_eos": self.ignore_eos,
             "stop": None if stop is None else tuple(stop),
             "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
             "block_length": self.block_length,
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -57,14 +57,21 @@ class CompletionRequest(GenerationRequest):
             )
         if self.suffix and not isinstance(self.prompts[0], str):
             raise UnsupportedParameter("suffix: needs the prompt as text, not as token ids", param="suffix")
-        if self.echo and self.logprobs is not None:
-            raise UnsupportedParameter("logprobs: not supported together with echo", param="logprobs")
+        if self.suffix and self.scores_prompt:
+            raise UnsupportedParameter("suffix: not supported together with echo and logprobs", param="suffix")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("max_tokens=0: only with echo=true is there anything to answer", param="max_tokens")
         return self
 
     @property
     def num_candidates(self) -> int:
         """Outputs decoded for each prompt."""
         return self.num_choices if self.best_of is None else self.best_of
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the answer repeats the prompt with log-probabilities."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -77,15 +84,15 @@ class CompletionRequest(GenerationRequest):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a choice, one entry per token in each list.
+    """Log-probabilities of a choice, one entry per token in each list; null for a token that follows nothing.
 
     Attributes:
         text_offset: of each token, in characters from the start of the choice's text.
     """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -29,13 +29,21 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def blocks(device: torch.device = CPU, *, max_model_len: int = 10**6, activation_bytes: int = 0, **config: Any) -> int:
+def blocks(
+    device: torch.device = CPU,
+    *,
+    max_model_len: int = 10**6,
+    activation_bytes: int = 0,
+    reserved_bytes: int = 0,
+    **config: Any,
+) -> int:
     return num_cache_blocks(
         EngineConfig(**config),
         bytes_per_token=BYTES_PER_TOKEN,
         max_model_len=max_model_len,
         device=device,
         activation_bytes=activation_bytes,
+        reserved_bytes=reserved_bytes,
     )
 
 
@@ -87,3 +95,12 @@ def test_files_that_a_container_has_read_do_not_shrink_the_cache(host: Path) -> 
     with_files = blocks()
     (host / "memory.stat").write_text(f"inactive_file {2 * GIB}\n")
     assert blocks() == 3 * with_files
+
+
+def test_memory_of_what_is_loaded_later_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, GIB))
+    for device, share in ((CPU, CPU_CACHE_SHARE), (CUDA, 1.0)):
+        room = blocks(device, gpu_memory_utilization=1.0) - blocks(
+            device, gpu_memory_utilization=1.0, reserved_bytes=GIB // 2
+        )
+        assert room == share * (GIB // 2) // (16 * BYTES_PER_TOKEN)

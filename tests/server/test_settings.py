@@ -39,6 +39,13 @@ def test_adapters_with_a_name_are_served_and_one_without_is_merged() -> None:
     assert (merged.adapter, merged.adapters) == ("./a", {})
 
 
+@pytest.mark.parametrize("command", [["bench", "engine"], ["eval", "--task", "chat", "--data", "questions.jsonl"]])
+def test_commands_that_run_one_model_refuse_adapters_beside_it(command: list[str]) -> None:
+    result = run(app, [*command, "--adapter", "sql=./lora"])
+    assert result.exit_code == 2
+    assert "adapters=sql=./lora: this command runs one model; leave out sql= to merge it" in result.stderr
+
+
 def test_the_environment_fills_in_what_flags_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLLM_PORT", "9000")
     monkeypatch.setenv("CLLM_API_KEYS", "one, two")
