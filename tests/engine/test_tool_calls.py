@@ -1,0 +1,70 @@
+"""Whatever the weights: calls that the grammar of a tool format forces are valid, and the reader reads them."""
+
+import json
+
+import jsonschema_rs
+import pytest
+
+from cllm_core.info import TokenizerBundle
+from cllm_core.request import SamplingParams
+from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.codec import TextCodec
+from cllm_core.text.stream import OutputText
+from cllm_core.text.tools.dialect import ToolDialect, find_dialect
+from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormatChoice
+from cllm_core.text.tools.grammar import CallRules
+from cllm_core.text.tools.reader import join_calls
+from tests.checkpoints import CHATML_TEMPLATE, ENDOFTEXT_ID, IM_END_ID
+from tests.engine.factories import Answer, Setup, decode, make_engine, make_request, tokenizer_json
+from tests.text.test_stream import make_output
+
+PROMPT = tuple(range(40, 57))
+EOS = (IM_END_ID, ENDOFTEXT_ID)
+
+PAINT_SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}, "layers": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["colour", "layers"],
+}
+PAINT = Function(name="paint", parameters=PAINT_SCHEMA)
+STOP = Function(name="stop")
+SCHEMAS = {"paint": PAINT_SCHEMA, "stop": {"maxProperties": 0}}
+
+
+def make_dialect(codec: TextCodec, chosen: ToolFormatChoice) -> ToolDialect:
+    return find_dialect(ChatTemplate(CHATML_TEMPLATE), codec, chosen=chosen, end_ids=EOS)
+
+
+def sample(dialect: ToolDialect, rules: CallRules, *, block_length: int, max_tokens: int) -> list[Answer]:
+    """One sample for each of several seeds."""
+    requests = [
+        make_request(
+            str(seed),
+            PROMPT,
+            SamplingParams(temperature=1.0, seed=seed, max_tokens=max_tokens, grammar=dialect.grammar(rules)),
+        )
+        for seed in range(6)
+    ]
+    engine = make_engine("llama", Setup(block_length=block_length))
+    return list(decode(engine, requests).values())
+
+
+def read(codec: TextCodec, dialect: ToolDialect, answer: Answer) -> tuple[str, tuple[FunctionCall, ...]]:
+    text = OutputText(codec, calls=dialect.syntax([PAINT, STOP]))
+    delta = text.push(make_output(tuple(answer.token_ids), "length"))
+    return delta.text, join_calls(delta.calls)
+
+
+@pytest.mark.parametrize("chosen", ["hermes", "llama3", "mistral"])
+def test_a_required_call_is_one_of_the_functions_with_arguments_of_its_schema(chosen: ToolFormatChoice) -> None:
+    codec = TextCodec(TokenizerBundle(tokenizer_json=tokenizer_json()))
+    dialect = make_dialect(codec, chosen)
+    rules = CallRules(functions=(PAINT, STOP), is_required=True, is_parallel=False)
+    answers = sample(dialect, rules, block_length=16, max_tokens=150)
+    for answer in answers:
+        content, (call,) = read(codec, dialect, answer)
+        assert (content, answer.finish_reason) == ("", "stop")
+        assert jsonschema_rs.validator_for(SCHEMAS[call.name]).is_valid(json.loads(call.arguments))
+    assert [answer.token_ids for answer in sample(dialect, rules, block_length=1, max_tokens=150)] == [
+        answer.token_ids for answer in answers
+    ]
