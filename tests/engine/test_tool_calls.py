@@ -1,6 +1,7 @@
 """Whatever the weights: calls that the grammar of a tool format forces are valid, and the reader reads them."""
 
 import json
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -28,7 +29,7 @@ PAINT_SCHEMA = {
 }
 PAINT = Function(name="paint", parameters=PAINT_SCHEMA)
 STOP = Function(name="stop")
-SCHEMAS = {"paint": PAINT_SCHEMA, "stop": {"maxProperties": 0}}
+SCHEMAS: dict[str, dict[str, Any]] = {"paint": PAINT_SCHEMA, "stop": {"maxProperties": 0}}
 
 
 def make_dialect(codec: TextCodec, chosen: ToolFormatChoice) -> ToolDialect:
