@@ -121,6 +121,7 @@ class LLM:
 
         Raises:
             RequestError: a prompt or a parameter is at fault; nothing is decoded then.
+            EngineFailed: an output cannot go on, such as in a dead end of its grammar.
         """
         codec = self._tools_of(adapter).codec
         texts = _as_list(prompts)
@@ -202,12 +203,15 @@ class LLM:
         ]
 
     def _decode(self, requests: Sequence[NewRequest]) -> Iterator[RequestOutput]:
-        """Outputs of these requests until all have ended; leaving early, an error included, aborts the rest."""
+        """Outputs of these requests until all have ended; leaving early aborts the rest, and so does EngineFailed."""
         try:
             for request in requests:
                 self._engine.add_request(request)
             while self._engine.has_work():
-                yield from self._engine.step()
+                for output in self._engine.step():
+                    if output.finish_reason == "error":
+                        raise EngineFailed(output.error or "the engine failed at an output")
+                    yield output
         finally:
             for request in requests:
                 self._engine.abort(request.request_id)

@@ -50,7 +50,9 @@ class ConstrainedRows:
             positions += range(one.first_index, one.first_index + num_filled)
         # Little-endian words, so that byte v // 8 of a row holds the bit of token v on every machine.
         octets = torch.from_numpy(masks[: len(positions)].astype("<i4", copy=False).view(np.uint8))
-        return keep_allowed(logits, torch.tensor(positions, device=self._device), octets.to(self._device))
+        return keep_allowed(
+            logits, torch.tensor(positions, dtype=torch.long, device=self._device), octets.to(self._device)
+        )
 
     def _redraft(self, buffer: TokenBuffer) -> list[list[int]]:
         """Write what is forced into the drafts; returns them, n - 1 tokens each."""

@@ -58,7 +58,7 @@ class Constraint:
         self._matcher = matcher
         self._eos_token_ids = tuple(eos_token_ids)
         self._min_tokens = min_tokens
-        self._all = _words(range(vocab_size), vocab_size)
+        self._all = _words(np.arange(vocab_size), vocab_size)
         self._ends = _words(eos_token_ids, vocab_size)
         self._first_end = _words(eos_token_ids[:1], vocab_size)
         self._stops = _words([*eos_token_ids, *stop_token_ids], vocab_size)
@@ -165,8 +165,8 @@ class Constraint:
         out[start:end] = token_ids[: end - start]
 
 
-def _words(token_ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int32]:
+def _words(token_ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int32]:
     """A mask of exactly these tokens; [words]."""
     bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
-    bits[list(token_ids)] = 1
+    bits[np.asarray(token_ids, dtype=np.intp)] = 1
     return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)

@@ -1,4 +1,4 @@
-"""LLM: adapters by name, each with the chat template it brings."""
+"""LLM: adapters by name, each with the chat template it brings; outputs that match a grammar."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cllm_core import LLM, SamplingParams
-from cllm_core.errors import InvalidRequest
+from cllm_core.errors import EngineFailed, InvalidRequest
+from cllm_core.text.grammar import choice_grammar
 from tests.checkpoints import write_adapter
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -39,3 +40,18 @@ def test_adapters_answer_differently_and_by_their_own_template(llm: LLM) -> None
 def test_an_unknown_adapter_is_refused_with_the_names_there_are(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="adapter='sq1': is not loaded; loaded are: sql, chat"):
         llm.generate("The answer", GREEDY, adapter="sq1", progress=False)
+
+
+def test_outputs_of_base_and_adapters_match_their_grammar(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, grammar=choice_grammar(["the server", "the client"]))
+    results = [llm.generate(["a", "b"], params, adapter=name, progress=False) for name in ("", "sql")]
+    assert {one.text for result in results for one in result} <= {"the server", "the client"}
+
+
+def test_an_output_that_cannot_go_on_raises_and_leaves_the_engine_idle(llm: LLM) -> None:
+    dead_end = SamplingParams(temperature=0, grammar='start: "ab" DEAD\nDEAD: /[b-y]+z/ & /[c-z]+y/')
+    with pytest.raises(EngineFailed, match="grammar"):
+        llm.generate("The answer", dead_end, progress=False)
+    assert not llm.engine.has_work()
+    with pytest.raises(InvalidRequest, match="unknown name"):
+        llm.generate("The answer", SamplingParams(grammar="start: missing"), progress=False)

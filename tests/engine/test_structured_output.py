@@ -196,14 +196,14 @@ def test_logprobs_are_reported_for_every_token_under_a_grammar() -> None:
     assert all(np.isfinite(one.logprob) and one.logprob <= 0 for one in answer.logprobs)
 
 
-def test_a_text_that_the_vocabulary_cannot_go_on_with_ends_its_request_alone() -> None:
-    """The grammar reaches a dead end: `x` needs what nothing matches."""
-    dead_end = 'start: "ab" DEAD\nDEAD: /[b-y]+z/ & /[c-z]+y/'
-    engine = make_engine("llama")
-    answers = decode(engine, [request(dead_end), request(GRAMMARS["choice"], "b")])
+@pytest.mark.parametrize("with_others", [True, False])
+def test_a_text_that_cannot_go_on_ends_its_request_alone(with_others: bool) -> None:
+    dead_end = 'start: "ab" DEAD\nDEAD: /[b-y]+z/ & /[c-z]+y/'  # what follows "ab" ends in z and in y
+    others = [request(GRAMMARS["choice"], "b")] if with_others else []
+    answers = decode(make_engine("llama"), [request(dead_end), *others])
     assert answers["a"].finish_reason == "error"
     assert "grammar" in (answers["a"].error or "")
-    assert answers["b"].token_ids == greedy_ar(GRAMMARS["choice"])
+    assert all(answers[other.request_id].token_ids == greedy_ar(GRAMMARS["choice"]) for other in others)
 
 
 def test_an_aborted_request_gives_its_blocks_back() -> None:
