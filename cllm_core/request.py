@@ -4,7 +4,6 @@ These structs cross the process border (msgspec, no pickle), so they hold plain 
 this module imports neither torch nor the layers above it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -213,6 +212,7 @@ def _check_number(field: str, value: float | int | None, bounds: Bounds) -> None
     if value is None:
         return
     low, high = bounds.low, bounds.high
-    if not math.isfinite(value) or value < low or value > high or (bounds.above_low and value == low):
+    # So written that not-a-number is refused too, and no integer is too large to be looked at.
+    if not low <= value <= high or (bounds.above_low and value == low):
         left = "(" if bounds.above_low else "["
         raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.partition(" ")[0])

@@ -29,7 +29,7 @@ async def plan_completion(
     _check_num_choices(len(prompts) * body.num_candidates, max_choices)
     num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
     prompt_ids = await off_loop_if_long(
-        num_chars, lambda: [_prompt_ids(prompt, body.suffix, model) for prompt in prompts]
+        num_chars, lambda: [_checked_prompt_ids(prompt, body, model) for prompt in prompts]
     )
     is_ranked = body.num_candidates > body.num_choices
     logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
@@ -55,6 +55,8 @@ async def plan_chat(
 ) -> GenerationPlan:
     """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
     _check_num_choices(body.num_choices, max_choices)
+    num_chars = sum(len(content_text(message.content)) for message in body.messages)
+    _check_length(num_chars, model, field=body.prompt_field)
     prompt = await render_messages(
         body.messages, model, template_kwargs=body.chat_template_kwargs, param=body.prompt_field
     )
@@ -99,6 +101,15 @@ def _choices(
     ]
 
 
+def _checked_prompt_ids(prompt: str | list[int], body: CompletionRequest, model: LoadedModel) -> list[int]:
+    """Tokens of a prompt; PromptTooLong, before the next prompt costs any time, where they do not fit."""
+    if isinstance(prompt, str):
+        _check_length(len(prompt) + len(body.suffix or ""), model, field="prompt")
+    ids = _prompt_ids(prompt, body.suffix, model)
+    _check_context(len(ids), body.max_tokens, model, prompt_field="prompt", limit_field="max_tokens")
+    return ids
+
+
 def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel) -> list[int]:
     if isinstance(prompt, list):
         check_token_ids(prompt, model, param="prompt")
@@ -114,6 +125,7 @@ async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> li
     if body.prediction is None:
         return []
     text = content_text(body.prediction.content)
+    _check_length(len(text), model, field="prediction")
     ids = await encode_text(text, model, param="prediction", add_special_tokens=False)
     if len(ids) > model.info.max_model_len:
         raise InvalidRequest(
@@ -125,10 +137,21 @@ async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> li
 
 
 def _completion_limit(body: CompletionRequest, prompt_ids: Sequence[int], model: LoadedModel) -> int:
-    _check_context(len(prompt_ids), body.max_tokens, model, prompt_field="prompt", limit_field="max_tokens")
     if body.max_tokens is not None:
         return body.max_tokens
     return min(DEFAULT_MAX_TOKENS, model.info.max_model_len - len(prompt_ids))
+
+
+def _check_length(num_chars: int, model: LoadedModel, *, field: str) -> None:
+    """Refuse a text that is too long however it is cut into tokens: encoding megabytes takes seconds."""
+    limit = model.info.max_model_len
+    most = limit * model.codec.max_token_chars
+    if num_chars > most:
+        raise PromptTooLong(
+            f"This model's maximum context length is {limit} tokens, which hold at most {most} characters, but "
+            f"{field} has {num_chars}: shorten it",
+            param=field,
+        )
 
 
 def _check_context(

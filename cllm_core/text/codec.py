@@ -21,6 +21,7 @@ class TextCodec:
     def __init__(self, bundle: TokenizerBundle) -> None:
         """Build the tokenizer; ModelLoadError where the bundle holds none."""
         self._tokenizer = _load(bundle.tokenizer_json)
+        self._max_token_chars = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
         try:
             self._pieces = TokenPieces(self._tokenizer, bundle.tokenizer_json)
         except msgspec.MsgspecError as error:
@@ -30,6 +31,11 @@ class TextCodec:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; the model's own may be larger (padding) or smaller."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters that one token stands for at most, a run of unknown ones aside: bounds texts before encoding."""
+        return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
         """Token ids of a text; other threads run meanwhile.

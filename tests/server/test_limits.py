@@ -2,17 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from cllm_core.request import BOUNDS
 from server.limits import MAX_CONTAINERS
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
 JSON = {"content-type": "application/json"}
 USER = {"role": "user", "content": "Hi"}
 MAX_SECONDS = 1.0  # of the processor, server and client together: a busy machine is no fault
@@ -50,6 +52,28 @@ HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
     "ids": (COMPLETIONS, {"prompt": [1] * 2_000_000}, "prompt"),
     "ids and one that is none": (COMPLETIONS, {"prompt": [*[1] * 2_000_000, "x"]}, "prompt"),
     "long prompt": (COMPLETIONS, {"prompt": "x " * 100_000}, "prompt"),
+    "very long prompt": (COMPLETIONS, {"prompt": "x " * 3_500_000}, "prompt"),
+    "very long prompts": (COMPLETIONS, {"prompt": ["x " * 25_000] * 100}, "prompt"),
+    "very long suffix": (COMPLETIONS, {"prompt": "x", "suffix": "x " * 3_500_000}, "prompt"),
+    "very long message": (CHAT, {"messages": [{"role": "user", "content": "x " * 3_500_000}]}, "messages"),
+    "very long input": (RESPONSES, {"input": "x " * 3_500_000}, "input"),
+    "very long prediction": (
+        CHAT,
+        {"messages": [USER], "prediction": {"type": "content", "content": "x " * 3_500_000}},
+        "prediction",
+    ),
+    "huge max_tokens": (CHAT, {"messages": [USER], "max_tokens": 10**18}, "max_tokens"),
+    "huge max_output_tokens": (RESPONSES, {"input": "x", "max_output_tokens": 10**18}, "max_output_tokens"),
+    "huge top_logprobs": (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": 10**18}, "top_logprobs"),
+    "huge numbers": (CHAT, {"messages": [USER], "seed": 10**4000}, "seed"),
+    "huge block_length": (CHAT, {"messages": [USER], "block_length": 10**18}, "block_length"),
+    "huge min_tokens": (CHAT, {"messages": [USER], "min_tokens": 10**18}, "min_tokens"),
+    "metadata": (CHAT, {"messages": [USER], "metadata": {str(i): "x" for i in range(5000)}}, "metadata"),
+    "template kwargs": (
+        CHAT,
+        {"messages": [USER], "chat_template_kwargs": {"x": "y" * 20_000}},
+        "chat_template_kwargs",
+    ),
     "huge n": (COMPLETIONS, {"prompt": "x", "n": 10**18}, "n"),
     "huge best_of": (COMPLETIONS, {"prompt": "x", "best_of": 10**18}, "n"),
     "huge logprobs": (COMPLETIONS, {"prompt": "x", "logprobs": 10**18}, "logprobs"),
@@ -98,3 +122,63 @@ def test_limits_are_settings() -> None:
             response = server.shared_http.post(CHAT, json={"model": MODEL_NAME, **fields})
             assert response.status_code == 400
         assert answer_of(server, {"messages": [USER], "stop": "zzz"}) == ANSWER
+
+
+@pytest.mark.parametrize("num_chars", [511, 600, 100_000])
+@pytest.mark.parametrize(
+    ("path", "field", "wrap"),
+    [
+        (CHAT, "messages", lambda text: [{"role": "user", "content": text}]),
+        (COMPLETIONS, "prompt", lambda text: text),
+        (COMPLETIONS, "prompt", lambda text: ["Hi", text]),
+        (RESPONSES, "input", lambda text: text),
+    ],
+)
+def test_a_prompt_beyond_the_context_is_named_as_such_on_every_endpoint(
+    server: RunningServer, path: str, field: str, wrap: Callable[[str], object], num_chars: int
+) -> None:
+    limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    body = {"model": MODEL_NAME, field: wrap("x" * num_chars), "stream": num_chars == 600, limit: 9}
+    response = server.shared_http.post(path, json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] in (field, limit)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"stop": []}, {"stop_token_ids": []}, {"logit_bias": {}}, {"tools": []}, {"metadata": {}}, {"stop": None}],
+    ids=str,
+)
+def test_empty_lists_that_ask_for_nothing_are_served(server: RunningServer, fields: dict[str, object]) -> None:
+    assert answer_of(server, {"messages": [USER], **fields}) == ANSWER
+
+
+HUGE = 10**4299  # as long as the parser takes
+NUMBERS: list[tuple[str, dict[str, object]]] = [
+    *((CHAT, {"messages": [USER], name: HUGE}) for name in sorted(BOUNDS.keys() - {"logprobs", "prompt_logprobs"})),
+    (CHAT, {"messages": [USER], "n": HUGE}),
+    (CHAT, {"messages": [USER], "max_completion_tokens": HUGE}),
+    (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": HUGE}),
+    (CHAT, {"messages": [USER], "logit_bias": {"5": HUGE}}),
+    (CHAT, {"messages": [USER], "logit_bias": {str(HUGE): 1}}),
+    (CHAT, {"messages": [USER], "stop_token_ids": [HUGE]}),
+    (COMPLETIONS, {"prompt": "x", "logprobs": HUGE}),
+    (COMPLETIONS, {"prompt": "x", "best_of": HUGE}),
+    (COMPLETIONS, {"prompt": [HUGE]}),
+    (RESPONSES, {"input": "x", "max_output_tokens": HUGE}),
+    ("/detokenize", {"tokens": [HUGE]}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), NUMBERS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_of_thousands_of_digits_is_out_of_range(
+    server: RunningServer, path: str, fields: dict[str, object], sign: str
+) -> None:
+    """Python refuses to convert such integers to floats, with an error of its own."""
+    body = json.dumps({"model": MODEL_NAME, **fields}).replace(str(HUGE), sign + str(HUGE))
+    response = server.shared_http.post(path, content=body, headers=JSON)
+    assert response.status_code == 400, response.text
+    assert len(response.content) < 2000
