@@ -55,7 +55,7 @@ def test_how_many_tokens_a_step_brings_changes_nothing(text: str, stop: tuple[st
     assert in_chunks.num_tokens == one_by_one.num_tokens
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.template_mark)
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
 def test_special_tokens_of_the_format_are_read(tool_format: ToolFormat) -> None:
     output_text = make_text(tool_format=tool_format)
     delta = output_text.push(make_output(encode(tool_format.write(CALLS)), "stop"))

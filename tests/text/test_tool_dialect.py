@@ -14,7 +14,8 @@ NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exceptio
 )
 NATIVE = (
     "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.id }} {{ c.function | tojson }}{% endfor %}"
+    '{% for c in m.tool_calls or [] %}<tool_call>{{ c.id }}{{ c.function.name }}"arguments": '
+    "{{ c.function.arguments | tojson }}{% endfor %}"
     "{{ m.tool_call_id }}{% endfor %}"
 )
 MISTRAL = NATIVE.replace("<tool_call>", "[TOOL_CALLS] [")
@@ -46,8 +47,8 @@ def test_a_template_that_knows_tools_writes_them_itself() -> None:
     prompt = render(NATIVE, [ASKED, CALLED, *RESULTS], GET)
     assert prompt == (
         '{"type": "function", "function": {"name": "get", "description": "Gets.", "parameters": {"type": "object", '
-        '"properties": {}}}}<user>Go<assistant>I will.<tool_call>call_1 {"name": "get", "arguments": {"x": 1}}'
-        '<tool_call>call_2 {"name": "get", "arguments": {}}<tool>1call_1<tool>2call_2'
+        '"properties": {}}}}<user>Go<assistant>I will.<tool_call>call_1get"arguments": {"x": 1}'
+        '<tool_call>call_2get"arguments": {}<tool>1call_1<tool>2call_2'
     )
 
 
@@ -85,7 +86,7 @@ def test_without_functions_nothing_is_described() -> None:
 
 def test_ids_are_shortened_for_templates_that_want_nine_characters() -> None:
     prompt = render(MISTRAL, [ASKED, CALLED, *RESULTS], GET)
-    assert "[TOOL_CALLS] [000000000 " in prompt
+    assert "[TOOL_CALLS] [000000000get" in prompt
     assert prompt.endswith("<tool>1000000000<tool>2000000001")
 
 

@@ -54,7 +54,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return make_tokenizer(MARKS[request.param])
 
 
-every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.template_mark)
+every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
 
 
 @every_format

@@ -65,7 +65,7 @@ def test_text_without_a_marker_is_content_to_its_last_character(
         assert read(tool_format, cut(text, at)) == (text, ())
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.template_mark)
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
 def test_a_cut_call_gives_what_there_is_of_it(tool_format: ToolFormat) -> None:
     text = tool_format.write([FunctionCall("get", '{"x": [1, "}"]}'), FunctionCall("a-1", "{}")])
     read_so_far = [read(tool_format, [text[:end]]) for end in range(len(text))]
@@ -105,8 +105,9 @@ def test_a_text_that_leaves_the_format_behind_a_marker_is_an_error(text: str) ->
 @pytest.mark.parametrize(
     ("template", "first"),
     [
-        ("...{{ '<tool_call>' }}", "<tool_call>"),
-        ('{{ \'{"name": "\' + name + \'", "parameters": \' }}', '{"name": "'),
+        ("""{{ '<tool_call>\\n{"name": "' + name + '", "arguments": ' }}""", "<tool_call>"),
+        (r"""{{ "<tool_call>\n{\"name\": \"" + name + "\", \"arguments\": " }}""", "<tool_call>"),
+        ("""{{ 'ipython' }}{{ '{"name": "' + name + '", "parameters": ' }}""", '{"name": "'),
         ("{{ '[TOOL_CALLS] [' }}", "[TOOL_CALLS] ["),
         ("{{ '[TOOL_CALLS][' }}", "[TOOL_CALLS][{"),
         ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", "[TOOL_CALLS]"),
@@ -120,12 +121,12 @@ def test_a_chat_template_shows_its_format(template: str, first: str) -> None:
 
 @pytest.mark.parametrize("chosen", get_args(ToolFormatName))
 def test_a_chosen_format_needs_no_template(chosen: ToolFormatName) -> None:
-    for template in (None, "{{ messages }}", "<tool_call> [TOOL_CALLS][ [ARGS]"):
+    for template in (None, "{{ messages }}", '<tool_call> "arguments": [TOOL_CALLS][ [ARGS]'):
         found = find_format(chosen, template)
         assert found is not None
         assert found.name == chosen
 
 
-def test_a_template_without_calls_shows_no_format() -> None:
-    assert find_format("auto", "{{ messages }}") is None
-    assert find_format("auto", None) is None
+@pytest.mark.parametrize("template", [None, "{{ messages }}", "<tool_call>\n<function={{ name }}>{{ c.arguments }}"])
+def test_a_template_without_calls_or_with_others_shows_no_format(template: str | None) -> None:
+    assert find_format("auto", template) is None

@@ -8,6 +8,7 @@ forces a model to write them (`grammar`) or reads them (`reader`) takes the stri
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -34,9 +35,10 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     is_strict: bool = False
 
     def as_tool(self) -> dict[str, object]:
-        """The function in OpenAI's words, which chat templates expect."""
-        given = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": {key: value for key, value in given.items() if value is not None}}
+        """The function in OpenAI's words, which chat templates expect; many count on parameters."""
+        description = {} if self.description is None else {"description": self.description}
+        parameters = self.parameters or {"type": "object", "properties": {}}
+        return {"type": "function", "function": {"name": self.name, **description, "parameters": parameters}}
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         marker: begins `first` and marks the beginning of calls wherever it stands; None where only the start of a text
             can be a call, which is then told by `first` and the name of a known function.
-        template_mark: a chat template that writes calls in this format holds it.
+        template_pattern: regex; it is found in the chat templates that write calls in this format.
         tokens: strings in the format that many vocabularies have as tokens of their own.
         has_short_ids: the chat templates refuse ids of calls that are not nine letters or digits.
     """
@@ -64,7 +66,7 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     next: str
     last: str = ""
     marker: str | None
-    template_mark: str
+    template_pattern: str
     tokens: tuple[str, ...] = ()
     has_short_ids: bool = False
 
@@ -90,7 +92,8 @@ _HERMES = ToolFormat(
     after="}\n</tool_call>",
     next='\n<tool_call>\n{"name": "',
     marker="<tool_call>",
-    template_mark="<tool_call>",
+    # Others put XML between these marks.
+    template_pattern=r'<tool_call>(?s:.*)arguments\\?":',
     tokens=("<tool_call>", "</tool_call>"),
 )
 
@@ -101,7 +104,8 @@ _LLAMA3 = ToolFormat(
     after="}",
     next='; {"name": "',
     marker=None,
-    template_mark='"parameters": ',
+    # `ipython` is what this family calls the role of tools.
+    template_pattern=r'ipython(?s:.*)parameters\\?":',
 )
 
 _MISTRAL = ToolFormat(
@@ -112,13 +116,13 @@ _MISTRAL = ToolFormat(
     next=', {"name": "',
     last="]",
     marker="[TOOL_CALLS]",
-    template_mark="[TOOL_CALLS]",
+    template_pattern=r"\[TOOL_CALLS\]",
     tokens=("[TOOL_CALLS]",),
     has_short_ids=True,
 )
 
 _MISTRAL_NEMO = msgspec.structs.replace(
-    _MISTRAL, first=_MISTRAL.first.replace("] [", "]["), template_mark="[TOOL_CALLS]["
+    _MISTRAL, first=_MISTRAL.first.replace("] [", "]["), template_pattern=r"\[TOOL_CALLS\]\["
 )
 
 _MISTRAL_ARGS = msgspec.structs.replace(
@@ -128,11 +132,11 @@ _MISTRAL_ARGS = msgspec.structs.replace(
     after="",
     next="[TOOL_CALLS]",
     last="",
-    template_mark="[ARGS]",
+    template_pattern=r"\[TOOL_CALLS\](?s:.*)\[ARGS\]",
     tokens=("[TOOL_CALLS]", "[ARGS]"),
 )
 
-# The first whose mark is in a template is taken, so the narrower mark stands first.
+# The first that a template shows is taken, so the narrower pattern stands first.
 FORMATS = (_MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL, _HERMES, _LLAMA3)
 
 _DEFAULTS: Mapping[ToolFormatName, ToolFormat] = {"hermes": _HERMES, "llama3": _LLAMA3, "mistral": _MISTRAL}
@@ -143,7 +147,7 @@ def find_format(chosen: ToolFormatChoice, template: str | None) -> ToolFormat | 
 
     A family's formats differ in details that the template decides in either case.
     """
-    shown = (form for form in FORMATS if template is not None and form.template_mark in template)
+    shown = (form for form in FORMATS if template is not None and re.search(form.template_pattern, template))
     found = next((form for form in shown if chosen in ("auto", form.name)), None)
     if found is not None or chosen == "auto":
         return found
