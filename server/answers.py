@@ -1,6 +1,7 @@
 """From choices to response bodies: one class per endpoint, whole answers and stream chunks alike."""
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,18 +11,22 @@ from cllm_core.errors import CllmError
 from cllm_core.request import FinishReason, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import PlacedLogprobs
+from cllm_core.text.tools.reader import CallDelta
 from server.generation import ChoiceDelta, ChoiceResult, TokenCounts
 from server.models import LoadedModel
 from server.schemas.chat import (
     AnswerMessage,
+    CalledFunctionBody,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
+    ChatFinishReason,
     ChatLogprobs,
     ChosenTokenLogprob,
     ChunkChoice,
     Delta,
     TokenLogprob,
+    ToolCallBody,
 )
 from server.schemas.common import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
@@ -34,8 +39,8 @@ class Answer(Protocol):
         """The body of an answer that is not streamed."""
         ...
 
-    def chunk(self, delta: ChoiceDelta) -> BaseModel:
-        """A chunk with what is new of one choice."""
+    def chunks(self, delta: ChoiceDelta) -> Iterable[BaseModel]:
+        """Chunks with what is new of one choice."""
         ...
 
     def usage_chunk(self, counts: TokenCounts) -> BaseModel:
@@ -79,10 +84,16 @@ class AnswerHead:
 
 
 class ChatAnswer:
-    """Shapes chat completions."""
+    """Shapes chat completions.
 
-    def __init__(self, head: AnswerHead) -> None:
+    Args:
+        may_call: whether functions may be called, so that an answer may have no text.
+    """
+
+    def __init__(self, head: AnswerHead, *, may_call: bool = False) -> None:
         self._head = head
+        self._may_call = may_call
+        self._calling: set[int] = set()  # choices whose calls have begun in the stream
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
@@ -98,15 +109,18 @@ class ChatAnswer:
         )
         return completion.model_copy(update=_prompt_tokens(results[0]))
 
-    def chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
-        """A chunk with what is new of one choice; the first one names the role."""
-        content = {"content": delta.text} if delta.text or delta.is_first else {}
-        role = {"role": "assistant"} if delta.is_first else {}
+    def chunks(self, delta: ChoiceDelta) -> Iterable[ChatCompletionChunk]:
+        """Chunks with what is new of one choice; its first one names the role."""
+        return [self._delta_chunk(part) for part in delta.split()]
+
+    def _delta_chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
+        if delta.calls:
+            self._calling.add(delta.index)
         choice = ChunkChoice(
             index=delta.index,
-            delta=Delta.model_validate({**role, **content}),
+            delta=Delta.model_validate({**_role(delta), **self._content(delta), **_call_deltas(delta)}),
             logprobs=self._choice_logprobs(delta.logprobs) if delta.logprobs else None,
-            finish_reason=_reason(delta.finish_reason),
+            finish_reason=_chat_reason(delta.finish_reason, is_calling=delta.index in self._calling),
         )
         chunk = self._chunk([choice.model_copy(update=_draft(delta) | _tokens(delta))], None)
         return chunk.model_copy(update=_prompt_tokens(delta))
@@ -118,11 +132,32 @@ class ChatAnswer:
     def _choice(self, result: ChoiceResult) -> ChatChoice:
         choice = ChatChoice(
             index=result.index,
-            message=AnswerMessage(role="assistant", content=result.text, refusal=None),
+            message=self._message(result),
             logprobs=self._choice_logprobs(result.logprobs),
-            finish_reason=_final(result.finish_reason),
+            finish_reason=_called(_final(result.finish_reason), is_calling=bool(result.calls)),
         )
         return choice.model_copy(update=_tokens(result))
+
+    def _message(self, result: ChoiceResult) -> AnswerMessage:
+        if not result.calls:
+            return AnswerMessage(role="assistant", content=result.text, refusal=None)
+        calls = [
+            ToolCallBody(
+                id=new_call_id(),
+                type="function",
+                function=CalledFunctionBody(name=call.name, arguments=call.arguments),
+            )
+            for call in result.calls
+        ]
+        return AnswerMessage(role="assistant", content=result.text or None, refusal=None, tool_calls=calls)
+
+    def _content(self, delta: ChoiceDelta) -> dict[str, str | None]:
+        """Text; in the first delta of an answer always, null where calls may come instead."""
+        if delta.text:
+            return {"content": delta.text}
+        if not delta.is_first:
+            return {}
+        return {"content": None if self._may_call else ""}
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
         chunk = ChatCompletionChunk(
@@ -153,10 +188,10 @@ class CompletionAnswer:
         choices = [self._choice(result) for result in results]
         return self._completion(choices).model_copy(update={"usage": self._head.usage(counts)})
 
-    def chunk(self, delta: ChoiceDelta) -> Completion:
-        """A chunk with what is new of one choice."""
+    def chunks(self, delta: ChoiceDelta) -> Iterable[Completion]:
+        """The chunk with what is new of one choice."""
         chunk = self._completion([self._choice(delta).model_copy(update=_draft(delta))])
-        return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
+        return [chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk]
 
     def usage_chunk(self, counts: TokenCounts) -> Completion:
         """The chunk after the last choice, with the usage only."""
@@ -180,6 +215,26 @@ class CompletionAnswer:
             system_fingerprint=self._head.model.fingerprint,
             choices=choices,
         )
+
+
+def new_call_id() -> str:
+    """Id of a call, unlike any other."""
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _role(delta: ChoiceDelta) -> dict[str, str]:
+    return {"role": "assistant"} if delta.is_first else {}
+
+
+def _call_deltas(delta: ChoiceDelta) -> dict[str, list[dict[str, object]]]:
+    return {"tool_calls": [_call_delta(call) for call in delta.calls]} if delta.calls else {}
+
+
+def _call_delta(call: CallDelta) -> dict[str, object]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    begun = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": new_call_id(), "type": "function", "function": begun}
 
 
 # Extensions that a client has to ask for; where it did not, not even the field appears.
@@ -240,6 +295,14 @@ def _top_texts(entry: TokenLogprobs, codec: TextCodec) -> dict[str, float]:
     return {
         codec.token_text(token_id): logprob for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
     }
+
+
+def _chat_reason(reason: FinishReason | None, *, is_calling: bool) -> ChatFinishReason | None:
+    return None if reason is None else _called(_final(reason), is_calling=is_calling)
+
+
+def _called(reason: Literal["stop", "length"], *, is_calling: bool) -> ChatFinishReason:
+    return "tool_calls" if reason == "stop" and is_calling else reason
 
 
 def _reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

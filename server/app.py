@@ -15,6 +15,7 @@ from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
 from server.errors import error_response, http_exception_response, request_error_of
+from server.grammars import GrammarChecker
 from server.metrics import Metrics
 from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.models import ModelRegistry
@@ -32,7 +33,8 @@ from server.watch import watch_engine
 def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
     """An app that serves this engine; it starts the engine when it starts up and stops it when it shuts down."""
     registry = ModelRegistry(engine, settings)
-    services = Services(engine, settings, registry, Metrics(engine, registry))
+    grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds)
+    services = Services(engine, settings, registry, Metrics(engine, registry), grammars)
     engine.add_step_listener(services.metrics.observe_step)
     app = DocumentedApi(
         events=(Completion, ChatCompletionChunk, *RESPONSE_EVENTS),

@@ -14,6 +14,8 @@ from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable
 from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
+from cllm_core.text.tools.formats import FunctionCall
+from cllm_core.text.tools.reader import CallDelta, CallSyntax, join_calls
 from cllm_core.worker.protocol import EngineClient
 from server.echo import ScoredPrompt, place_output, score_prompt
 from server.metrics import Metrics
@@ -30,6 +32,7 @@ class GenerationPlan:
             same prediction.
         echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
+        calls: how calls of functions look in the outputs, None where none are read.
         num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
             returns all. Needs requests with log-probabilities.
         shows_token_ids: give the ids of prompts and outputs beside the texts.
@@ -38,6 +41,7 @@ class GenerationPlan:
     requests: tuple[NewRequest, ...]
     echoes: tuple[str, ...]
     continues_text: bool
+    calls: CallSyntax | None = None
     num_best: int | None = None
     shows_token_ids: bool = False
 
@@ -47,6 +51,8 @@ class ChoiceDelta:
     """What one step added to one choice; `is_first` holds once per choice.
 
     Attributes:
+        text: that comes before every call.
+        calls: what is new of calls of functions.
         draft: what may follow the text so far, None where the client did not ask.
         token_ids: that the step added, None where the client did not ask.
         prompt_ids: of the choice's prompt in its first delta, None elsewhere and where the client did not ask.
@@ -58,6 +64,7 @@ class ChoiceDelta:
     text: str
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason | None
+    calls: tuple[CallDelta, ...] = ()
     draft: str | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
@@ -66,8 +73,19 @@ class ChoiceDelta:
     @property
     def says_something(self) -> bool:
         """Whether a client that streams has to hear of it."""
-        is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids
+        is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
         return bool(is_news) or self.draft is not None
+
+    def split(self) -> list["ChoiceDelta"]:
+        """The same news in deltas that hold either text, or one piece of one call, or the end of calls."""
+        if not self.calls:
+            return [self]
+        no_ids = None if self.token_ids is None else ()
+        head = replace(self, finish_reason=None, calls=())
+        empty = replace(head, is_first=False, text="", logprobs=(), token_ids=no_ids, prompt_ids=None)
+        pieces = [replace(empty, calls=(call,)) for call in self.calls]
+        end = [] if self.finish_reason is None else [replace(empty, finish_reason=self.finish_reason)]
+        return [part for part in (head, *pieces, *end) if part.says_something]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,7 @@ class ChoiceResult:
 
     index: int
     text: str
+    calls: tuple[FunctionCall, ...]
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason
     token_ids: tuple[int, ...] | None
@@ -214,7 +233,12 @@ class Generation:
             index=index,
             request=request,
             echo=self._plan.echoes[index],
-            text=OutputText(self._codec, stop=request.params.stop, continues_text=self._plan.continues_text),
+            text=OutputText(
+                self._codec,
+                stop=request.params.stop,
+                continues_text=self._plan.continues_text,
+                calls=self._plan.calls,
+            ),
             stream=self._engine.submit(request),
             stats=DecodingStats(num_prompt_tokens=len(request.prompt_ids)),
             aligner=PredictionAligner(self._predicted),
@@ -261,6 +285,7 @@ class Generation:
             text,
             _logprobs(choice, delta, output),
             delta.finish_reason,
+            calls=delta.calls,
             draft=delta.draft if choice.request.wants_draft else None,
             token_ids=delta.token_ids if self._plan.shows_token_ids else None,
             prompt_ids=choice.request.prompt_ids if self._plan.shows_token_ids and is_first else None,
@@ -312,6 +337,7 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
     return ChoiceResult(
         last.index,
         "".join(delta.text for delta in deltas),
+        join_calls([call for delta in deltas for call in delta.calls]),
         logprobs,
         last.finish_reason,
         token_ids=tuple(token_id for ids in shown for token_id in ids) if shown else None,

@@ -6,7 +6,7 @@ hold up every stream for seconds.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cllm_core.errors import InvalidRequest
@@ -15,6 +15,17 @@ MAX_CONTAINERS = 65_536
 """Lists and objects in one body. Parsing costs a second for each million of them."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+# What the form of an output is described by, in all its spellings.
+_GRAMMAR_FIELDS = (
+    "response_format",
+    "text",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
 
 # Lists of token ids are as long as the context, which is checked where the model is known.
 _TOKEN_ID_FIELDS = frozenset({"prompt", "tokens"})
@@ -41,12 +52,18 @@ class BodyLimits:
         max_depth: lists and objects within each other, the body included.
         max_stop_chars: of one stop string.
         max_template_kwargs_chars: of chat_template_kwargs, written as JSON.
+        max_grammar_chars: of a field that describes the form of the output, written as JSON.
+        max_tools: entries of tools.
+        max_tools_chars: of tools together, written as JSON.
     """
 
     max_items: int
     max_depth: int
     max_stop_chars: int
     max_template_kwargs_chars: int
+    max_grammar_chars: int
+    max_tools: int
+    max_tools_chars: int
 
     def check(self, body: object) -> None:
         """Raise InvalidRequest, naming the field, where a parsed JSON body exceeds a bound."""
@@ -56,7 +73,10 @@ class BodyLimits:
         for name, value in body.items():
             self._check_nested(name, value)
         self._check_stop(body.get("stop"))
-        self._check_template_kwargs(body.get("chat_template_kwargs"))
+        self._check_chars(body, "chat_template_kwargs", self.max_template_kwargs_chars)
+        for name in _GRAMMAR_FIELDS:
+            self._check_chars(body, name, self.max_grammar_chars)
+        self._check_tools(body)
 
     def _check_nested(self, field: str, value: object) -> None:
         level, depth = list(_inner_containers([value])), 2
@@ -87,15 +107,21 @@ class BodyLimits:
                 f"stop: a string has {longest} characters; this server allows {self.max_stop_chars}", param="stop"
             )
 
-    def _check_template_kwargs(self, template_kwargs: object) -> None:
-        if template_kwargs is None:
-            return
-        num_chars = len(json.dumps(template_kwargs, ensure_ascii=False))
-        if num_chars > self.max_template_kwargs_chars:
+    def _check_tools(self, body: Mapping[str, object]) -> None:
+        tools = body.get("tools")
+        if isinstance(tools, list) and len(tools) > self.max_tools:
             raise InvalidRequest(
-                f"chat_template_kwargs: {num_chars} characters of JSON; this server allows "
-                f"{self.max_template_kwargs_chars}",
-                param="chat_template_kwargs",
+                f"tools: {len(tools)} tools; this server allows {self.max_tools} a request", param="tools"
+            )
+        self._check_chars(body, "tools", self.max_tools_chars)
+
+    def _check_chars(self, body: Mapping[str, object], field: str, max_chars: int) -> None:
+        if body.get(field) is None:
+            return
+        num_chars = len(json.dumps(body[field], ensure_ascii=False))
+        if num_chars > max_chars:
+            raise InvalidRequest(
+                f"{field}: {num_chars} characters of JSON; this server allows {max_chars}", param=field
             )
 
 

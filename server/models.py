@@ -3,13 +3,14 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cllm_core import __version__
 from cllm_core.info import AdapterInfo, ModelInfo, TokenizerBundle
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.tools.dialect import ToolDialect, find_dialect
 from cllm_core.worker.protocol import EngineClient
 from server.errors import ModelNotFound
 from server.settings import ServerSettings
@@ -17,11 +18,17 @@ from server.settings import ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class TextTools:
-    """What turns texts into tokens and back, made of a bundle; chat_template is None where the bundle has none."""
+    """What turns texts into tokens and back, made of a bundle.
+
+    Attributes:
+        chat_template: None where the bundle has none.
+        dialect: how the model is told of functions and calls them.
+    """
 
     bundle: TokenizerBundle
     codec: TextCodec
     chat_template: ChatTemplate | None
+    dialect: ToolDialect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,11 @@ class LoadedModel:
         return self.tools.chat_template
 
     @property
+    def dialect(self) -> ToolDialect:
+        """How the model is told of functions and calls them."""
+        return self.tools.dialect
+
+    @property
     def adapter_name(self) -> str:
         """As requests to the engine give it; "" for the base."""
         return "" if self.adapter is None else self.adapter.name
@@ -64,6 +76,11 @@ class LoadedModel:
     def root(self) -> str:
         """What was named to load it."""
         return self.info.name if self.adapter is None else self.adapter.path
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens any of which ends an output."""
+        return self.info.eos_token_ids if self.adapter is None else self.adapter.eos_token_ids
 
     @property
     def block_length(self) -> int:
@@ -81,7 +98,7 @@ class ModelRegistry:
 
     def __init__(self, engine: EngineClient, settings: ServerSettings) -> None:
         self._engine = engine
-        self._base_names = settings.served_model_names
+        self._settings = settings
         self._info: ModelInfo | None = None
         self._models: dict[str, LoadedModel] = {}
         self._building = asyncio.Lock()
@@ -97,7 +114,7 @@ class ModelRegistry:
         async with self._building:
             if self._info is not info:
                 # Seconds for a large vocabulary: not on the event loop.
-                self._models = await asyncio.to_thread(_build, info, self._base_names, self._models)
+                self._models = await asyncio.to_thread(_build, info, self._settings, self._models)
                 self._info = info
         return list(self._models.values())
 
@@ -119,11 +136,11 @@ class ModelRegistry:
         return models[name]
 
 
-def _build(info: ModelInfo, base_names: Iterable[str], known: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
+def _build(info: ModelInfo, settings: ServerSettings, known: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
     """The models by name; text tools and times of those that are known already are kept."""
     made = [model.tools for model in known.values()]
-    names = tuple(base_names) or (info.name,)
-    base_tools = _tools(info.tokenizer, made)
+    names = settings.served_model_names or (info.name,)
+    base_tools = _tools(info.tokenizer, made, info.eos_token_ids, settings)
     now = int(time.time())
     models: dict[str, LoadedModel] = {}
     for name in names:
@@ -136,7 +153,9 @@ def _build(info: ModelInfo, base_names: Iterable[str], known: Mapping[str, Loade
         models[adapter.name] = LoadedModel(
             name=adapter.name,
             info=info,
-            tools=base_tools if adapter.tokenizer is None else _tools(adapter.tokenizer, made),
+            tools=base_tools
+            if adapter.tokenizer is None
+            else _tools(adapter.tokenizer, made, adapter.eos_token_ids, settings),
             adapter=adapter,
             parent=names[0],
             fingerprint=_fingerprint(info, adapter),
@@ -152,14 +171,18 @@ def _since(model: LoadedModel, before: LoadedModel | None) -> LoadedModel:
     return replace(model, created=before.created)
 
 
-def _tools(bundle: TokenizerBundle, made: Iterable[TextTools]) -> TextTools:
+def _tools(
+    bundle: TokenizerBundle, made: Iterable[TextTools], end_ids: Collection[int], settings: ServerSettings
+) -> TextTools:
     for tools in made:
         if tools.bundle == bundle:
             return tools
     template = None
     if bundle.chat_template is not None:
         template = ChatTemplate(bundle.chat_template, bundle.special_tokens)
-    return TextTools(bundle, TextCodec(bundle), template)
+    codec = TextCodec(bundle)
+    dialect = find_dialect(template, codec, chosen=settings.tool_call_format, end_ids=end_ids)
+    return TextTools(bundle, codec, template, dialect)
 
 
 def _fingerprint(info: ModelInfo, adapter: AdapterInfo | None) -> str:

@@ -2,28 +2,35 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.request import NewRequest, SamplingParams
 from server.generation import GenerationPlan
+from server.grammars import GrammarChecker
 from server.infill import infill_prompt
 from server.models import LoadedModel
-from server.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
+from server.prompts import RenderedPrompt, check_token_ids, encode_text, off_loop_if_long, render_messages
 from server.schemas.chat import ChatCompletionRequest, content_text
 from server.schemas.common import GenerationRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.schemas.structured import OutputForm
+from server.schemas.tools import ToolUse
 
 
 async def plan_completion(
-    body: CompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int
+    body: CompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
 ) -> GenerationPlan:
     """Requests for the choices of a completion call.
 
     Args:
         answer_id: unique; the engine's request ids are made from it.
         max_choices: most outputs of one call.
+        grammars: checks what the output has to match.
 
     Raises:
-        RequestError: a value is out of range, or a prompt does not fit the context.
+        RequestError: a value is out of range, a prompt does not fit the context, or nothing matches the output's form.
+        EngineBusy: grammars of others are being checked.
     """
     prompts = body.prompts
     _check_num_choices(len(prompts) * body.num_candidates, max_choices)
@@ -33,12 +40,14 @@ async def plan_completion(
     )
     is_ranked = body.num_candidates > body.num_choices
     logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
+    grammar = await _grammar(body.output_form(), model, grammars)
     requests: list[NewRequest] = []
     for ids in prompt_ids:
         max_tokens = _completion_limit(body, ids, model)
         params = body.sampling_params(
             max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.scores_prompt else None
         )
+        params = msgspec.structs.replace(params, grammar=grammar)
         _check_params(params, model)
         requests += _choices(body, ids, params, model, answer_id=answer_id, first_index=len(requests))
     return GenerationPlan(
@@ -51,20 +60,21 @@ async def plan_completion(
 
 
 async def plan_chat(
-    body: ChatCompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int
+    body: ChatCompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
 ) -> GenerationPlan:
     """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
     _check_num_choices(body.num_choices, max_choices)
     num_chars = sum(len(content_text(message.content)) for message in body.messages)
     _check_length(num_chars, model, field=body.prompt_field)
-    prompt = await render_messages(
-        body.messages, model, template_kwargs=body.chat_template_kwargs, param=body.prompt_field
-    )
+    prompt = await render_chat(body, model)
     prompt_ids = prompt.token_ids
     _check_context(
         len(prompt_ids), body.output_limit, model, prompt_field=body.prompt_field, limit_field=body.limit_field
     )
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
+    use = body.tool_use()
+    grammar = await _grammar(_chat_form(body, use, model), model, grammars)
+    params = msgspec.structs.replace(params, grammar=grammar)
     _check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
     requests = _choices(body, prompt_ids, params, model, answer_id=answer_id, prediction_ids=prediction_ids)
@@ -72,8 +82,39 @@ async def plan_chat(
         requests=tuple(requests),
         echoes=("",) * len(requests),
         continues_text=False,
+        calls=None if use is None else model.dialect.syntax(use.rules.functions),
         shows_token_ids=bool(body.return_token_ids),
     )
+
+
+async def render_chat(body: ChatCompletionRequest, model: LoadedModel) -> RenderedPrompt:
+    """The prompt of a chat call; errors as render_messages."""
+    use = body.tool_use()
+    return await render_messages(
+        body.messages,
+        model,
+        functions=() if use is None else use.functions,
+        template_kwargs=body.chat_template_kwargs,
+        param=body.prompt_field,
+    )
+
+
+async def _grammar(form: OutputForm | None, model: LoadedModel, grammars: GrammarChecker) -> str | None:
+    return None if form is None else await grammars.check(form, model)
+
+
+def _chat_form(body: ChatCompletionRequest, use: ToolUse | None, model: LoadedModel) -> OutputForm | None:
+    """What the output has to match: the form demanded of text, calls of functions, or one or the other."""
+    form = body.output_form()
+    if use is None:
+        return form
+    rules = use.rules
+
+    def write() -> str:
+        content = None if form is None else form.write()
+        return model.dialect.grammar(msgspec.structs.replace(rules, content=content))
+
+    return OutputForm("tools" if form is None else form.param, write)
 
 
 def _choices(

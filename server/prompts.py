@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.tools.formats import Function, to_json
 from server.models import LoadedModel
 from server.schemas.chat import Message, content_text
 
@@ -28,11 +28,15 @@ async def render_messages(
     messages: Sequence[Message],
     model: LoadedModel,
     *,
+    functions: Sequence[Function] = (),
     template_kwargs: Mapping[str, object] | None = None,
     add_generation_prompt: bool = True,
     param: str = "messages",
 ) -> RenderedPrompt:
     """The prompt that these messages are to the model; errors name the request field `param`.
+
+    Args:
+        functions: that the model may call.
 
     Raises:
         UnsupportedParameter: the model has no chat template.
@@ -45,11 +49,16 @@ async def render_messages(
         )
 
     def render() -> RenderedPrompt:
-        text = _rendered(messages, template, template_kwargs, add_generation_prompt=add_generation_prompt)
+        text = model.dialect.render(
+            template,
+            [message.to_turn() for message in messages],
+            functions,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+        )
         return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param=param))
 
-    num_chars = sum(len(content_text(message.content)) for message in messages)
-    prompt = await off_loop_if_long(num_chars, render)
+    prompt = await off_loop_if_long(_num_chars(messages, functions), render)
     if not prompt.token_ids:
         raise InvalidRequest(f"{param}: no tokens; the model needs at least one to start from", param=param)
     return prompt
@@ -75,23 +84,8 @@ async def off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
     return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
 
 
-def _rendered(
-    messages: Sequence[Message],
-    template: ChatTemplate,
-    template_kwargs: Mapping[str, object] | None,
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    return template.render(
-        [_template_message(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        template_kwargs=template_kwargs,
-    )
-
-
-def _template_message(message: Message) -> dict[str, object]:
-    """A message as templates know it: text content, and `system` for the role that OpenAI renamed to `developer`."""
-    role = "system" if message.role == "developer" else message.role
-    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
-    given = {key: value for key, value in optional.items() if value is not None}
-    return {"role": role, "content": content_text(message.content), **given}
+def _num_chars(messages: Sequence[Message], functions: Sequence[Function]) -> int:
+    """About as many characters as there are to render."""
+    told = sum(len(content_text(message.content)) for message in messages)
+    called = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
+    return told + called + sum(len(to_json(function.as_tool())) for function in functions)

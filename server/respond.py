@@ -73,8 +73,8 @@ class ChunkScript:
         return ()
 
     def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
-        """The chunk, unless it would be empty."""
-        return (sent(self._answer.chunk(delta)),) if delta.says_something else ()
+        """The chunks, unless there is nothing to say."""
+        return map(sent, self._answer.chunks(delta)) if delta.says_something else ()
 
     def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
         """The usage, and the end mark."""

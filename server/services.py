@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from cllm_core.worker.protocol import EngineClient
+from server.grammars import GrammarChecker
 from server.metrics import Metrics
 from server.models import ModelRegistry
 from server.settings import ServerSettings
@@ -19,6 +20,7 @@ class Services:
     settings: ServerSettings
     models: ModelRegistry
     metrics: Metrics
+    grammars: GrammarChecker
 
 
 def services_of(request: Request) -> Services:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cllm_core.config import DeviceName, DTypeName, EngineConfig
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
+from cllm_core.text.tools.formats import ToolFormatChoice
 from server.limits import BodyLimits
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
@@ -169,6 +170,11 @@ class ServerSettings(EngineSettings):
             "loaded."
         ),
     ] = ()
+    tool_call_format: Annotated[
+        ToolFormatChoice,
+        SERVER,
+        Field(description="How the model writes calls of functions. auto: as its chat template shows, else hermes."),
+    ] = "auto"
     host: Annotated[str, SERVER, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
     port: Annotated[int, SERVER, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     api_keys: Annotated[
@@ -210,6 +216,20 @@ class ServerSettings(EngineSettings):
         int, LIMITS, Field(ge=0, description="Longest chat_template_kwargs, in characters of JSON.")
     ] = 16384
 
+    max_tools: Annotated[int, LIMITS, Field(ge=0, description="Most tools that one request may offer.")] = 128
+    max_tools_chars: Annotated[
+        int, LIMITS, Field(ge=0, description="Longest tools of one request together, in characters of JSON.")
+    ] = 131072
+
+    max_grammar_chars: Annotated[
+        int,
+        LIMITS,
+        Field(ge=1, description="Longest JSON schema, regex, choice or grammar that an output has to match."),
+    ] = 65536
+    max_grammar_seconds: Annotated[
+        float, LIMITS, Field(gt=0, description="Seconds that compiling one of these may take.")
+    ] = 0.5
+
     @property
     def body_limits(self) -> BodyLimits:
         """The bounds on the shape of request bodies."""
@@ -218,6 +238,9 @@ class ServerSettings(EngineSettings):
             max_depth=self.max_depth,
             max_stop_chars=self.max_stop_chars,
             max_template_kwargs_chars=self.max_template_kwargs_chars,
+            max_grammar_chars=self.max_grammar_chars,
+            max_tools=self.max_tools,
+            max_tools_chars=self.max_tools_chars,
         )
 
     @model_validator(mode="after")

@@ -34,7 +34,13 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     """Continue one or more prompts."""
     model = await services.models.get(body.model)
     head = _head("cmpl", body, model, has_logprobs=body.logprobs is not None)
-    plan = await plan_completion(body, model, answer_id=head.answer_id, max_choices=services.settings.max_choices)
+    plan = await plan_completion(
+        body,
+        model,
+        answer_id=head.answer_id,
+        max_choices=services.settings.max_choices,
+        grammars=services.grammars,
+    )
     generation = await start_generation(request, services, plan, model)
     return await _respond(request, body, generation, CompletionAnswer(head), settings=services.settings)
 
@@ -48,9 +54,16 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     """Answer a conversation."""
     model = await services.models.get(body.model)
     head = _head("chatcmpl", body, model, has_logprobs=bool(body.logprobs))
-    plan = await plan_chat(body, model, answer_id=head.answer_id, max_choices=services.settings.max_choices)
+    plan = await plan_chat(
+        body,
+        model,
+        answer_id=head.answer_id,
+        max_choices=services.settings.max_choices,
+        grammars=services.grammars,
+    )
     generation = await start_generation(request, services, plan, model)
-    return await _respond(request, body, generation, ChatAnswer(head), settings=services.settings)
+    answer = ChatAnswer(head, may_call=plan.calls is not None)
+    return await _respond(request, body, generation, answer, settings=services.settings)
 
 
 def _head(prefix: str, body: GenerationRequest, model: LoadedModel, *, has_logprobs: bool) -> AnswerHead:

@@ -28,7 +28,13 @@ async def create_response(body: ResponseRequest, request: Request, services: Ser
     model = await services.models.get(body.model)
     shaper = ResponseShaper(body, response_id=f"resp_{uuid.uuid4().hex}", created_at=int(time.time()))
     chat = body.to_chat()
-    plan = await plan_chat(chat, model, answer_id=shaper.response_id, max_choices=services.settings.max_choices)
+    plan = await plan_chat(
+        chat,
+        model,
+        answer_id=shaper.response_id,
+        max_choices=services.settings.max_choices,
+        grammars=services.grammars,
+    )
     generation = await start_generation(request, services, plan, model)
     if not body.stream:
         return await respond_whole(request, generation, shaper.whole)

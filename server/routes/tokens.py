@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from server.json_body import JsonRoute
 from server.models import LoadedModel
 from server.openapi import errors
+from server.planning import render_chat
 from server.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tokens import (
@@ -40,7 +41,7 @@ async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> Detokeni
 async def render_chat_completion(body: ChatCompletionRequest, services: ServicesDep) -> RenderResponse:
     """Show the prompt that a chat completion request leads to, however long, and generate nothing."""
     model = await services.models.get(body.model)
-    prompt = await render_messages(body.messages, model, template_kwargs=body.chat_template_kwargs)
+    prompt = await render_chat(body, model)
     return RenderResponse(
         prompt=prompt.text,
         count=len(prompt.token_ids),

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, GenerationRequest, IsNeutral, Usage, only
+from cllm_core.text.tools.conversation import Turn
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, IsNeutral, Usage, client_side, only
+from server.schemas.structured import StructuredRequest
+from server.schemas.tools import MessageToolCall, ToolChoice, Tools, ToolUse, check_results, tool_use
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -50,22 +53,23 @@ def content_text(content: str | list[TextPart] | None) -> str:
 
 # Fields of a message that OpenAI's answers carry and clients send back; null or empty, they say nothing.
 _EMPTY_MESSAGE_FIELDS: Mapping[str, IsNeutral] = {
-    "tool_calls": only([]),
     "annotations": only([]),
     "function_call": only(),
     "refusal": only(),
     "audio": only(),
+    "parsed": client_side,
 }
 
 
 class Message(ApiModel):
-    """One message of the conversation."""
+    """One message of the conversation; of an assistant that called functions, the content may be left out."""
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = _EMPTY_MESSAGE_FIELDS
 
     role: Role
     content: Content | None = None
     name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="before")
@@ -80,11 +84,36 @@ class Message(ApiModel):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
-        if self.content is None:
+        if self.content is None and not self.tool_calls:
             raise InvalidRequest(f"messages: a message of role {self.role!r} needs content", param="messages")
-        if self.tool_call_id is not None and self.role != "tool":
-            raise InvalidRequest("messages: tool_call_id belongs to messages of role 'tool' only", param="messages")
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequest("messages: tool_calls belong to messages of role 'assistant' only", param="messages")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise InvalidRequest(
+                "messages: a message of role 'tool' needs the tool_call_id of the call that it answers, and no "
+                "other message has one",
+                param="messages",
+            )
         return self
+
+    def to_turn(self) -> Turn:
+        """The message as chat templates know it, `system` for the role that OpenAI renamed to `developer`."""
+        return Turn(
+            role="system" if self.role == "developer" else self.role,
+            content=content_text(self.content),
+            name=self.name,
+            calls=tuple(call.to_made_call() for call in self.tool_calls or ()),
+            call_id=self.tool_call_id,
+        )
+
+
+def _check_results(messages: list[Message]) -> list[Message]:
+    steps = (([call.id for call in message.tool_calls or ()], message.tool_call_id) for message in messages)
+    check_results(steps, lambda index: f"messages.{index}.tool_call_id")
+    return messages
+
+
+Messages = Annotated[list[Message], Field(min_length=1), AfterValidator(_check_results)]
 
 
 class Prediction(ApiModel):
@@ -98,7 +127,7 @@ TemplateKwargs = dict[str, JsonValue]
 """Variables for the chat template; bounded as a whole by the server's limits."""
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(StructuredRequest):
     """Body of a chat completion request."""
 
     model_config = ConfigDict(
@@ -111,12 +140,8 @@ class ChatCompletionRequest(GenerationRequest):
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = {
         **LABEL_FIELDS,
-        "tools": only([]),
-        "tool_choice": only("none", "auto"),
-        "parallel_tool_calls": only(True, False),
         "functions": only([]),
         "function_call": only("none", "auto"),
-        "response_format": only({"type": "text"}),
         "modalities": only(["text"]),
         "verbosity": only("medium"),
         "reasoning_effort": only("none"),
@@ -129,7 +154,10 @@ class ChatCompletionRequest(GenerationRequest):
 
     prompt_field: ClassVar[str] = "messages"
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -137,8 +165,18 @@ class ChatCompletionRequest(GenerationRequest):
     prediction: Prediction | None = None
     chat_template_kwargs: TemplateKwargs | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_successors(cls, body: object) -> object:
+        successors = {"functions": "tools", "function_call": "tool_choice"}
+        for name, successor in successors.items():
+            if isinstance(body, dict) and body.get(name) is not None and not cls.refusable[name](body[name]):
+                raise UnsupportedParameter(f"{name}: deprecated by OpenAI, use {successor!r} instead", param=name)
+        return body
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
+        self.tool_use()
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs: only allowed with logprobs=true", param="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -147,6 +185,10 @@ class ChatCompletionRequest(GenerationRequest):
                 param="max_tokens",
             )
         return self
+
+    def tool_use(self) -> ToolUse | None:
+        """Which calls of functions the request wants, None for none (InvalidRequest where its fields do not agree)."""
+        return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
     @property
     def limit_field(self) -> str:
@@ -185,12 +227,31 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunctionBody(BaseModel):
+    """A function that the model calls; arguments are the text of a JSON object, incomplete where the answer was cut."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(BaseModel):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunctionBody
+
+
 class AnswerMessage(BaseModel):
-    """The model's answer."""
+    """The model's answer; content is null where it only calls functions, tool_calls are there where it calls any."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallBody] | None = None
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(BaseModel):
@@ -203,7 +264,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: ChatFinishReason
     token_ids: list[int] | None = None
 
 
@@ -220,11 +281,28 @@ class ChatCompletion(BaseModel):
     prompt_token_ids: list[int] | None = None
 
 
+class FunctionDelta(BaseModel):
+    """The name of a function with empty arguments, or the next piece of the arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """What is new of a call; its first delta has id, type and name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     """What is new of an answer; the first delta names the role."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -238,7 +316,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: ChatFinishReason | None
     draft: str | None = None
     token_ids: list[int] | None = None
 

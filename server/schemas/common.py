@@ -51,6 +51,9 @@ metadata_map = IsNeutral(
     {"type": "object", "additionalProperties": {"type": "string"}},
 )
 
+# What the official client's parsing helpers put into an answer for their user, and send back with it.
+client_side = IsNeutral(lambda _: True, {})
+
 
 class ApiModel(BaseModel):
     """A body or part of one: unknown fields and wrong types are refused, never converted or dropped.

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, GenerationRequest, IsNeutral, Usage
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, IsNeutral, Usage
+from server.schemas.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 
@@ -30,7 +31,7 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(type(part) is kind for part in value)
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(StructuredRequest):
     """Body of a completion request."""
 
     model_config = ConfigDict(

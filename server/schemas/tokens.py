@@ -1,11 +1,11 @@
 """Bodies of /tokenize, /detokenize and /v1/chat/completions/render."""
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from cllm_core.errors import InvalidRequest
-from server.schemas.chat import Message, TemplateKwargs
+from server.schemas.chat import Messages, TemplateKwargs
 from server.schemas.common import EXAMPLE_MODEL, ApiModel
 
 
@@ -22,7 +22,7 @@ class TokenizeRequest(ApiModel):
 
     model: str
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateKwargs | None = None

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WrapValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.tools.conversation import MadeCall
 from cllm_core.text.tools.formats import NAME_PATTERN, Function, FunctionCall, parse_arguments
 from cllm_core.text.tools.grammar import CallRules
-from server.schemas.common import ApiModel
+from server.schemas.common import ApiModel, IsNeutral, client_side, without_neutral
 
 FunctionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 
@@ -118,7 +118,7 @@ def choice_parser(forms: Mapping[str, type[ApiModel]]) -> Callable[[object, obje
     """A validator for a tool_choice that is a word or one of these objects, told apart by their type."""
 
     def parse(value: object, _: object) -> object:
-        if value in get_args(ChoiceMode):
+        if value in get_args(ChoiceMode) or isinstance(value, tuple(forms.values())):
             return value
         choice = typed(forms, value)
         if choice is None:
@@ -203,15 +203,28 @@ def _check_chosen(chosen: Sequence[str], functions: Sequence[Function]) -> None:
             )
 
 
-class CalledFunction(ApiModel):
+class _SentBack(ApiModel):
+    """Part of an answer that clients send back."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_client_side(cls, part: object) -> object:
+        return without_neutral(part, cls.refusable)
+
+
+class CalledFunction(_SentBack):
     """A function that was called."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {"parsed_arguments": client_side}
 
     name: FunctionName
     arguments: Arguments
 
 
-class MessageToolCall(ApiModel):
+class MessageToolCall(_SentBack):
     """A call in an earlier answer."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {"index": client_side}
 
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function"]

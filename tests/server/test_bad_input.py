@@ -11,9 +11,10 @@ from tests.server.harness import RunningServer, running
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-MAX_BODY_BYTES = 100_000
+MAX_BODY_BYTES = 200_000
 JSON = {"content-type": "application/json"}
 USER = {"role": "user", "content": "Hi"}
+CALL: dict[str, object] = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,24 @@ def assert_alive(server: RunningServer, http: httpx.Client) -> None:
     assert server.in_loop(lambda: server.engine.num_open) == 0
 
 
+def called(**changes: object) -> dict[str, object]:
+    """An answer that called a function."""
+    function = {"name": "f", "arguments": "{}", **changes}
+    return {"role": "assistant", "tool_calls": [{**CALL, "function": function}]}
+
+
+def tool(name: str = "f", **changes: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, **changes}}
+
+
+def choice(name: str) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, name: str) -> dict[str, object]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [choice(name)]}}
+
+
 CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "Hi"}, "messages"),
@@ -51,8 +70,18 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages"),
     ({"messages": [{**USER, "colour": "red"}]}, "messages.0.colour"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0.type"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages"),
+    ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages"),
     ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+    ({"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages.1.tool_call_id"),
+    ({"messages": [called(arguments={"x": 1})]}, "messages.0.tool_calls.0.function.arguments"),
+    ({"messages": [called(arguments="[1]")]}, "messages.0.tool_calls.0.function.arguments"),
+    ({"messages": [called(arguments='{"x": NaN}')]}, "messages.0.tool_calls.0.function.arguments"),
+    ({"messages": [called(arguments="[" * 50_000)]}, "messages.0.tool_calls.0.function.arguments"),
+    ({"messages": [called(name="a b")]}, "messages.0.tool_calls.0.function.name"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]}, "messages.0.tool_calls.0.type"),
     ({"temperature": "0.5"}, "temperature"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": True}, "temperature"),
@@ -85,17 +114,37 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"block_length": 0}, "block_length"),
     ({"prediction": {"type": "other", "content": "x"}}, "prediction.type"),
     ({"prediction": {"type": "content", "content": "x" * 600}}, "prediction"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tools": 5}, "tools"),
+    ({"tools": [5]}, "tools.0"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    ({"tools": [tool(), tool("g"), tool()]}, "tools"),
+    ({"tools": [tool("a b")]}, "tools.0.function.name"),
+    ({"tools": [tool("f" * 65)]}, "tools.0.function.name"),
+    ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters"),
+    ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
+    ({"tools": [tool(colour="red")]}, "tools.0.function.colour"),
+    ({"tools": [tool(str(i)) for i in range(129)]}, "tools"),
+    ({"tools": [tool(description="x" * 131_072)]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "always", "tools": [tool()]}, "tool_choice"),
+    ({"tool_choice": {"type": "custom"}, "tools": [tool()]}, "tool_choice"),
+    ({"tool_choice": choice("g"), "tools": [tool()]}, "tool_choice"),
+    ({"tool_choice": choice("f")}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {}}, "tools": [tool()]}, "tool_choice.function.name"),
+    ({"tool_choice": allowed("maybe", "f"), "tools": [tool()]}, "tool_choice.allowed_tools.mode"),
+    ({"tool_choice": allowed("auto", "g"), "tools": [tool()]}, "tool_choice"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
     ({"store": True}, "store"),
     ({"metadata": [1]}, "metadata"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
-    ({"guided_json": {}}, "guided_json"),
+    ({"guided_json": "{}}"}, "guided_json"),
     ({"model": 5}, "model"),
     ({"model": None}, "model"),
 ]

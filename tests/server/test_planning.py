@@ -7,7 +7,9 @@ import pytest
 
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
-from server.models import LoadedModel
+from cllm_core.text.tools.dialect import find_dialect
+from server.grammars import GrammarChecker
+from server.models import LoadedModel, TextTools
 from server.planning import plan_chat, plan_completion
 from server.prompts import INLINE_CHARS
 from server.schemas.chat import ChatCompletionRequest
@@ -27,31 +29,32 @@ class RecordingCodec(TextCodec):
         return super().encode(text, add_special_tokens=add_special_tokens, param=param)
 
 
-def make_model(codec: TextCodec) -> LoadedModel:
+def make_model(codec: TextCodec, template: ChatTemplate | None = None) -> LoadedModel:
     info = make_info(max_model_len=100_000)
-    return LoadedModel(name="m", info=info, codec=codec, chat_template=None, fingerprint="fp", created=0)
+    dialect = find_dialect(template, codec, chosen="auto", end_ids=info.eos_token_ids)
+    tools = TextTools(info.tokenizer, codec, template, dialect)
+    return LoadedModel(name="m", info=info, tools=tools, fingerprint="fp", created=0)
+
+
+def make_checker() -> GrammarChecker:
+    return GrammarChecker(max_seconds=5.0)
 
 
 @pytest.mark.parametrize(("num_chars", "on_loop"), [(10, True), (INLINE_CHARS + 1, False)])
 def test_long_prompts_are_tokenized_off_the_event_loop(num_chars: int, on_loop: bool) -> None:
     codec = RecordingCodec()
     body = CompletionRequest.model_validate({"model": "m", "prompt": "x" * num_chars})
-    plan = asyncio.run(plan_completion(body, make_model(codec), answer_id="a", max_choices=1))
+    planning = plan_completion(body, make_model(codec), answer_id="a", max_choices=1, grammars=make_checker())
+    plan = asyncio.run(planning)
     assert [thread == threading.get_ident() for thread in codec.threads] == [on_loop]
     assert len(plan.requests[0].prompt_ids) == num_chars
 
 
 def test_a_long_prediction_is_tokenized_off_the_event_loop_too() -> None:
     codec = RecordingCodec()
-    model = LoadedModel(
-        name="m",
-        info=make_info(max_model_len=100_000),
-        codec=codec,
-        chat_template=ChatTemplate("Hello"),
-        fingerprint="fp",
-        created=0,
-    )
+    model = make_model(codec, ChatTemplate("Hello"))
     prediction = {"type": "content", "content": "x" * (INLINE_CHARS + 1)}
     fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "prediction": prediction}
-    asyncio.run(plan_chat(ChatCompletionRequest.model_validate(fields), model, answer_id="a", max_choices=1))
+    body = ChatCompletionRequest.model_validate(fields)
+    asyncio.run(plan_chat(body, model, answer_id="a", max_choices=1, grammars=make_checker()))
     assert [thread == threading.get_ident() for thread in codec.threads] == [True, False]

@@ -139,11 +139,10 @@ def test_messages_are_rendered_by_the_models_template(server: RunningServer) -> 
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
         {"role": "assistant", "content": "Yes?", "refusal": None, "tool_calls": None, "annotations": []},
-        {"role": "tool", "content": "42", "tool_call_id": "call_1"},
     ]
     post(server, CHAT, chat_body(messages=messages))
     text = server.engine.decode(server.engine.requests[-1].prompt_ids)
-    assert text == "<system>Be brief.\n<user>Hi\n<assistant>Yes?\n<tool>42\n<assistant>"
+    assert text == "<system>Be brief.\n<user>Hi\n<assistant>Yes?\n<assistant>"
 
 
 def test_a_prediction_seeds_the_draft(server: RunningServer) -> None:
