@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,24 +9,17 @@ import pytest
 
 from tests.checkpoints import write_adapter
 from tests.server.harness import wait_until
-from tests.server.test_end_to_end import OPTIONS, ServeProcess
+from tests.server.serve_process import ServeProcess, serving
 
 
 @pytest.fixture(scope="module")
 def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("adapters")
-    adapters = [f"--adapter=sql={write_adapter(folder / 'sql', tiny_llama)}", f"--adapter-root={folder}"]
+    sql = write_adapter(folder / "sql", tiny_llama)
     write_adapter(folder / "chat", tiny_llama, seed=2)
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", str(tiny_llama), *OPTIONS]
-    with (folder / "log").open("wb") as stderr, subprocess.Popen([*command, *adapters], stderr=stderr) as process:
-        try:
-            served = ServeProcess(folder / "log")
-            with served.http:
-                served.wait_ready()
-                yield served
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    options = (f"--adapter=sql={sql}", f"--adapter-root={folder}")
+    with serving(tiny_llama, folder / "log", *options) as process:
+        yield process
 
 
 def test_adapters_serve_from_the_start_from_later_and_after_a_crash(served: ServeProcess) -> None:
