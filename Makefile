@@ -58,8 +58,9 @@ test-clients: setup ## run clients of other makers (Node SDK, LangChain, LiteLLM
 	if command -v npm; then npm ci --prefix tests/clients/node; fi
 	$(BIN)/pytest -m clients tests/clients
 
-docs: setup ## regenerate docs/settings.md
+docs: setup ## regenerate docs/settings.md and docs/compatibility.md
 	$(BIN)/python -m tests.settings_page > docs/settings.md
+	$(BIN)/python -m tests.compatibility_page > docs/compatibility.md
 
 lock: setup ## write the installed versions to constraints.txt
 	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new
