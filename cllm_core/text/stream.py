@@ -12,7 +12,7 @@ import msgspec
 from cllm_core.request import FinishReason, RequestOutput, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stop import StopMatcher
-from cllm_core.text.tools.reader import CallDelta, CallSyntax, ReadText
+from cllm_core.text.tools.reader import CallDelta, CallSyntax, ReadText, merge_deltas
 
 
 class PlacedLogprobs(msgspec.Struct, frozen=True):
@@ -129,11 +129,11 @@ class OutputText:
             read = ReadText(text) if self._reader is None else self._reader.push(text)
             safe.append(self._stop.push(read.content))
             if self._stop.finished:
-                return "".join(safe), tuple(calls), index + 1
+                return "".join(safe), (), index + 1
             if self._is_calling:
                 safe.append(self._stop.flush())
             calls += read.calls
-        return "".join(safe), tuple(calls), len(token_ids)
+        return "".join(safe), merge_deltas(calls), len(token_ids)
 
     @property
     def _is_calling(self) -> bool:

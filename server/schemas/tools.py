@@ -168,8 +168,12 @@ def tool_use(
     _check_chosen(chosen, functions)
     if mode == "none" or not functions:
         return None
-    callable_functions = tuple(function for function in functions if function.name in chosen)
-    rules = CallRules(functions=callable_functions, is_required=mode == "required", is_parallel=is_parallel)
+    rules = CallRules(
+        functions=tuple(function for function in functions if function.name in chosen),
+        is_required=mode == "required",
+        # Whoever names the function to call wants one call; small models would go on for ever.
+        is_parallel=is_parallel and not isinstance(choice, NamedChoice),
+    )
     return ToolUse(functions, rules)
 
 

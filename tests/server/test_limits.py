@@ -33,6 +33,15 @@ def nested(depth: int) -> object:
     return value
 
 
+def tool(**changes: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "f", **changes}}
+
+
+def called(arguments: str) -> dict[str, object]:
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
 HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
     "messages": (CHAT, {"messages": [USER] * 60_000}, "messages"),
     "more messages": (CHAT, {"messages": [USER] * 200_000}, None),
@@ -45,6 +54,19 @@ HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
     "stop strings": (CHAT, {"messages": [USER], "stop": ["x"] * 1_000_000}, "stop"),
     "long stop string": (CHAT, {"messages": [USER], "stop": "x" * 4_000_000}, "stop"),
     "long stop strings": (CHAT, {"messages": [USER], "stop": ["x", "y" * 1025]}, "stop"),
+    "tools": (CHAT, {"messages": [USER], "tools": [tool()] * 4000}, "tools"),
+    "long tools": (CHAT, {"messages": [USER], "tools": [tool(description="x" * 4_000_000)]}, "tools"),
+    "same tools": (CHAT, {"messages": [USER], "tools": [tool()] * 128}, "tools"),
+    "many results": (
+        CHAT,
+        {"messages": [{"role": "tool", "content": "", "tool_call_id": "x"}] * 4000},
+        "messages.0.tool_call_id",
+    ),
+    "calls nested in text": (
+        CHAT,
+        {"messages": [called("[" * 4_000_000)]},
+        "messages.0.tool_calls.0.function.arguments",
+    ),
     "deep": (CHAT, {"messages": [USER], "metadata": nested(10)}, "metadata"),
     "prompts": (COMPLETIONS, {"prompt": ["x"] * 1_000_000}, "prompt"),
     "prompts of ids": (COMPLETIONS, {"prompt": [[1]] * 500_000}, None),

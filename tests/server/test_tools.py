@@ -193,11 +193,20 @@ def test_the_choice_binds_the_output_and_the_model_is_told_of_all(
     assert all(name in prompt_of(silent) for name in ("get_weather", "get_time"))
 
 
-def test_one_call_at_a_time_is_another_grammar(silent: RunningServer) -> None:
-    post(silent, parallel_tool_calls=False)
-    one = grammar_of(silent)
-    post(silent)
-    assert len(grammar_of(silent)) > len(one)
+@pytest.mark.parametrize(
+    ("fields", "is_parallel"),
+    [
+        ({}, True),
+        ({"parallel_tool_calls": True, "tool_choice": "required"}, True),
+        ({"parallel_tool_calls": False}, False),
+        ({"tool_choice": {"type": "function", "function": {"name": "get_time"}}}, False),
+    ],
+)
+def test_calls_follow_each_other_unless_one_is_wanted(
+    silent: RunningServer, fields: dict[str, Any], is_parallel: bool
+) -> None:
+    post(silent, **fields)
+    assert (" call)*" in grammar_of(silent)) == is_parallel
 
 
 def test_with_no_tools_to_call_nothing_is_described_forced_or_read(silent: RunningServer) -> None:
@@ -277,3 +286,12 @@ def test_a_schema_that_cannot_be_enforced_is_refused_only_where_it_is_strict(sil
         response = silent.shared_http.post(CHAT, json={"model": MODEL_NAME, "messages": HELLO, "tools": tools})
         assert response.status_code == status, response.text
     assert response.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?=a)"])
+def test_patterns_that_no_grammar_can_follow_are_refused(silent: RunningServer, pattern: str) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}, "required": ["x"]}
+    body = {"model": MODEL_NAME, "messages": HELLO, "tool_choice": "required"}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters, "strict": True}}]
+    response = silent.shared_http.post(CHAT, json={**body, "tools": tools})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")

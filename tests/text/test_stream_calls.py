@@ -96,3 +96,10 @@ def test_a_draft_ends_where_a_call_begins(finish_reason: FinishReason) -> None:
     assert (first.text, first.draft) == ("Yes, ", "xy.")
     assert (second.text, second.draft) == ("x", "")
     assert (last.text, last.calls, last.finish_reason) == ("", (), finish_reason)
+
+
+def test_a_step_tells_the_arguments_of_a_call_in_one_piece() -> None:
+    delta = make_text().push(make_output(encode(WRITTEN), "stop"))
+    assert [(call.index, call.name, call.arguments) for call in delta.calls] == [
+        (0, "get", ""), (0, None, CALLS[0].arguments), (1, "get", ""), (1, None, CALLS[1].arguments),
+    ]  # fmt: skip

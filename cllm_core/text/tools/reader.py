@@ -10,7 +10,7 @@ behind a marker, so a text that leaves it there is a fault of the engine.
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -226,6 +226,17 @@ class _ObjectScanner:
             self._in_string = not self._in_string
         else:
             self._depth += 1 if mark in "{[" else -1
+
+
+def merge_deltas(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
+    """The same news in as few deltas as there can be: neighbouring pieces of one call's arguments become one."""
+    merged: list[CallDelta] = []
+    for delta in deltas:
+        if merged and delta.name is None and merged[-1].name is None:  # of the same call, for another began with a name
+            merged[-1] = CallDelta(index=delta.index, arguments=merged[-1].arguments + delta.arguments)
+        else:
+            merged.append(delta)
+    return tuple(merged)
 
 
 def join_calls(deltas: Sequence[CallDelta]) -> tuple[FunctionCall, ...]:
