@@ -52,8 +52,15 @@ def json_object_grammar() -> str:
 
 
 def regex_grammar(pattern: str) -> str:
-    """Matches what the regex matches as a whole (syntax of the Rust crate `regex`, without look-around)."""
-    return f"start: /{regex_to_lark(pattern, '')}/"
+    """Matches what the regex matches as a whole (syntax of the Rust crate `regex`, without look-around).
+
+    Raises:
+        InvalidRequest: the pattern holds half of a surrogate pair, which no UTF-8 text can.
+    """
+    try:
+        return f"start: /{regex_to_lark(pattern, '')}/"
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the regex is no valid Unicode: {error}", param="grammar") from error
 
 
 def choice_grammar(choices: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import random
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -131,6 +132,12 @@ def test_a_schema_that_is_no_json_is_refused() -> None:
         json_grammar({"const": float("nan")})
     with pytest.raises(InvalidRequest, match="x-guidance"):
         json_grammar({"x-guidance": 3})
+
+
+@pytest.mark.parametrize("write", [regex_grammar, lambda half: choice_grammar([half]), lambda half: half])
+def test_half_a_surrogate_pair_is_refused(write: Callable[[str], str]) -> None:
+    with pytest.raises(InvalidRequest):
+        compiler().matcher(write("\ud800"))
 
 
 def test_gbnf_that_cannot_be_read_is_refused() -> None:
