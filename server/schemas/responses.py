@@ -32,9 +32,9 @@ from server.schemas.tools import (
     NamedFunction,
     check_results,
     choice_parser,
+    parse_by_type,
     refuse_other_tools,
     tool_use,
-    typed,
 )
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -99,7 +99,7 @@ def _parse_item(item: object, _: object) -> object:
     if not isinstance(item, dict):
         raise InvalidRequest("input: an item must be an object", param="input")
     told = {"type": "message"} | {name: value for name, value in item.items() if name not in _ITEM_LABELS}
-    parsed = typed(_ITEM_FORMS, told)
+    parsed = parse_by_type(_ITEM_FORMS, told)
     if parsed is None:
         raise UnsupportedParameter(
             f"input item of type {told['type']!r}: only {', '.join(_ITEM_FORMS)} are supported", param="input"

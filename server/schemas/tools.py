@@ -107,7 +107,7 @@ class AllowedChoice(ApiModel):
 ChoiceMode = Literal["none", "auto", "required"]
 
 
-def typed(forms: Mapping[str, type[ApiModel]], value: object) -> ApiModel | None:
+def parse_by_type(forms: Mapping[str, type[ApiModel]], value: object) -> ApiModel | None:
     """The value as the form that its `type` names, None where that names none; errors tell their place in the value."""
     kind = value.get("type") if isinstance(value, dict) else None
     form = forms.get(kind) if isinstance(kind, str) else None
@@ -120,7 +120,7 @@ def choice_parser(forms: Mapping[str, type[ApiModel]]) -> Callable[[object, obje
     def parse(value: object, _: object) -> object:
         if value in get_args(ChoiceMode) or isinstance(value, tuple(forms.values())):
             return value
-        choice = typed(forms, value)
+        choice = parse_by_type(forms, value)
         if choice is None:
             raise UnsupportedParameter(
                 "tool_choice: must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",

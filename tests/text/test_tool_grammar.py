@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
-from cllm_core.errors import UnsupportedParameter
+from cllm_core.errors import InvalidRequest
 from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS, Function, FunctionCall, ToolFormat
 from cllm_core.text.tools.grammar import CallRules, Vocabulary, calls_grammar
 from tests.text.factories import byte_level, id_of
@@ -140,7 +140,7 @@ BOB = 'start: %json {"type": "object", "properties": {"name": {"enum": ["Bob"]}}
 @every_format
 def test_content_may_have_to_match_a_grammar_of_its_own(tool_format: ToolFormat, tokenizer: Tokenizer) -> None:
     if tool_format.marker is None:
-        with pytest.raises(UnsupportedParameter, match="response_format"):
+        with pytest.raises(InvalidRequest, match="cannot be told"):
             make_grammar(tool_format, tokenizer, content=BOB)
         return
     grammar = make_grammar(tool_format, tokenizer, content=BOB)

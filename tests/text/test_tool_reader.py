@@ -12,6 +12,7 @@ from cllm_core.errors import EngineFailed
 from cllm_core.text.tools.formats import (
     DEFAULT_FORMAT,
     FORMATS,
+    WHITE_SPACE,
     FunctionCall,
     ToolFormat,
     ToolFormatName,
@@ -43,7 +44,9 @@ def read(tool_format: ToolFormat, pieces: list[str]) -> tuple[str, tuple[Functio
 
 def has_marker(tool_format: ToolFormat, text: str) -> bool:
     markers = tool_format.markers(NAMES)
-    return any(marker in text if tool_format.marker else text.lstrip().startswith(marker) for marker in markers)
+    return any(
+        marker in text if tool_format.marker else text.lstrip(WHITE_SPACE).startswith(marker) for marker in markers
+    )
 
 
 @settings(deadline=None, max_examples=200)
@@ -51,7 +54,7 @@ def has_marker(tool_format: ToolFormat, text: str) -> bool:
 def test_calls_and_content_are_read_back_however_the_text_is_cut(
     tool_format: ToolFormat, content: str, made: list[FunctionCall], at: list[int]
 ) -> None:
-    content = content.rstrip() if tool_format.marker else ""
+    content = content.rstrip(WHITE_SPACE) if tool_format.marker else ""
     text = content + "\n" + tool_format.write(made)
     assert read(tool_format, cut(text, at)) == (content, tuple(made))
 

@@ -21,6 +21,10 @@ NAME_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 """Of functions, as OpenAI documents it."""
 
 
+WHITE_SPACE = " \t\r\n"
+"""What may stand before calls and is part of neither them nor the text."""
+
+
 class Function(msgspec.Struct, frozen=True, kw_only=True):
     """A function that the client offers.
 

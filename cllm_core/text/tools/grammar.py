@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from cllm_core.errors import UnsupportedParameter
+from cllm_core.errors import InvalidRequest
 from cllm_core.text.grammar import json_rule
-from cllm_core.text.tools.formats import Function, ToolFormat, to_json
+from cllm_core.text.tools.formats import WHITE_SPACE, Function, ToolFormat, to_json
 
 _ANY_TEXT = "(?s:.*)"
 _SOME_TEXT = "(?s:.+)"
@@ -49,7 +49,7 @@ def calls_grammar(tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabul
     """The grammar, for SamplingParams.grammar.
 
     Raises:
-        UnsupportedParameter: the format cannot be told from text that has to match a grammar.
+        InvalidRequest: the format cannot be told from text that has to match a grammar.
     """
     return "\n".join(_Writer(tool_format, rules, vocabulary).lines())
 
@@ -82,10 +82,9 @@ class _Writer:
         elif self._rules.content is not None:
             if self._format.marker is None:
                 # Both begin with the same characters, among which the library's lexer does not look ahead.
-                raise UnsupportedParameter(
-                    f"response_format: cannot be had with tools in the format {self._format.name!r} of this model; "
-                    'leave one out, or give tool_choice "none" or "required"',
-                    param="response_format",
+                raise InvalidRequest(
+                    f"text of a form cannot be told from calls in the format {self._format.name!r} of this model; "
+                    "leave one of them out, or give tool_choice 'none' or 'required'"
                 )
             yield f"start: content | {self._calls()}"
             yield f"content: %lark {{\n{self._rules.content}\n}}"
@@ -109,7 +108,8 @@ class _Writer:
     def _text_or_calls(self) -> Iterator[str]:
         """Text that does not begin like a call, or calls from the beginning on."""
         names = [function.name for function in self._rules.functions]
-        openings = [r"\s*" + re.escape(marker) for marker in self._format.markers(names)]
+        white_space = WHITE_SPACE.encode("unicode_escape").decode()
+        openings = [f"[{white_space}]*" + re.escape(marker) for marker in self._format.markers(names)]
         alternatives = [self._head(), *(f"opening_{i} rest_{i} {self._more}" for i in range(len(names)))]
         yield f"start: {' | '.join(alternatives)}"
         for i, opening in enumerate(openings):

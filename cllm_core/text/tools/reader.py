@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from cllm_core.errors import EngineFailed
-from cllm_core.text.tools.formats import FunctionCall, ToolFormat
+from cllm_core.text.tools.formats import WHITE_SPACE, FunctionCall, ToolFormat
 
 _NAME_CHARS = string.ascii_letters + string.digits + "_-"
 _IN_JSON = re.compile(r'[{}\[\]"]')
@@ -102,7 +102,7 @@ class CallReader:
     def _split(self, pending: str) -> tuple[str, int | None]:
         """The content that can be given, and where the first marker begins, None while there is none."""
         start, num_safe = self._find_anywhere(pending) if self._format.marker else self._find_at_start(pending)
-        return pending[: num_safe if start is None else start].rstrip(), start
+        return pending[: num_safe if start is None else start].rstrip(WHITE_SPACE), start
 
     def _find_anywhere(self, pending: str) -> tuple[int | None, int]:
         """Where the marker begins, and how many characters belong to none."""
@@ -116,7 +116,7 @@ class CallReader:
 
     def _find_at_start(self, pending: str) -> tuple[int | None, int]:
         """The same for markers that only an output's beginning can be."""
-        text = pending.lstrip()
+        text = pending.lstrip(WHITE_SPACE)
         if self._has_content:
             return None, len(pending)
         if any(text.startswith(marker) for marker in self._markers):
