@@ -127,16 +127,38 @@ TemplateKwargs = dict[str, JsonValue]
 """Variables for the chat template; bounded as a whole by the server's limits."""
 
 
+_QUESTION: dict[str, JsonValue] = {
+    "model": EXAMPLE_MODEL,
+    "messages": [{"role": "user", "content": "Who was Jacobi?"}],
+    "max_tokens": 64,
+}
+_PERSON: dict[str, JsonValue] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "born": {"type": "integer"}},
+    "required": ["name", "born"],
+    "additionalProperties": False,
+}
+_EXAMPLES: list[JsonValue] = [
+    _QUESTION,
+    {
+        **_QUESTION,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "person", "schema": _PERSON, "strict": True},
+        },
+    },
+    {
+        **_QUESTION,
+        "tools": [{"type": "function", "function": {"name": "look_up", "parameters": _PERSON}}],
+        "tool_choice": "auto",
+    },
+]
+
+
 class ChatCompletionRequest(StructuredRequest):
     """Body of a chat completion request."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "Who was Jacobi?"}], "max_tokens": 8}
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
     refusable: ClassVar[Mapping[str, IsNeutral]] = {
         **LABEL_FIELDS,

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from server.app import create_app
 from server.schemas.common import EXAMPLE_MODEL
 from server.settings import ServerSettings
-from tests.server.fakes import ScriptedEngine
+from tests.server.fakes import ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
 
 API_KEY = "secret"
@@ -44,7 +44,8 @@ def api(num_examples: int) -> schemathesis.BaseSchema:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running(ScriptedEngine(), served_model_names=EXAMPLE_MODEL, api_keys=(API_KEY,)) as running_server:
+    engine = ScriptedEngine(info=make_info(max_model_len=4096))  # room for tools in the prompt
+    with running(engine, served_model_names=EXAMPLE_MODEL, api_keys=(API_KEY,)) as running_server:
         yield running_server
 
 
@@ -64,7 +65,7 @@ def check(case: ApiCase, server: RunningServer, session: requests.Session) -> No
     )
 
 
-@api(num_examples=10).parametrize()
+@api(num_examples=5).parametrize()
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_documented(case: ApiCase, server: RunningServer, session: requests.Session) -> None:
     check(case, server, session)
