@@ -31,8 +31,18 @@ needs_node = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    with serving(tiny_llama, tmp_path_factory.mktemp("serve") / "log", "--max-model-len=256") as process:
+def checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random checkpoint with room for descriptions of tools, which its tokenizer spells in many tokens."""
+    folder = tmp_path_factory.mktemp("roomy") / "checkpoint"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with serving(checkpoint, tmp_path_factory.mktemp("serve") / "log") as process:
         yield process
 
 
@@ -80,6 +90,12 @@ def test_node_sdk_responses(by_node: Any, expected: str) -> None:
 
 
 @needs_node
+def test_node_sdk_runs_tools_and_parses_structured_answers(by_node: Any) -> None:
+    assert by_node["tools"]["calls"] == [7]
+    assert json.loads(by_node["structured"]) == {"n": 7}
+
+
+@needs_node
 def test_node_sdk_raises_its_own_error_for_a_refusal(by_node: Any) -> None:
     expected = {"kind": "BadRequestError", "status": 400, "code": "invalid_value", "param": "temperature"}
     assert by_node["refusal"] == expected
@@ -91,6 +107,8 @@ def test_langchain(served: ServeProcess, expected: str) -> None:
     assert found["text"] == found["streamed"] == found["awaited"]
     assert found["batched"] == [found["text"]] * 2
     assert found["usage"]["output_tokens"] == found["logprobs"] == 12
+    assert found["structured"] == {"n": 7}
+    assert [(call["name"], call["args"]) for call in found["calls"]] == [("count", {"n": 7})]
     assert found["responses"] == expected
     assert found["completion"] == served.complete(max_tokens=12)
 
@@ -118,7 +136,7 @@ def test_llm(served: ServeProcess, expected: str, tmp_path: Path, streaming: tup
 
 @needs_python_clients
 def test_lm_evaluation_harness_scores_what_transformers_scores(
-    served: ServeProcess, tiny_llama: Path, tmp_path: Path
+    served: ServeProcess, checkpoint: Path, tmp_path: Path
 ) -> None:
     questions = [
         {"question": "The server reads the", "choices": ["request", "token and the draft", "answer"], "answer": 0},
@@ -126,11 +144,11 @@ def test_lm_evaluation_harness_scores_what_transformers_scores(
     ]
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    found = run_script("lm_eval_calls.py", f"{served.url}/v1", tiny_llama, file)
+    found = run_script("lm_eval_calls.py", f"{served.url}/v1", checkpoint, file)
     for question, scores in zip(questions, found["loglikelihoods"], strict=True):
         choices = question["choices"]
         assert isinstance(choices, list)
-        expected = [loglikelihood(tiny_llama, str(question["question"]), f" {choice}") for choice in choices]
+        expected = [loglikelihood(checkpoint, str(question["question"]), f" {choice}") for choice in choices]
         assert scores == pytest.approx(expected, abs=1e-3)
 
 

@@ -51,6 +51,29 @@ async function modelNames() {
   return names;
 }
 
+// The answer may hold one number only, so that a model that knows nothing can give it.
+const parameters = {
+  type: "object", properties: { n: { enum: [7] } }, required: ["n"], additionalProperties: false,
+};
+
+async function tools() {
+  const calls = [];
+  const count = { name: "count", parameters, parse: JSON.parse, function: ({ n }) => { calls.push(n); return "done"; } };
+  const runner = client.chat.completions.runTools(
+    { ...question, max_tokens: 100, tools: [{ type: "function", function: count }], tool_choice: "required" },
+    { maxChatCompletions: 1 },
+  );
+  const answer = await runner.finalChatCompletion();
+  await runner.done();
+  return { calls, reason: answer.choices[0].finish_reason };
+}
+
+async function structured() {
+  const format = { type: "json_schema", json_schema: { name: "count", schema: parameters, strict: true } };
+  const answer = await client.chat.completions.parse({ ...question, max_tokens: 100, response_format: format });
+  return answer.choices[0].message.content;
+}
+
 async function refusal() {
   try {
     await client.chat.completions.create({ ...question, temperature: -1 });
@@ -67,6 +90,8 @@ const found = {
   completion: await completion(),
   responses: await responses(),
   models: await modelNames(),
+  tools: await tools(),
+  structured: await structured(),
   refusal: await refusal(),
 };
 process.stdout.write(JSON.stringify(found));

@@ -7,6 +7,16 @@ import sys
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
+# The answer may hold one number only, so that a model that knows nothing can give it.
+COUNT = {
+    "title": "count",
+    "description": "Count.",
+    "type": "object",
+    "properties": {"n": {"enum": [7]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
 
 def main() -> None:
     """Ask, stream, batch, and ask asynchronously."""
@@ -14,6 +24,7 @@ def main() -> None:
     chat = ChatOpenAI(**common, max_retries=0)
     messages = [SystemMessage("Be brief."), HumanMessage("Hello")]
     whole = chat.invoke(messages)
+    roomy = ChatOpenAI(**{**common, "max_tokens": 100})
     found = {
         "text": whole.content,
         "usage": whole.usage_metadata,
@@ -23,6 +34,10 @@ def main() -> None:
         "logprobs": len(
             chat.bind(logprobs=True, top_logprobs=2).invoke(messages).response_metadata["logprobs"]["content"]
         ),
+        "structured": roomy.with_structured_output(COUNT, method="json_schema", strict=True).invoke(messages),
+        "calls": roomy.bind_tools([COUNT], tool_choice="required", parallel_tool_calls=False)
+        .invoke(messages)
+        .tool_calls,
         "responses": ChatOpenAI(**common, use_responses_api=True).invoke("Hello").text,
         "completion": OpenAI(**common).invoke("Once upon"),
     }
