@@ -15,7 +15,8 @@ from server.settings import ENV_PREFIX, ServerSettings
 from tests.settings_page import render_settings_page
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+OTHER_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES = sorted([*OTHER_PAGES, *(ROOT / "docs").glob("*.md")])
 
 # The image sets where it listens and on what device; a worker's endpoint makes no sense inside one container.
 SET_BY_IMAGE = {"host", "port", "device", "worker"}
