@@ -131,6 +131,15 @@ def test_what_is_within_the_limits_is_served(server: RunningServer) -> None:
     assert answer_of(server, fields) == ANSWER
 
 
+def test_a_text_that_does_not_end_is_looked_at_once(server: RunningServer) -> None:
+    """Each of its escaped quotes might begin a text that does not end either."""
+    body = b"[" * (MAX_CONTAINERS + 1) + b'"' + b'\\"' * 2_000_000
+    start = time.process_time()
+    response = server.shared_http.post(COMPLETIONS, content=body, headers=JSON)
+    assert time.process_time() - start < MAX_SECONDS
+    assert response.status_code == 400
+
+
 def test_brackets_in_texts_open_nothing(server: RunningServer) -> None:
     """Program text is full of them, escaped quotes included."""
     text = '[{"\\' * (MAX_CONTAINERS // 2 + 1)
