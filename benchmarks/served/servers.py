@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ _POLL_SECONDS = 0.2
 _LOG_TAIL = 2000  # characters
 _LOOPBACK = "127.0.0.1"
 _USAGE = {"include_usage": True}
+_VERSION_LINE = re.compile(r"(?:version:\s*)?(\d.*)")
 _CLLM = (sys.executable, "-c", "from server.cli import main; main()")
 
 
@@ -112,7 +114,7 @@ def transformers_server(program: Path, model: Path, *, flags: Sequence[str], num
 
 
 def version_of(spec: ServerSpec) -> str:
-    """The first line that the program says of its version, "unknown" where it says nothing."""
+    """What the program says of its version, "unknown" where it says nothing."""
     try:
         done = subprocess.run(
             spec.version_command,
@@ -124,7 +126,8 @@ def version_of(spec: ServerSpec) -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return next((line.strip() for line in (done.stdout + done.stderr).splitlines() if "ersion" in line), "unknown")
+    lines = map(_VERSION_LINE.fullmatch, (done.stdout + done.stderr).splitlines())
+    return next((line.group(1) for line in lines if line), "unknown")
 
 
 @contextmanager

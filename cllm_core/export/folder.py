@@ -11,6 +11,7 @@ from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
 
 _CARD = "README.md"
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+_CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -25,6 +26,8 @@ def write_folder(merged: MergedModel, folder: Path) -> None:
     with quiet():
         merged.model.save_pretrained(folder)
         merged.tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # its library lets the owner alone read them
+        shutil.copymode(folder / _CONFIG, weights)
     _write_end_tokens(folder / _GENERATION_CONFIG, merged.eos_token_ids)
     if merged.source.card is not None:
         write_card(folder, merged.source.card)

@@ -12,7 +12,7 @@ from benchmarks.served.measure import run_load_process
 from benchmarks.served.plots import draw
 from benchmarks.served.records import Answer, BenchmarkError, LoadJob
 from benchmarks.served.report import Comparison
-from benchmarks.served.servers import ServerSpec, running
+from benchmarks.served.servers import ServerSpec, running, version_of
 from tests.benchmarks.factories import make_measured
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
 from tests.server.harness import running as running_server
@@ -87,6 +87,15 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     spec = ServerSpec(name="missing", command=(str(tmp_path / "nowhere"),))
     with pytest.raises(BenchmarkError, match="missing: cannot be started"), running(spec, tmp_path / "log"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [("5.23.0", "5.23.0"), ("loading\nversion: 5432 (abc)\nbuilt with GNU", "5432 (abc)"), ("no idea", "unknown")],
+)
+def test_a_version_is_read_from_what_the_program_says(said: str, version: str) -> None:
+    spec = ServerSpec(name="any", version_command=(sys.executable, "-c", f"print({said!r})"))
+    assert version_of(spec) == version
 
 
 def test_plots_are_drawn(tmp_path: Path) -> None:

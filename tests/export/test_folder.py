@@ -83,3 +83,8 @@ def test_the_embedded_model_is_named_by_its_hub_id() -> None:
     source = ModelSource("cllm-sql", Checkpoint(Path("nowhere")), EMBEDDED_NAME, adapter=Path("nowhere"), card=card)
     merged = MergedModel(source, build_model("llama"), build_tokenizer(), ())
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in model_card(merged)
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(export: Export, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = export(tiny_llama, tmp_path / "out")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
