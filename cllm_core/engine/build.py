@@ -23,6 +23,7 @@ from cllm_core.models.embedded import cache_folder
 from cllm_core.models.fused_layer import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
+from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.kernels import load_kernels
 from cllm_core.models.packed_linear import can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
@@ -106,6 +107,8 @@ def _prepare_layers(
         kernels = load_kernels(cache_folder()) if config.native_kernels else None
         num_fused = fuse_layers(causal_lm, kernels, bank)
         model.use_kernels(kernels)
+        if kernels is not None:
+            use_native_head(causal_lm, kernels)
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(causal_lm)
     if bank is not None:

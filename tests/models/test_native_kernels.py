@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fused_layer import fuse_layers
 from cllm_core.models.model import PagedModel
+from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.kernels import Kernels, load_kernels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
@@ -23,6 +24,13 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     if loaded is None:
         pytest.skip("there is no C compiler here")
     return loaded
+
+
+@pytest.fixture(scope="session")
+def projecting(kernels: Kernels) -> Kernels:
+    if not kernels.can_project:
+        pytest.skip("this processor has no AVX512-BF16")
+    return kernels
 
 
 def make_cache(block_size: int, size: int, dtype: torch.dtype) -> KVCache:
@@ -97,6 +105,36 @@ def test_rotation_equals_its_formula(kernels: Kernels, size: int) -> None:
     torch.testing.assert_close(packed[:, 3:], untouched, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 32, 4), (3, 64, 132), (21, 576, 200)])
+def test_logits_are_summed_in_float32(projecting: Kernels, shape: tuple[int, int, int], num_threads: int) -> None:
+    num_rows, size, vocab_size = shape
+    hidden, weight = torch.randn(num_rows, size).bfloat16(), torch.randn(vocab_size, size).bfloat16()
+    torch.set_num_threads(num_threads)
+    logits = projecting.project(hidden, weight)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
+
+
+def test_a_logit_is_the_same_in_any_batch(projecting: Kernels) -> None:
+    hidden, weight = torch.randn(2, 37, 64).bfloat16(), torch.randn(152, 64).bfloat16()
+    together = projecting.project(hidden, weight)
+    alone = torch.stack([projecting.project(row, weight) for row in hidden.flatten(0, 1)])
+    assert torch.equal(together.flatten(0, 1), alone)
+
+
+def test_only_a_plain_output_layer_is_replaced(projecting: Kernels) -> None:
+    model = build_model("llama")
+    assert not use_native_head(model, projecting)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    weight = model.get_output_embeddings().weight
+    assert use_native_head(model, projecting)
+    logits = model(input_ids=torch.arange(5)[None]).logits
+    hidden = model.get_decoder()(input_ids=torch.arange(5)[None]).last_hidden_state
+    torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
+    assert not use_native_head(model, projecting)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_model_with_kernels_is_as_near_to_float32_as_without(kernels: Kernels, architecture: Architecture) -> None:
     exact = _logits(architecture, torch.float32, None)
@@ -144,6 +182,7 @@ def _logits(architecture: Architecture, dtype: torch.dtype, kernels: Kernels | N
     paged.allocate_cache(num_blocks=16, block_size=8)
     if kernels is not None:
         fuse_layers(model, kernels)
+        use_native_head(model, kernels)
         paged.use_kernels(kernels)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     rows = [RowSpan(0, 37, 0, (3, 9, 1, 4, 12)), RowSpan(37, 4, 0, (0,))]

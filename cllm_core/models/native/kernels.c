@@ -1,5 +1,5 @@
 /* What is left of a bfloat16 decoder step beside its matrix products: norm, rotary embedding, attention over the paged
- * KV cache. Numbers are read and written as bfloat16 and computed as float32.
+ * KV cache; and the output layer, whose logits keep float32. Numbers are read as bfloat16 and computed as float32.
  *
  * Plain C with the vector types of GCC and Clang, so that one source serves AVX2, AVX-512 and NEON. Head sizes are
  * multiples of 16 up to 256. Called through ctypes (cllm_core/models/native/kernels.py), which checks shapes.
@@ -15,6 +15,8 @@
 #define UNSEEN (-1e30f)
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t bf16;
@@ -46,9 +48,15 @@ static inline void store(bf16 *x, vec value) {
 static inline vec spread(float x) { return x - (vec){0}; }
 
 static inline float sum(vec x) {
-    float out = 0;
-    for (int i = 0; i < LANES; i++) out += x[i];
-    return out;
+    vec8 low, high;
+    memcpy(&low, &x, sizeof low);
+    memcpy(&high, (const char *)&x + sizeof low, sizeof high);
+    low += high;
+    vec4 first, last;
+    memcpy(&first, &low, sizeof first);
+    memcpy(&last, (const char *)&low + sizeof first, sizeof last);
+    first += last;
+    return first[0] + first[2] + (first[1] + first[3]);
 }
 
 static inline vec larger(vec x, vec y) {
@@ -258,3 +266,77 @@ void cllm_attend(const bf16 *query, const bf16 *key, const bf16 *value, const in
         }
     }
 }
+
+/* Whether this library can compute logits (cllm_project). */
+int cllm_can_project(void) {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+#define PAIRED 32       /* numbers that one instruction multiplies and adds up in pairs */
+#define TILE_ROWS 4     /* tokens and vocabulary entries whose products are summed in registers */
+#define TILE_ENTRIES 4
+#define BLOCK_ROWS 16   /* tokens and vocabulary entries that stay in the first and the second cache */
+#define BLOCK_ENTRIES 64
+
+/* The sum of each of four vectors. */
+static inline __m128 sum_each(const __m512 *x) {
+    __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    __m512 last = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first, last, 0x44), _mm512_shuffle_ps(first, last, 0xEE));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* out[i][j] = x[i] . weight[j]. Sums run in the same order whatever the tile, so that a logit does not depend on what
+ * else is in the step. */
+static inline __attribute__((always_inline)) void project_tile(const bf16 *x, const bf16 *weight, int64_t size,
+                                                               int rows, int64_t vocab, float *out) {
+    __m512 sums[TILE_ROWS][TILE_ENTRIES];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE_ENTRIES; j++) sums[i][j] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < size; d += PAIRED) {
+        __m512bh columns[TILE_ENTRIES];
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE_ENTRIES; j++) columns[j] = (__m512bh)_mm512_loadu_si512(weight + j * size + d);
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) {
+            __m512bh row = (__m512bh)_mm512_loadu_si512(x + i * size + d);
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE_ENTRIES; j++) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], row, columns[j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; i++) _mm_storeu_ps(out + i * vocab, sum_each(sums[i]));
+}
+
+static void project_block(const bf16 *x, const bf16 *weight, int64_t size, int64_t rows, int64_t entries,
+                          int64_t vocab, float *out) {
+    for (int64_t v = 0; v < entries; v += TILE_ENTRIES) {
+        int64_t r = 0;
+        for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+            project_tile(x + r * size, weight + v * size, size, TILE_ROWS, vocab, out + r * vocab + v);
+        for (; r < rows; r++) project_tile(x + r * size, weight + v * size, size, 1, vocab, out + r * vocab + v);
+    }
+}
+
+/* Logits: out [num_rows, vocab] of x [num_rows, size] and weight [vocab, size]; size is a multiple of PAIRED, vocab of
+ * TILE_ENTRIES. */
+void cllm_project(const bf16 *x, const bf16 *weight, int64_t num_rows, int64_t size, int64_t vocab, int num_threads,
+                  float *out) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t v = 0; v < vocab; v += BLOCK_ENTRIES) {
+        int64_t entries = vocab - v < BLOCK_ENTRIES ? vocab - v : BLOCK_ENTRIES;
+        for (int64_t r = 0; r < num_rows; r += BLOCK_ROWS) {
+            int64_t rows = num_rows - r < BLOCK_ROWS ? num_rows - r : BLOCK_ROWS;
+            project_block(x + r * size, weight + v * size, size, rows, entries, vocab, out + r * vocab + v);
+        }
+    }
+}
+#endif

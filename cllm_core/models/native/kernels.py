@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
+WIDTH_UNIT, VOCAB_UNIT = 32, 4
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _COMPILERS = ("cc", "gcc", "clang")
@@ -37,10 +38,13 @@ Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class Kernels:
-    """The compiled library. All tensors are bfloat16, on the CPU.
+    """The compiled library. All tensors are bfloat16 where nothing else is said, on the CPU.
 
     Args:
         path: the shared library.
+
+    Attributes:
+        can_project: whether `project` can be called; it takes a processor with AVX512-BF16.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,6 +68,11 @@ class Kernels:
             c_void_p,
         ]
         self._attend.restype = None
+        self.can_project = bool(library.cllm_can_project())
+        if self.can_project:
+            self._project = library.cllm_project
+            self._project.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p]
+            self._project.restype = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
@@ -134,6 +143,23 @@ class Kernels:
             torch.get_num_threads() if is_large else 1,
             out.data_ptr(),
         )
+        return out
+
+    def project(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Products with the rows of a matrix, summed and returned as float32; each is the same in any batch.
+
+        Args:
+            x: [..., H], H a multiple of WIDTH_UNIT.
+            weight: [V, H], contiguous; V a multiple of VOCAB_UNIT.
+
+        Returns:
+            [..., V] float32.
+        """
+        vocab_size, size = weight.shape
+        x = x.contiguous()
+        out = torch.empty((*x.shape[:-1], vocab_size), dtype=torch.float32)
+        num_threads = torch.get_num_threads()
+        self._project(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, vocab_size, num_threads, out.data_ptr())
         return out
 
 
