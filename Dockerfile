@@ -38,6 +38,14 @@ ARG VARIANT=cpu
 LABEL org.opencontainers.image.title="cllm-server" \
       org.opencontainers.image.description="OpenAI-compatible server for Consistency LLMs (${VARIANT})" \
       org.opencontainers.image.licenses="Apache-2.0"
+# For the native kernels, which are compiled for the host's processor on first use. Not pinned: Debian's mirrors keep
+# the latest build of a release alone.
+# hadolint ignore=DL3008
+RUN if [ "${VARIANT}" = cpu ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --user-group --create-home cllm \
     && install --directory --owner cllm --group cllm /cache
 COPY --from=builder /opt/venv /opt/venv
