@@ -25,7 +25,7 @@ from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.kernels import load_kernels
-from cllm_core.models.packed_linear import can_pack, pack_linear_layers
+from cllm_core.models.packed_linear import can_pack, leave_weights_file, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
 
@@ -111,6 +111,7 @@ def _prepare_layers(
             use_native_head(causal_lm, kernels)
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(causal_lm)
+        leave_weights_file(causal_lm)
     if bank is not None:
         bank.attach(causal_lm)
         model.use_adapters(bank)

@@ -168,7 +168,7 @@ class _Norm:
         weight, epsilon = module.weight, module.variance_epsilon
         assert isinstance(weight, Tensor)
         assert isinstance(epsilon, float)
-        return cls(weight.detach(), epsilon, kernels)
+        return cls(weight.detach().clone(), epsilon, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.kernels is not None:

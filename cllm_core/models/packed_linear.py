@@ -4,6 +4,10 @@ The results are those of nn.Linear; only the time differs. bfloat16 on CPUs with
 is; float32 stays as it is, so that it stays comparable bit for bit with plain transformers.
 """
 
+import ctypes
+import gc
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +26,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._weight = pack_weight(linear.weight.detach())
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], both bfloat16."""
@@ -52,3 +56,15 @@ def pack_linear_layers(model: nn.Module) -> None:
     for name, linear in linears:
         parent_name, _, child_name = name.rpartition(".")
         setattr(model.get_submodule(parent_name), child_name, PackedLinear(linear))
+
+
+def leave_weights_file(model: nn.Module) -> None:
+    """Copy the parameters that are left, so that the file they were read from needs not stay mapped as a whole."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    gc.collect()
+    if sys.platform == "linux":
+        # glibc keeps what loading has freed; other C libraries may not have the call
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

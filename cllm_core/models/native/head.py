@@ -4,6 +4,8 @@ Rounded to bfloat16, logits around 20 stand an eighth apart: the two likeliest t
 The plain weight is used, which is the embedding's where the two are tied: no packed copy is kept.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,18 +17,18 @@ class NativeHead(nn.Module):
     """Stands in for the output layer.
 
     Args:
-        weight: [V, H] bfloat16, contiguous, on the CPU, of sizes that the kernels take.
+        weight: [V, H] bfloat16, contiguous, on the CPU, of sizes that the kernels take; shared, not copied.
         kernels: the compiled library.
     """
 
-    def __init__(self, weight: Tensor, kernels: Kernels) -> None:
+    def __init__(self, weight: nn.Parameter, kernels: Kernels) -> None:
         super().__init__()
-        self._weight = weight
+        self.weight = weight
         self._kernels = kernels
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] bfloat16 -> [..., V] float32."""
-        return self._kernels.project(hidden, self._weight)
+        return self._kernels.project(hidden, self.weight)
 
 
 def use_native_head(model: PreTrainedModel, kernels: Kernels) -> bool:
@@ -35,13 +37,14 @@ def use_native_head(model: PreTrainedModel, kernels: Kernels) -> bool:
     has_bias = "bias" in dict(head.named_parameters())
     if not kernels.can_project or type(head) is not nn.Linear or has_bias or not _is_covered(head.weight):
         return False
-    model.set_output_embeddings(NativeHead(head.weight.detach(), kernels))
+    model.set_output_embeddings(NativeHead(head.weight, kernels))
     return True
 
 
-def _is_covered(weight: Tensor) -> bool:
+def _is_covered(weight: Tensor) -> TypeGuard[nn.Parameter]:
     return (
-        weight.device.type == "cpu"
+        isinstance(weight, nn.Parameter)
+        and weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and weight.is_contiguous()
         and weight.shape[0] % VOCAB_UNIT == 0
