@@ -17,7 +17,7 @@ from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
-from cllm_core.training.launch import rank
+from cllm_core.training.launch import rank, world_size
 from cllm_core.training.model import PackedModel
 from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
@@ -191,7 +191,8 @@ def _total(history: Iterable[Mapping[str, float]], name: str) -> float:
 def _machine(device: torch.device) -> str:
     """Hardware, versions and commit, for the record of costs."""
     machine = describe_machine()
-    hardware = machine.gpu if device.type == "cuda" else f"{machine.cpu}, {machine.threads} of {machine.cores} cores"
+    num_threads = machine.threads * world_size()
+    hardware = machine.gpu if device.type == "cuda" else f"{machine.cpu}, {num_threads} of {machine.cores} cores"
     return f"{hardware}; torch {machine.torch}, cllm-server {machine.version}, commit {machine.commit}, {machine.date}"
 
 
