@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 import msgspec
 from gevent.event import Event
 from geventhttpclient import HTTPClient
-from geventhttpclient.response import HTTPSocketPoolResponse
+from geventhttpclient.response import HTTPConnectionClosed, HTTPSocketPoolResponse
 from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
@@ -63,12 +63,24 @@ class Client(User):
             raise StopUser
         answer = _Arriving(prompt)
         try:
-            answer.read(self._http.post(_PATH, _body(self.load.job, prompt), _headers()))
-        except (OSError, ValueError, RuntimeError) as error:  # sockets, JSON, and the client's own
+            answer.read(self._post(prompt))
+        except Exception as error:  # whatever befalls a request is its result: without one the load would never end
             answer.error = f"{type(error).__name__}: {error}"
-            self._http.close()
-            self._http = self._new_connection()  # a pool of one does not get back a connection that failed
+            self._reconnect()
         self.load.put(answer.end())
+
+    def _post(self, prompt: int) -> HTTPSocketPoolResponse:
+        """Send a prompt; once more where the server closed the connection since the request before, as it may."""
+        body = _body(self.load.job, prompt)
+        try:
+            return self._http.post(_PATH, body, _headers())
+        except HTTPConnectionClosed:
+            self._reconnect()
+            return self._http.post(_PATH, body, _headers())
+
+    def _reconnect(self) -> None:
+        self._http.close()
+        self._http = self._new_connection()  # a pool of one does not get back a connection that failed
 
     def _new_connection(self) -> HTTPClient:
         timeout = self.load.job.timeout
