@@ -70,7 +70,7 @@ def _parameter(field: msgspec.structs.FieldInfo, hint: object, panel: str | None
         info = typer.Argument(help=description, metavar="MODEL", show_default=False)
     else:
         flag = "--" + field.name.replace("_", "-")
-        names = [f"{flag}/--no-{flag.removeprefix('--')}"] if field.type is bool else [flag]
+        names = [f"{flag}/--no-{flag.removeprefix('--')}"] if _kind(field.type) is bool else [flag]
         info = typer.Option(*names, help=description, rich_help_panel=panel, show_default=field.default is not None)
     annotation: object = Annotated[field.type, info]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -7,6 +7,7 @@ benchmarks/README.md has the whole recipe. Writes served.json, served.md, throug
 
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ _QUESTIONS = Path(__file__).parent.parent / "prompts" / "questions.jsonl"
 
 def main() -> None:
     """Run the command line."""
+    # unwinds, so that the servers end with the benchmark
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(struct_command(compare, ServedConfig))
     app()

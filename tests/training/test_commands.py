@@ -32,6 +32,16 @@ def test_sft_writes_an_adapter(tiny_llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_switches_are_given_without_a_value(tiny_llama: Path, tmp_path: Path) -> None:
+    code, text = invoke(
+        "sft", tiny_llama, "--data", write_questions(tmp_path), "--output", tmp_path / "out", "--max-steps", 1,
+        "--device", "cpu", "--precision", "float32", "--pack-length", 64, "--packs-per-step", 1,
+        "--full", "--no-resume",
+    )  # fmt: skip
+    assert code == 0, text
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
