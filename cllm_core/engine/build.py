@@ -20,9 +20,10 @@ from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.embedded import cache_folder
-from cllm_core.models.fused_layer import fuse_layers
+from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
+from cllm_core.models.native.decoder import use_native_decoder
 from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.kernels import load_kernels
 from cllm_core.models.packed_linear import can_pack, leave_weights_file, pack_linear_layers
@@ -109,6 +110,8 @@ def _prepare_layers(
         model.use_kernels(kernels)
         if kernels is not None:
             use_native_head(causal_lm, kernels)
+        if model.attends_natively and kernels is not None:
+            use_native_decoder(causal_lm, kernels)
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(causal_lm)
         leave_weights_file(causal_lm)

@@ -40,6 +40,11 @@ class PagedModel:
         """Attend by these kernels where they cover the model's layers; None: by torch."""
         self._kernels = kernels if can_attend(self.layers, self.dtype, self.device) else None
 
+    @property
+    def attends_natively(self) -> bool:
+        """Whether the kernels compute attention."""
+        return self._kernels is not None
+
     def use_adapters(self, adapters: AdapterBank) -> None:
         """Tell this bank, which is attached to the model, whose tokens are in a step."""
         self._adapters = adapters

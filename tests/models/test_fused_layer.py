@@ -5,7 +5,8 @@ from transformers import PreTrainedModel
 
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.fused_layer import FusedLayer, fuse_layers
+from cllm_core.models.fused_layer import FusedLayer
+from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.lora import LowRank
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.fused_layer import fuse_layers
+from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.kernels import Kernels, load_kernels

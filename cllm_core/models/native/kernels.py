@@ -10,20 +10,25 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_float, c_int, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import Array, addressof, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cllm_core.models.native.records import LayerRecord, StepRecord
+
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
 WIDTH_UNIT, VOCAB_UNIT = 32, 4
+LANES, PANEL = 16, 32
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 120
 _FLAGS = [
@@ -45,6 +50,7 @@ class Kernels:
 
     Attributes:
         can_project: whether `project` can be called; it takes a processor with AVX512-BF16.
+        can_multiply: whether `linear` and `decode` can be called and are the fastest choice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,8 +74,16 @@ class Kernels:
             c_void_p,
         ]
         self._attend.restype = None
-        self.can_project = bool(library.cllm_can_project())
+        self.can_project = bool(library.cllm_can_multiply())
+        # With AMX tiles oneDNN computes prompts several times as fast.
+        self.can_multiply = self.can_project and not library.cllm_has_tiles()
         if self.can_project:
+            self._linear = library.cllm_linear
+            self._linear.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, c_int, c_void_p]
+            self._linear.restype = None
+            self._decode = library.cllm_decode
+            self._decode.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p, c_void_p]
+            self._decode.restype = None
             self._project = library.cllm_project
             self._project.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p]
             self._project.restype = None
@@ -145,6 +159,46 @@ class Kernels:
         )
         return out
 
+    def linear(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+        """x @ weight.T + bias; each token's numbers are the same in any batch.
+
+        Args:
+            x: [T, in].
+            panels: [out / PANEL, in / 2, PANEL, 2], see native.products.PanelWeight.
+            bias: [out] float32.
+
+        Returns:
+            [T, out].
+        """
+        x = x.contiguous()
+        num_out = panels.shape[0] * PANEL
+        out = x.new_empty(len(x), num_out)
+        self._linear(
+            x.data_ptr(),
+            panels.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            len(x),
+            x.shape[1],
+            num_out,
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
+        return out
+
+    def decode(self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor, buffers: Sequence[Tensor]) -> None:
+        """Run decoder layers, in place, and write the KV cache.
+
+        Args:
+            layers: in their order.
+            step: rows, cache and rotary factors.
+            residual: [T, H] float32, contiguous: embeddings of the tokens, then what the layers make of them.
+            buffers: room for what is in between: [T, H], [T, qkv], [T, num_heads * D], [T, intermediate size].
+        """
+        addresses = (c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))
+        self._decode(
+            addressof(layers), len(layers), addressof(step), torch.get_num_threads(), residual.data_ptr(), addresses
+        )
+
     def project(self, x: Tensor, weight: Tensor) -> Tensor:
         """Products with the rows of a matrix, summed and returned as float32; each is the same in any batch.
 
@@ -201,14 +255,22 @@ def _compiled(compiler: str, cache_folder: Path) -> Path:
     tuning = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     command = [compiler, *_FLAGS, tuning]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS).stdout
-    identity = [_SOURCE.read_bytes(), version, " ".join(command).encode(), _processor_features()]
+    identity = [
+        *(path.read_bytes() for path in (*_SOURCES, *_HEADERS)),
+        version,
+        " ".join(command).encode(),
+        _processor_features(),
+    ]
     library = cache_folder / f"kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
     if not library.exists():
         cache_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
             built = Path(folder) / library.name
             subprocess.run(
-                [*command, "-o", str(built), str(_SOURCE)], capture_output=True, check=True, timeout=_COMPILE_SECONDS
+                [*command, "-o", str(built), *map(str, _SOURCES)],
+                capture_output=True,
+                check=True,
+                timeout=_COMPILE_SECONDS,
             )
             built.replace(library)  # at once, so that workers that start together cannot see half a library
         logger.info("compiled the native kernels with %s", compiler)

@@ -9,6 +9,8 @@ from torch import Tensor
 from cllm_core.models.native.kernels import HEAD_SIZE_UNIT, MAX_HEAD_SIZE, Kernels, StepTables
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan, write_slots
 
+Addresses = np.ndarray[tuple[int], np.dtype[np.uintp]]
+
 
 def can_attend(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels cover these layers."""
@@ -29,12 +31,17 @@ class NativeStep:
         kernels: the compiled library.
         cache: the KV cache; `can_attend` holds for it.
         rows: in the order of the step's flattened tokens.
+
+    Attributes:
+        tables: the rows as the kernels read them.
+        block_size: of the cache, in tokens.
     """
 
     def __init__(self, kernels: Kernels, cache: KVCache, rows: Sequence[RowSpan]) -> None:
         self._kernels, self._cache = kernels, cache
+        self.block_size = cache.block_size
         first_blocks = np.cumsum([0, *(len(row.block_ids) for row in rows)])
-        self._tables = StepTables(
+        self.tables = StepTables(
             slots=write_slots(rows, cache.block_size),
             rows=np.asarray(
                 [
@@ -51,4 +58,10 @@ class NativeStep:
     ) -> Tensor:
         """See PagedAttention.attend."""
         cache = self._cache.keys[layer], self._cache.values[layer]
-        return self._kernels.attend(query, key, value, cache=cache, step=self._tables, scale=scale, window=window)
+        return self._kernels.attend(query, key, value, cache=cache, step=self.tables, scale=scale, window=window)
+
+    def cache_addresses(self, layers: Sequence[int]) -> tuple[Addresses, Addresses]:
+        """Where the keys and the values of these layers begin."""
+        keys = [self._cache.keys[layer].data_ptr() for layer in layers]
+        values = [self._cache.values[layer].data_ptr() for layer in layers]
+        return np.asarray(keys, dtype=np.uintp), np.asarray(values, dtype=np.uintp)

@@ -1,0 +1,29 @@
+"""What cllm_decode reads (native/decoder.c), as ctypes lays it out. Addresses do not keep what they name alive."""
+
+from ctypes import Structure, c_float, c_int64, c_void_p
+
+
+class LinearRecord(Structure):
+    """`linear` of kernels.h."""
+
+    _fields_ = (("panels", c_void_p), ("bias", c_void_p), ("num_in", c_int64), ("num_out", c_int64))
+
+
+class LayerRecord(Structure):
+    """`decoder_layer`."""
+
+    _fields_ = (
+        *((name, LinearRecord) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "size", "window")),
+        *((name, c_float) for name in ("input_epsilon", "mlp_epsilon", "query_epsilon", "key_epsilon", "scale")),
+    )
+
+
+class StepRecord(Structure):
+    """`decoder_step`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("rows", "block_ids", "slots", "keys", "values", "cos", "sin")),
+        *((name, c_int64) for name in ("num_rows", "num_tokens", "block_size")),
+    )
