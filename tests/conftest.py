@@ -8,6 +8,11 @@ import pytest
 
 from tests.architectures import Architecture
 
+# Without a CUDA device, Triton's kernels run in its interpreter. Triton reads this when transformers imports it, which
+# other conftests do before any hook is called.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_configure() -> None:
     """Tests use no network: a library that asks the Hub fails at once instead of waiting."""

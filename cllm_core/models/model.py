@@ -1,5 +1,6 @@
 """PagedModel: a transformers causal language model that runs on the paged KV cache, as one call."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,11 @@ from cllm_core.models.attention import PagedAttention
 from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, PagedStep, RowSpan
+from cllm_core.models.static_steps import Buckets, NotRecordable, Recorder, StaticSteps
+from cllm_core.models.step_tables import StepShape, StepTables, TableAttention, TableStep, pack_tables
+from cllm_core.models.transfer import to_device
+
+logger = logging.getLogger(__name__)
 
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -35,6 +41,8 @@ class PagedModel:
         self._cache: KVCache | None = None
         self._kernels: Kernels | None = None
         self._adapters: AdapterBank | None = None
+        self._attention: TableAttention | None = None
+        self._static: StaticSteps | None = None
 
     def use_kernels(self, kernels: Kernels | None) -> None:
         """Attend by these kernels where they cover the model's layers; None: by torch."""
@@ -44,6 +52,24 @@ class PagedModel:
     def attends_natively(self) -> bool:
         """Whether the kernels compute attention."""
         return self._kernels is not None
+
+    def use_attention(self, attention: TableAttention | None) -> None:
+        """Attend by tables of the step, in the cache made from now on; None: by what else there is."""
+        self._attention = attention
+
+    def use_static_steps(self, record: Recorder, *, buckets: Buckets, max_model_len: int) -> None:
+        """From now on pad steps to buckets and let `record` repeat them. Needs a cache, and an attention by tables."""
+        assert self._attention is not None
+        assert self._cache is not None
+        self._static = StaticSteps(
+            self._logits,
+            self._cache,
+            self._attention,
+            record,
+            buckets=buckets,
+            max_row_blocks=-(-max_model_len // self._cache.block_size),
+            vocab_size=self.vocab_size,
+        )
 
     def use_adapters(self, adapters: AdapterBank) -> None:
         """Tell this bank, which is attached to the model, whose tokens are in a step."""
@@ -56,14 +82,19 @@ class PagedModel:
 
     def allocate_cache(self, *, num_blocks: int, block_size: int) -> int:
         """Make the KV cache; returns its size in bytes."""
+        # The tables of a step need a block more, for what padding stores.
         self._cache = KVCache(
-            self.layers, num_blocks=num_blocks, block_size=block_size, dtype=self.dtype, device=self.device
+            self.layers,
+            num_blocks=num_blocks + (self._attention is not None),
+            block_size=block_size,
+            dtype=self.dtype,
+            device=self.device,
         )
         return self._cache.num_bytes
 
     def free_cache(self) -> None:
-        """Give the cache's memory back."""
-        self._cache = None
+        """Give the cache's memory back, and the static steps' with it."""
+        self._cache = self._static = None
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
@@ -76,16 +107,34 @@ class PagedModel:
             sampled: [S] int64, flat indices of the tokens whose logits are wanted.
 
         Returns:
-            [S, V] float32 logits.
+            [S, V] float32 logits, valid until the next step.
         """
-        assert self._cache is not None
         if self._adapters is not None:
             self._adapters.step.begin(rows, self.device)
-        step: PagedAttention = (
-            PagedStep(self._cache, rows, self.device)
-            if self._kernels is None
-            else NativeStep(self._kernels, self._cache, rows)
-        )
+        static = None if self._adapters is not None and self._adapters.step.groups else self._static
+        shape = None if static is None else static.shape_of(rows)
+        if static is not None and shape is not None:
+            try:
+                return static.run(shape, input_ids, positions, rows, sampled)
+            except NotRecordable as reason:
+                logger.warning("steps run without being recorded from now on: %s", reason)
+                self._static = None
+        return self._logits(input_ids, positions, sampled, self._step(rows)).float()
+
+    def _step(self, rows: Sequence[RowSpan]) -> PagedAttention:
+        """The best attention there is for a step of its own size."""
+        assert self._cache is not None
+        if self._kernels is not None:
+            return NativeStep(self._kernels, self._cache, rows)
+        if self._attention is None:
+            return PagedStep(self._cache, rows, self.device)
+        shape = StepShape(len(rows), sum(row.num_tokens for row in rows))
+        block_size, scratch_block = self._cache.block_size, self._cache.num_blocks - 1
+        packed = pack_tables(rows, shape, block_size=block_size, scratch_block=scratch_block)
+        return TableStep(self._cache, StepTables.view(to_device(packed, self.device), shape), self._attention)
+
+    def _logits(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
+        """See ForwardPass."""
         out = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],
@@ -94,7 +143,7 @@ class PagedModel:
             paged=step,
         )
         logits: Tensor = out.logits
-        return logits[0].float()
+        return logits[0]
 
 
 def _probe_layers(model: PreTrainedModel) -> list[LayerSpec]:

@@ -1,0 +1,156 @@
+"""The rows of a step as tables on the device, padded to a bucket: what an attention needs that walks block tables.
+
+All tables of a step lie in one array of int32, so that one copy brings them to the device and a recorded step finds
+them where it looked for them. Padding is a row of its own behind the others: its tokens see nothing, and what they
+store goes to a scratch block that no text owns.
+
+::
+
+    tokens of the bucket   | row 0 | row 1 ...   | padding       |
+    rows of the tables       0       1             num_rows used   then rows without tokens
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from cllm_core.models.paged import KVCache, RowSpan
+
+# int32 in 16 bytes: kernels are compiled for addresses that are multiples of 16.
+_ALIGNMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """Room of a step: rows, and tokens over all of them."""
+
+    num_rows: int
+    num_tokens: int
+
+    @property
+    def sections(self) -> tuple[slice, ...]:
+        """Where the tables lie in the packed array, in their order; there is one row more, for the padding."""
+        sizes = (self.num_rows + 2, self.num_rows + 1, self.num_rows + 1, self.num_tokens)
+        starts = accumulate((_aligned(size) for size in sizes), initial=0)
+        return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
+
+    def table_size(self, num_block_ids: int) -> int:
+        """int32 values of all tables."""
+        return _aligned(self.sections[-1].stop) + num_block_ids
+
+
+@dataclass(frozen=True, slots=True)
+class StepTables:
+    """Views of the packed tables of a step of B rows, the one of the padding included, and T tokens; int32.
+
+    Attributes:
+        query_starts: [B + 1], index of each row's first token; the last is T.
+        context_lengths: [B], tokens that the row's last token attends to, itself included; 0 for padding.
+        block_starts: [B], where the row's cache blocks begin in block_ids.
+        write_slots: [T], cache slot (block * block_size + offset) of each token.
+        block_ids: cache blocks of all rows, one row after another.
+    """
+
+    query_starts: Tensor
+    context_lengths: Tensor
+    block_starts: Tensor
+    write_slots: Tensor
+    block_ids: Tensor
+
+    @classmethod
+    def view(cls, packed: Tensor, shape: StepShape) -> "StepTables":
+        """Of an array that `pack_tables` made for this shape, or of memory that will hold such arrays."""
+        starts, lengths, block_starts, slots = (packed[section] for section in shape.sections)
+        return cls(starts, lengths, block_starts, slots, block_ids=packed[shape.table_size(0) :])
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.context_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.write_slots)
+
+
+def pack_tables(
+    rows: Sequence[RowSpan], shape: StepShape, *, block_size: int, scratch_block: int
+) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """The tables of a step, see StepTables.
+
+    Args:
+        rows: in the order of the step's flattened tokens; no more rows and tokens than `shape` has.
+        shape: to pad to.
+        block_size: of the cache, in tokens.
+        scratch_block: takes what padding stores.
+    """
+    num_blocks = [-(-row.context_length // block_size) for row in rows]
+    packed = np.zeros(shape.table_size(sum(num_blocks)), dtype=np.int32)
+    block_ids = packed[shape.table_size(0) :]
+    used = (row.block_ids[:count] for row, count in zip(rows, num_blocks, strict=True))
+    block_ids[:] = np.fromiter(chain.from_iterable(used), dtype=np.int32, count=len(block_ids))
+
+    num_rows = len(rows)
+    lengths = np.asarray([row.num_tokens for row in rows], dtype=np.int32)
+    num_tokens = int(lengths.sum())
+    query_starts, context_lengths, block_starts, slots = (packed[section] for section in shape.sections)
+    query_starts[1 : num_rows + 1] = np.cumsum(lengths)
+    query_starts[num_rows + 1 :] = shape.num_tokens
+    context_lengths[:num_rows] = [row.context_length for row in rows]
+    block_starts[:num_rows] = np.cumsum(num_blocks) - num_blocks
+
+    # A token's position is its index plus what its row's first position is ahead of the row's first index.
+    ahead = context_lengths[:num_rows] - query_starts[1 : num_rows + 1]
+    positions = np.arange(num_tokens, dtype=np.int32) + np.repeat(ahead, lengths)
+    blocks = block_ids[np.repeat(block_starts[:num_rows], lengths) + positions // block_size]
+    slots[:num_tokens] = blocks * block_size + positions % block_size
+    slots[num_tokens:] = scratch_block * block_size
+    return packed
+
+
+class TableAttention(Protocol):
+    """Attention of a step's queries to the cached keys and values that its tables name."""
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [T, H, D]; heads are contiguous, tokens need not be.
+            keys: [num_blocks, block_size, H_kv, D], contiguous.
+            values: [num_blocks, block_size, H_kv, D_v], contiguous.
+            tables: of the step.
+            scale: factor of the dot products.
+            window: as in PagedAttention.
+
+        Returns:
+            [T, H, D_v], of the query's type; 0 for padding.
+        """
+        ...
+
+
+class TableStep:
+    """Attention of one step (PagedAttention) by its tables."""
+
+    def __init__(self, cache: KVCache, tables: StepTables, attention: TableAttention) -> None:
+        self._cache, self._tables, self._attention = cache, tables, attention
+        self._write_slots = tables.write_slots.long()
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """See PagedAttention.attend."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._write_slots, key)
+        values.flatten(0, 1).index_copy_(0, self._write_slots, value)
+        return self._attention(query, keys, values, self._tables, scale=scale, window=window)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
