@@ -79,6 +79,11 @@ class EngineSettings(BaseSettings):
         MODEL,
         Field(description="Compile faster kernels for this CPU on first use, where there is a C compiler (bfloat16)."),
     ] = True
+    cuda_graphs: Annotated[
+        bool,
+        MODEL,
+        Field(description="Record steps as CUDA graphs, which launch faster and take some memory (CUDA)."),
+    ] = True
     num_threads: Annotated[
         int | None, MODEL, Field(description="CPU threads of the model. Left out: as many as torch chooses.")
     ] = None

@@ -13,12 +13,14 @@ from cllm_core.engine.adapters import ServedAdapters
 from cllm_core.engine.draft_length import DraftLengths, StepTimes
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks
+from cllm_core.engine.recording import record_steps, step_bytes
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.errors import ConfigError
 from cllm_core.info import AdapterInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.cuda.attention import load_attention
 from cllm_core.models.embedded import cache_folder
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
@@ -75,11 +77,12 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         bytes_per_token=model.cache_bytes_per_token,
         max_model_len=wanted_len,
         device=model.device,
-        activation_bytes=_activation_bytes(model, config) if model.device.type == "cuda" else 0,
+        activation_bytes=step_bytes(model, config, wanted_len) if model.device.type == "cuda" else 0,
         reserved_bytes=_later_adapter_bytes(config, bank),
     )
     max_model_len = _resolve_max_model_len(config, loaded, num_blocks)
     cache_bytes = model.allocate_cache(num_blocks=num_blocks, block_size=config.cache_block_size)
+    record_steps(model, config, max_model_len)
     info = _describe(
         config,
         loaded,
@@ -115,6 +118,7 @@ def _prepare_layers(
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(causal_lm)
         leave_weights_file(causal_lm)
+    model.use_attention(load_attention(model.layers, model.dtype, model.device))
     if bank is not None:
         bank.attach(causal_lm)
         model.use_adapters(bank)
@@ -174,22 +178,6 @@ def _resolve_max_model_len(config: EngineConfig, loaded: LoadedModel, num_blocks
             "lower it, or give the cache more memory (cache_memory_gib, num_cache_blocks)"
         )
     return config.max_model_len
-
-
-def _activation_bytes(model: PagedModel, config: EngineConfig) -> int:
-    """Peak memory of the largest step beyond what is allocated now, measured by running one."""
-    num_tokens = config.max_batched_tokens
-    model.allocate_cache(num_blocks=-(-num_tokens // config.cache_block_size), block_size=config.cache_block_size)
-    span = RowSpan(0, num_tokens, 0, tuple(range(-(-num_tokens // config.cache_block_size))))
-    index = torch.arange(num_tokens, device=model.device)
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_allocated(model.device)
-    model.forward(torch.zeros_like(index), index, [span], index)
-    peak = torch.cuda.max_memory_allocated(model.device)
-    model.free_cache()
-    torch.cuda.empty_cache()
-    # Sampling keeps a few more copies of the logits than the forward pass does.
-    return int(2 * (peak - before))
 
 
 def _count_parameters(causal_lm: PreTrainedModel) -> tuple[int, int]:

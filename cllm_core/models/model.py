@@ -57,6 +57,11 @@ class PagedModel:
         """Attend by tables of the step, in the cache made from now on; None: by what else there is."""
         self._attention = attention
 
+    @property
+    def attends_by_tables(self) -> bool:
+        """Whether attention reads the cache by tables of the step."""
+        return self._attention is not None
+
     def use_static_steps(self, record: Recorder, *, buckets: Buckets, max_model_len: int) -> None:
         """From now on pad steps to buckets and let `record` repeat them. Needs a cache, and an attention by tables."""
         assert self._attention is not None

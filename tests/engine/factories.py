@@ -1,6 +1,6 @@
 """Engines over scripted and tiny random models, and a reader that holds them to their promises at every step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -61,14 +61,24 @@ def make_engine(architecture: Architecture, setup: Setup = DEFAULT_SETUP) -> Eng
     return engine_over(paged_model(architecture), setup)
 
 
-def engine_over(model: PreTrainedModel, setup: Setup = DEFAULT_SETUP) -> Engine:
-    paged = PagedModel(model)
-    paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
+def engine_over(
+    model: PreTrainedModel,
+    setup: Setup = DEFAULT_SETUP,
+    make: Callable[[PreTrainedModel, Setup], PagedModel] | None = None,
+) -> Engine:
+    """Over any model; `make` puts it on a paged cache, in the plainest way where left out."""
+    paged = (make or plainly_paged)(model, setup)
     eos = model.generation_config.eos_token_id if model.generation_config else None
     eos_token_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     return _assemble(
         paged, setup, vocab_size=paged.vocab_size, eos_token_ids=eos_token_ids, tokenizer_json=tokenizer_json()
     )
+
+
+def plainly_paged(model: PreTrainedModel, setup: Setup) -> PagedModel:
+    paged = PagedModel(model)
+    paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
+    return paged
 
 
 @cache
