@@ -8,8 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
-from cllm_core.models.native.head import use_native_head
-from cllm_core.models.native.kernels import Kernels, load_kernels
+from cllm_core.models.native.head import NativeEmbedding, use_native_head
+from cllm_core.models.native.kernels import PANEL, Kernels, load_kernels
+from cllm_core.models.native.products import to_panels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from tests.architectures import Architecture
@@ -27,8 +28,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 
 
 @pytest.fixture(scope="session")
-def projecting(kernels: Kernels) -> Kernels:
-    if not kernels.can_project:
+def multiplying(kernels: Kernels) -> Kernels:
+    if not kernels.can_multiply:
         pytest.skip("this processor has no AVX512-BF16")
     return kernels
 
@@ -106,33 +107,38 @@ def test_rotation_equals_its_formula(kernels: Kernels, size: int) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-@pytest.mark.parametrize("shape", [(1, 32, 4), (3, 64, 132), (21, 576, 200)])
-def test_logits_are_summed_in_float32(projecting: Kernels, shape: tuple[int, int, int], num_threads: int) -> None:
+@pytest.mark.parametrize("shape", [(1, 32, PANEL), (3, 64, 5 * PANEL), (21, 576, 6 * PANEL)])
+def test_logits_are_summed_in_float32(multiplying: Kernels, shape: tuple[int, int, int], num_threads: int) -> None:
     num_rows, size, vocab_size = shape
     hidden, weight = torch.randn(num_rows, size).bfloat16(), torch.randn(vocab_size, size).bfloat16()
     torch.set_num_threads(num_threads)
-    logits = projecting.project(hidden, weight)
+    logits = multiplying.logits(hidden, to_panels(weight))
     torch.set_num_threads(1)
     torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
 
 
-def test_a_logit_is_the_same_in_any_batch(projecting: Kernels) -> None:
-    hidden, weight = torch.randn(2, 37, 64).bfloat16(), torch.randn(152, 64).bfloat16()
-    together = projecting.project(hidden, weight)
-    alone = torch.stack([projecting.project(row, weight) for row in hidden.flatten(0, 1)])
-    assert torch.equal(together.flatten(0, 1), alone)
+def test_a_logit_is_the_same_in_any_batch(multiplying: Kernels) -> None:
+    hidden, panels = torch.randn(37, 64).bfloat16(), to_panels(torch.randn(5 * PANEL, 64).bfloat16())
+    together = multiplying.logits(hidden, panels)
+    assert torch.equal(together, torch.cat([multiplying.logits(row[None], panels) for row in hidden]))
 
 
-def test_only_a_plain_output_layer_is_replaced(projecting: Kernels) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, VOCAB_SIZE - 5])
+def test_only_a_plain_output_layer_is_replaced(multiplying: Kernels, vocab_size: int, tied: bool) -> None:
     model = build_model("llama")
-    assert not use_native_head(model, projecting)
+    assert not use_native_head(model, multiplying)
+    model.resize_token_embeddings(vocab_size)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    weight = model.get_output_embeddings().weight
-    assert use_native_head(model, projecting)
-    logits = model(input_ids=torch.arange(5)[None]).logits
-    hidden = model.get_decoder()(input_ids=torch.arange(5)[None]).last_hidden_state
-    torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
-    assert not use_native_head(model, projecting)
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    ids, weight = torch.arange(6).view(2, 3), model.get_output_embeddings().weight.float()
+    expected = model.get_decoder()(input_ids=ids).last_hidden_state
+    assert use_native_head(model, multiplying)
+    assert isinstance(model.get_input_embeddings(), NativeEmbedding) == tied
+    assert torch.equal(model.get_decoder()(input_ids=ids).last_hidden_state, expected)
+    torch.testing.assert_close(model(input_ids=ids).logits, expected.float() @ weight.T, rtol=1e-5, atol=1e-4)
+    assert not use_native_head(model, multiplying)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
-WIDTH_UNIT, VOCAB_UNIT = 32, 4
 LANES, PANEL = 16, 32
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
@@ -49,8 +48,8 @@ class Kernels:
         path: the shared library.
 
     Attributes:
-        can_project: whether `project` can be called; it takes a processor with AVX512-BF16.
-        can_multiply: whether `linear` and `decode` can be called and are the fastest choice.
+        can_multiply: whether `logits`, `linear` and `decode` can be called; they take a processor with AVX512-BF16.
+        can_decode: whether `linear` and `decode` are the fastest choice too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,19 +73,19 @@ class Kernels:
             c_void_p,
         ]
         self._attend.restype = None
-        self.can_project = bool(library.cllm_can_multiply())
+        self.can_multiply = bool(library.cllm_can_multiply())
         # With AMX tiles oneDNN computes prompts several times as fast.
-        self.can_multiply = self.can_project and not library.cllm_has_tiles()
-        if self.can_project:
+        self.can_decode = self.can_multiply and not library.cllm_has_tiles()
+        if self.can_multiply:
             self._linear = library.cllm_linear
             self._linear.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, c_int, c_void_p]
             self._linear.restype = None
             self._decode = library.cllm_decode
             self._decode.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p, c_void_p]
             self._decode.restype = None
-            self._project = library.cllm_project
-            self._project.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p]
-            self._project.restype = None
+            self._logits = library.cllm_logits
+            self._logits.argtypes = [c_void_p, c_void_p, *[c_int64] * 3, c_int, c_void_p]
+            self._logits.restype = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
@@ -199,21 +198,28 @@ class Kernels:
             addressof(layers), len(layers), addressof(step), torch.get_num_threads(), residual.data_ptr(), addresses
         )
 
-    def project(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Products with the rows of a matrix, summed and returned as float32; each is the same in any batch.
+    def logits(self, x: Tensor, panels: Tensor) -> Tensor:
+        """x @ weight.T, summed and returned as float32; each token's logits are the same in any batch.
 
         Args:
-            x: [..., H], H a multiple of WIDTH_UNIT.
-            weight: [V, H], contiguous; V a multiple of VOCAB_UNIT.
+            x: [T, H].
+            panels: [V / PANEL, H / 2, PANEL, 2], V rounded up.
 
         Returns:
-            [..., V] float32.
+            [T, V] float32.
         """
-        vocab_size, size = weight.shape
         x = x.contiguous()
-        out = torch.empty((*x.shape[:-1], vocab_size), dtype=torch.float32)
-        num_threads = torch.get_num_threads()
-        self._project(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, vocab_size, num_threads, out.data_ptr())
+        vocab_size = panels.shape[0] * PANEL
+        out = torch.empty((len(x), vocab_size), dtype=torch.float32)
+        self._logits(
+            x.data_ptr(),
+            panels.data_ptr(),
+            len(x),
+            x.shape[1],
+            vocab_size,
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
         return out
 
 

@@ -24,16 +24,11 @@ int cllm_has_tiles(void) {
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
-#define PAIRED 32          /* numbers that one instruction multiplies and adds up in pairs */
-#define PANEL_ROWS 12      /* tokens whose products with a panel are summed in registers */
-#define PANEL_BLOCK 240    /* tokens whose inputs stay in the second cache */
-#define TILE_ROWS 4        /* tokens and vocabulary entries whose products are summed in registers */
-#define TILE_ENTRIES 4
-#define BLOCK_ROWS 16      /* tokens and vocabulary entries that stay in the first and the second cache */
-#define BLOCK_ENTRIES 64
+#define PANEL_ROWS 12   /* tokens whose products with a panel are summed in registers */
+#define PANEL_BLOCK 240 /* tokens whose inputs stay in the second cache */
 
 /* What becomes of a product. */
-typedef enum { STORE, ADD, GATE } use;
+typedef enum { STORE, STORE_FLOAT, ADD, GATE } use;
 
 /* sums [rows][PANEL] of x [rows, num_in] and one panel. */
 static inline __attribute__((always_inline)) void panel_tile(const bf16 *x, const bf16 *panel, int64_t num_in, int rows,
@@ -84,6 +79,10 @@ static inline void use_sums(const linear *layer, use what, const float *sums, in
     if (layer->bias) first += *(const vec *)(layer->bias + column), last += *(const vec *)(layer->bias + column + LANES);
     if (what == GATE) {
         store((bf16 *)out + row * (layer->num_out / 2) + column / 2, silu(first) * last);
+    } else if (what == STORE_FLOAT) {
+        float *place = (float *)out + row * layer->num_out + column;
+        *(vec *)place = first;
+        *(vec *)(place + LANES) = last;
     } else if (what == ADD) {
         float *place = (float *)out + row * layer->num_out + column;
         *(vec *)place += first;
@@ -138,57 +137,11 @@ void cllm_linear(const bf16 *x, const bf16 *panels, const float *bias, int64_t n
     multiply(&layer, x, num_tokens, out);
 }
 
-/* The sum of each of four vectors. */
-static inline __m128 sum_each(const __m512 *x) {
-    __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-    __m512 last = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first, last, 0x44), _mm512_shuffle_ps(first, last, 0xEE));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-/* out[i][j] = x[i] . weight[j]. */
-static inline __attribute__((always_inline)) void project_tile(const bf16 *x, const bf16 *weight, int64_t size,
-                                                               int rows, int64_t vocab, float *out) {
-    __m512 sums[TILE_ROWS][TILE_ENTRIES];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TILE_ENTRIES; j++) sums[i][j] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < size; d += PAIRED) {
-        __m512bh columns[TILE_ENTRIES];
-#pragma GCC unroll 4
-        for (int j = 0; j < TILE_ENTRIES; j++) columns[j] = (__m512bh)_mm512_loadu_si512(weight + j * size + d);
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; i++) {
-            __m512bh row = (__m512bh)_mm512_loadu_si512(x + i * size + d);
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE_ENTRIES; j++) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], row, columns[j]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < rows; i++) _mm_storeu_ps(out + i * vocab, sum_each(sums[i]));
-}
-
-static void project_block(const bf16 *x, const bf16 *weight, int64_t size, int64_t rows, int64_t entries,
-                          int64_t vocab, float *out) {
-    for (int64_t v = 0; v < entries; v += TILE_ENTRIES) {
-        int64_t r = 0;
-        for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-            project_tile(x + r * size, weight + v * size, size, TILE_ROWS, vocab, out + r * vocab + v);
-        for (; r < rows; r++) project_tile(x + r * size, weight + v * size, size, 1, vocab, out + r * vocab + v);
-    }
-}
-
-/* Logits: out [num_rows, vocab] of x [num_rows, size] and weight [vocab, size]; size is a multiple of PAIRED, vocab of
- * TILE_ENTRIES. */
-void cllm_project(const bf16 *x, const bf16 *weight, int64_t num_rows, int64_t size, int64_t vocab, int num_threads,
-                  float *out) {
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-    for (int64_t v = 0; v < vocab; v += BLOCK_ENTRIES) {
-        int64_t entries = vocab - v < BLOCK_ENTRIES ? vocab - v : BLOCK_ENTRIES;
-        for (int64_t r = 0; r < num_rows; r += BLOCK_ROWS) {
-            int64_t rows = num_rows - r < BLOCK_ROWS ? num_rows - r : BLOCK_ROWS;
-            project_block(x + r * size, weight + v * size, size, rows, entries, vocab, out + r * vocab + v);
-        }
-    }
+/* The same with float32 results. */
+void cllm_logits(const bf16 *x, const bf16 *panels, int64_t num_tokens, int64_t num_in, int64_t num_out,
+                 int num_threads, float *out) {
+    linear layer = {panels, 0, num_in, num_out};
+#pragma omp parallel num_threads(num_threads)
+    multiply_and(STORE_FLOAT, &layer, x, num_tokens, out);
 }
 #endif

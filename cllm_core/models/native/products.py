@@ -29,9 +29,7 @@ class PanelWeight:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> "PanelWeight":
         """From [out, in] and [out] of sizes that the kernels take."""
-        num_out, num_in = weight.shape
-        panels = weight.view(num_out // PANEL, PANEL, num_in // 2, 2).transpose(1, 2).contiguous()
-        return cls(panels, None if bias is None else bias.float())
+        return cls(to_panels(weight), None if bias is None else bias.float())
 
     @property
     def num_in(self) -> int:
@@ -42,6 +40,12 @@ class PanelWeight:
     def num_out(self) -> int:
         """Outputs."""
         return PANEL * self.panels.shape[0]
+
+
+def to_panels(weight: Tensor) -> Tensor:
+    """[out, in] -> [out / PANEL, in / 2, PANEL, 2]; `in` is even, `out` a multiple of PANEL."""
+    num_out, num_in = weight.shape
+    return weight.view(num_out // PANEL, PANEL, num_in // 2, 2).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +102,9 @@ class PanelGate:
         return F.silu(gate, inplace=True).mul_(up)
 
 
-def can_multiply(kernels: Kernels | None, linears: Sequence[nn.Linear]) -> bool:
+def can_multiply(kernels: Kernels, linears: Sequence[nn.Linear]) -> bool:
     """Whether the kernels take these layers' weights, alone and side by side."""
-    return (
-        kernels is not None
-        and kernels.can_multiply
-        and all(
-            linear.weight.dtype == torch.bfloat16 and linear.in_features % 2 == 0 and linear.out_features % PANEL == 0
-            for linear in linears
-        )
+    return kernels.can_decode and all(
+        linear.weight.dtype == torch.bfloat16 and linear.in_features % 2 == 0 and linear.out_features % PANEL == 0
+        for linear in linears
     )
