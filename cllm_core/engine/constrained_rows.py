@@ -15,6 +15,7 @@ from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.plan import PlannedRow
 from cllm_core.engine.processors import keep_allowed
 from cllm_core.engine.token_buffer import TokenBuffer
+from cllm_core.models.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,15 @@ class ConstrainedRows:
         # Little-endian words, so that byte v // 8 of a row holds the bit of token v on every machine.
         octets = torch.from_numpy(masks[: len(positions)].astype("<i4", copy=False).view(np.uint8))
         return keep_allowed(
-            logits, torch.tensor(positions, dtype=torch.long, device=self._device), octets.to(self._device)
+            logits,
+            to_device(torch.tensor(positions, dtype=torch.long), self._device),
+            to_device(octets, self._device),
         )
 
     def _redraft(self, buffer: TokenBuffer) -> list[list[int]]:
         """Write what is forced into the drafts; returns them, n - 1 tokens each."""
-        slots = torch.tensor([one.row.slot for one in self._rows], device=self._device)
-        text_ends = torch.tensor([one.row.last_accepted_position + 1 for one in self._rows], device=self._device)
+        places = [(one.row.slot, one.row.last_accepted_position + 1) for one in self._rows]
+        slots, text_ends = to_device(torch.tensor(places).T.contiguous(), self._device)
         width = max(one.row.num_sampled for one in self._rows) - 1
         # Behind a shorter window too there is room, and nothing but guesses.
         padded = buffer.drafts(slots, text_ends, width).tolist()
@@ -65,5 +68,5 @@ class ConstrainedRows:
             num_drafted = one.row.num_sampled - 1
             draft[:num_drafted] = one.constraint.redraft(draft[:num_drafted])
         if width:
-            buffer.overwrite_drafts(slots, text_ends, torch.tensor(padded, device=self._device))
+            buffer.overwrite_drafts(slots, text_ends, to_device(torch.tensor(padded), self._device))
         return [draft[: one.row.num_sampled - 1] for draft, one in zip(padded, self._rows, strict=True)]

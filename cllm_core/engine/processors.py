@@ -24,8 +24,8 @@ def keep_allowed(logits: Tensor, positions: Tensor, masks: Tensor) -> Tensor:
         positions: [N] int64, none twice.
         masks: [N, K] uint8 with 8 * K >= V: bit v % 8 of byte v // 8 tells whether token v is allowed.
     """
-    powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=logits.device)
-    allowed = (masks[:, :, None] & powers).ne(0).flatten(1)[:, : logits.shape[-1]]
+    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    allowed = (masks[:, :, None] >> bits).bitwise_and_(1).bool().flatten(1)[:, : logits.shape[-1]]
     return logits.index_copy(0, positions, logits.index_select(0, positions).masked_fill_(~allowed, -torch.inf))
 
 

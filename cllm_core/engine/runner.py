@@ -19,6 +19,7 @@ from cllm_core.engine.sampling import sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.engine.token_buffer import TokenBuffer
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.transfer import to_device
 from cllm_core.request import TokenLogprobs
 
 
@@ -119,7 +120,7 @@ class ModelRunner:
 
     def _to_device(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Copy int64 arrays to the device in one transfer."""
-        packed = torch.from_numpy(np.concatenate(arrays)).to(self._device, non_blocking=True)
+        packed = to_device(np.concatenate(arrays), self._device)
         return list(packed.split([len(array) for array in arrays]))
 
     def _windows(self, rows: tuple[PlannedRow, ...]) -> Windows:
@@ -141,7 +142,7 @@ class ModelRunner:
         batch = SamplingBatch.build([self._row_sampling(row) for row in windows.rows], self._device)
         history = None
         if batch.needs_history:
-            slots = torch.tensor([windows.rows[index].slot for index in batch.history_rows], device=self._device)
+            (slots,) = self._to_device([np.asarray([windows.rows[index].slot for index in batch.history_rows])])
             history = self._buffer.texts(slots, batch.history_length)
         return sample(logits, batch, history)
 

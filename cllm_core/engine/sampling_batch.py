@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.engine.noise import position_keys
+from cllm_core.models.transfer import to_device
 from cllm_core.request import SamplingParams
 
 
@@ -306,6 +307,4 @@ def _floats(columns: Sequence[Sequence[float]], device: torch.device) -> tuple[T
 
 def _copy_to_device(table: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """Rows of the table, each a tensor on the device, moved in one copy that the host does not wait for."""
-    if device.type == "cuda":
-        table = table.pin_memory().to(device, non_blocking=True)
-    return table.to(device).unbind(0)
+    return to_device(table, device).unbind(0)

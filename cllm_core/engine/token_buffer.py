@@ -13,6 +13,7 @@ from torch import Tensor
 from cllm_core.config import MAX_BLOCK_LENGTH
 from cllm_core.engine.drafts import MAX_NGRAM, continue_prediction, guess_tail, last_tokens
 from cllm_core.engine.plan import Admission
+from cllm_core.models.transfer import to_device
 
 
 class TokenBuffer:
@@ -57,13 +58,12 @@ class TokenBuffer:
         """Write the texts of requests that got a slot, and guess their first drafts."""
         if not admissions:
             return
-        device = self._tokens.device
-        slots = torch.tensor([a.slot for a in admissions], device=device)
-        text_ends = torch.tensor([len(a.token_ids) for a in admissions], device=device)
-        texts = torch.from_numpy(_padded([a.token_ids for a in admissions])).to(device)
+        numbers = [(a.slot, len(a.token_ids), len(a.request.prompt_ids), a.block_length) for a in admissions]
+        slots, text_ends, prompt_lengths, block_lengths = self._to_device(numbers).T
+        texts = self._to_device([a.token_ids for a in admissions])
         self._tokens[slots, : texts.shape[1]] = texts
-        self._prompt_lengths[slots] = torch.tensor([len(a.request.prompt_ids) for a in admissions], device=device)
-        self._block_lengths[slots] = torch.tensor([a.block_length for a in admissions], device=device)
+        self._prompt_lengths[slots] = prompt_lengths
+        self._block_lengths[slots] = block_lengths
         self._draft_ends[slots] = text_ends
         self._admit_predictions(admissions, slots)
         longest = max(len(a.token_ids) for a in admissions)
@@ -111,15 +111,15 @@ class TokenBuffer:
         if self._predictions is None:
             shape = (len(self._tokens), self._max_model_len)
             self._predictions = torch.zeros(shape, dtype=torch.long, device=slots.device)
-        padded = torch.from_numpy(_padded(predictions)).to(slots.device)
+        padded = self._to_device(predictions)
         self._predictions[slots, : padded.shape[1]] = padded
-        self._prediction_lengths[slots] = torch.tensor([len(p) for p in predictions], device=slots.device)
+        self._prediction_lengths[slots] = self._to_device([(len(p),) for p in predictions])[:, 0]
         for admission, prediction in zip(admissions, predictions, strict=True):
             is_fresh = len(admission.token_ids) == len(admission.request.prompt_ids)
             draft = prediction[: admission.block_length - 1]
             if is_fresh and draft:  # nothing is decoded yet, so there is no n-gram that could find its beginning
                 start = len(admission.token_ids)
-                self._tokens[admission.slot, start : start + len(draft)] = torch.tensor(draft, device=slots.device)
+                self._tokens[admission.slot, start : start + len(draft)] = self._to_device([draft])[0]
                 self._draft_ends[admission.slot] += len(draft)
 
     def _draft_predictions(self, slots: Tensor, text_ends: Tensor, longest: int, block_length: int) -> None:
@@ -163,6 +163,10 @@ class TokenBuffer:
         steps = torch.arange(block_length, device=slots.device)
         self._write(slots, draft_ends, guesses, inside=draft_ends[:, None] + steps < wanted_ends[:, None])
         self._draft_ends[slots] = torch.maximum(draft_ends, wanted_ends)
+
+    def _to_device(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Host values, padded with 0 to the longest row; [len(rows), longest] int64."""
+        return to_device(_padded(rows), self._tokens.device)
 
     def _write(self, slots: Tensor, starts: Tensor, tokens: Tensor, *, inside: Tensor) -> None:
         """Write [B, K] tokens from [B] starts on, where [B, K] `inside` holds."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from cllm_core.models.lora import LinearShape, LowRank
 from cllm_core.models.paged import LayerProbe, RowSpan
+from cllm_core.models.transfer import to_device
 
 # Enough tokens that a layer which sees only some of them, as experts do, cannot happen to see all.
 _NUM_PROBE_TOKENS = 64
@@ -181,7 +182,7 @@ class AdapterBank:
 
 def _token_index(rows: Sequence[RowSpan], device: torch.device) -> Tensor:
     ranges = [torch.arange(row.first_index, row.first_index + row.num_tokens) for row in rows]
-    return torch.cat(ranges).to(device, non_blocking=True)
+    return to_device(torch.cat(ranges), device)
 
 
 @torch.inference_mode()
