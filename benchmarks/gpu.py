@@ -3,11 +3,13 @@
     python -m benchmarks.gpu --out benchmarks/results/gpu [--model FOLDER] [--seconds 480]
 
 Checks Jacobi output on the device in float32 against transformers on the CPU, token for token; then times steps over
-rows and window lengths and decodes AR and Jacobi, for a small model and for random weights in the shape of a 7B Llama.
-Writes OUT.json and OUT.md. Parts that do not fit into --seconds any more are named in the report as left out.
+rows and window lengths and decodes AR and Jacobi, for a small model and for random weights in the shape of a 7B Llama;
+all of it with and without CUDA graphs. Profiles the kernels of single steps. Writes OUT.json and OUT.md. Parts that do
+not fit into --seconds any more are named in the report as left out.
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -17,16 +19,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from benchmarks.kernel_profile import KernelProfile, profile_kernels
 from cllm_core.config import EngineConfig
-from cllm_core.engine.build import assemble_engine, build_engine
+from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.info import TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.loader import LoadedModel
+from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from cllm_core.request import NewRequest, SamplingParams
@@ -35,6 +39,7 @@ ROWS = (1, 4, 16, 64)
 WINDOWS = (1, 4, 8, 16, 32, 64)
 CONTEXT = 512  # tokens before the window
 BLOCK_SIZE = 16
+PROFILED = ((1, 1), (1, 32), (16, 16))  # rows, window
 NUM_TIMINGS = 10
 LLAMA_7B = LlamaConfig(
     vocab_size=32000,
@@ -76,6 +81,8 @@ class DecodeSpeed:
     block_length: int
     tokens_per_second: float
     tokens_per_forward: float
+    milliseconds_per_forward: float  # everything outside of the forward pass included
+    bandwidth_share: float  # bytes of weights read per second, over what a plain copy reads per second
 
 
 def main() -> None:
@@ -90,22 +97,28 @@ def main() -> None:
     deadline = time.monotonic() + arguments.seconds
     device = torch.device(arguments.device)
     register_paged_attention()
-    report: dict[str, object] = {"machine": _machine(device), "left_out": []}
-    report["correctness"] = check_correctness(device)
+    report: dict[str, object] = {"machine": _machine(device)}
+    modes = (True, False) if device.type == "cuda" else (False,)
+    report["correctness"] = {_mode(graphs): check_correctness(device, graphs=graphs) for graphs in modes}
     bandwidth = measure_bandwidth(device)
     report["bandwidth_gb_per_second"] = bandwidth / 1e9
     names = ["small"] if arguments.without_7b else ["small", "llama-7b-shape"]
+    left_out: list[str] = []
+    report["left_out"] = left_out
     for name in names:
-        engine = _engine(name, arguments.model, device)
-        report[name] = _measure_model(engine, bandwidth, deadline, left_out=report["left_out"], name=name)  # type: ignore[arg-type]
-        _write(arguments.out, report)
-        del engine
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        # Graphs first: should the time run out, their figures matter more.
+        for graphs in modes:
+            loaded = _loaded_model(name, arguments.model, device)  # anew, since an engine changes its layers
+            part = f"{name}, {_mode(graphs)}"
+            engine = _assemble(loaded, graphs=graphs)
+            report[part] = _measure_model(engine, bandwidth, deadline, left_out=left_out, name=part)
+            _write(arguments.out, report)
+            del engine, loaded
+            _free_memory(device)
     print(arguments.out.with_suffix(".md").read_text())
 
 
-def check_correctness(device: torch.device) -> dict[str, object]:
+def check_correctness(device: torch.device, *, graphs: bool) -> dict[str, object]:
     """Jacobi in float32 on the device against transformers' greedy generate on the CPU; raises where they differ."""
     config = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 4, "vocab_size": 2048})
     torch.manual_seed(0)
@@ -120,7 +133,7 @@ def check_correctness(device: torch.device) -> dict[str, object]:
     ]
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=PAGED_ATTENTION)
     model.load_state_dict(reference.state_dict())
-    engine = _assemble(model.to(device).eval(), "correctness")
+    engine = _assemble(_described(model.to(device).eval(), "correctness"), graphs=graphs)
     torch.backends.cuda.matmul.allow_tf32 = False
     checked = 0
     for block_length in (1, 2, 5, 16, 32):
@@ -157,16 +170,33 @@ def _measure_model(
         if time.monotonic() > deadline:
             left_out.append(f"{name}: decoding {requests} requests at n = {block_length}")
             continue
-        speeds.append(_decode_speed(engine, requests, block_length))
+        speeds.append(_decode_speed(engine, requests, block_length, bandwidth))
+    profiles = {f"{rows} x {window}": _profile_step(model, rows, window) for rows, window in PROFILED}
     return {
         "parameters": engine.info.num_parameters,
         "weight_gb": engine.info.weight_bytes / 1e9,
         "steps": [asdict(step) for step in steps],
         "decoding": [asdict(speed) for speed in speeds],
+        "profiles": {step: asdict(found) for step, found in profiles.items() if found is not None},
     }
 
 
 def _time_step(model: PagedModel, engine: Engine, rows: int, window: int, bandwidth: float) -> StepTime:
+    seconds = _median_seconds(_step(model, rows, window), model.device)
+    read = engine.info.weight_bytes + rows * (CONTEXT + window) * model.cache_bytes_per_token
+    return StepTime(rows, window, 1e3 * seconds, read / seconds / bandwidth)
+
+
+def _profile_step(model: PagedModel, rows: int, window: int) -> KernelProfile | None:
+    if model.device.type != "cuda":
+        return None
+    step = _step(model, rows, window)
+    step()
+    return profile_kernels(step, model.device)
+
+
+def _step(model: PagedModel, rows: int, window: int) -> Callable[[], object]:
+    """A forward pass of this size, to be called again and again."""
     blocks_per_row = -(-(CONTEXT + window) // BLOCK_SIZE)
     spans = [
         RowSpan(row * window, window, CONTEXT, tuple(range(row * blocks_per_row, (row + 1) * blocks_per_row)))
@@ -175,12 +205,10 @@ def _time_step(model: PagedModel, engine: Engine, rows: int, window: int, bandwi
     positions = torch.arange(CONTEXT, CONTEXT + window, device=model.device).repeat(rows)
     input_ids = torch.ones_like(positions)
     sampled = torch.arange(rows * window, device=model.device)
-    seconds = _median_seconds(lambda: model.forward(input_ids, positions, spans, sampled), model.device)
-    read = engine.info.weight_bytes + rows * (CONTEXT + window) * model.cache_bytes_per_token
-    return StepTime(rows, window, 1e3 * seconds, read / seconds / bandwidth)
+    return lambda: model.forward(input_ids, positions, spans, sampled)
 
 
-def _decode_speed(engine: Engine, requests: int, block_length: int) -> DecodeSpeed:
+def _decode_speed(engine: Engine, requests: int, block_length: int, bandwidth: float) -> DecodeSpeed:
     generator = torch.Generator().manual_seed(0)
     vocab = engine.info.vocab_size
     prompts = [tuple(torch.randint(3, vocab, (64,), generator=generator).tolist()) for _ in range(requests)]
@@ -190,8 +218,15 @@ def _decode_speed(engine: Engine, requests: int, block_length: int) -> DecodeSpe
     outputs = _decode(engine, prompts, block_length, max_tokens=128)
     seconds = time.perf_counter() - started
     num_tokens = sum(map(len, outputs))
-    num_passes = (engine.stats().num_steps - before) * requests
-    return DecodeSpeed(requests, block_length, num_tokens / seconds, num_tokens / num_passes)
+    num_steps = engine.stats().num_steps - before
+    return DecodeSpeed(
+        requests=requests,
+        block_length=block_length,
+        tokens_per_second=num_tokens / seconds,
+        tokens_per_forward=num_tokens / (num_steps * requests),
+        milliseconds_per_forward=1e3 * seconds / num_steps,
+        bandwidth_share=engine.info.weight_bytes * num_steps / seconds / bandwidth,
+    )
 
 
 def _decode(engine: Engine, prompts: list[tuple[int, ...]], block_length: int, *, max_tokens: int) -> list[list[int]]:
@@ -205,33 +240,23 @@ def _decode(engine: Engine, prompts: list[tuple[int, ...]], block_length: int, *
     return outputs
 
 
-def _engine(name: str, folder: str | None, device: torch.device) -> Engine:
-    config = _engine_config(folder)
+def _mode(graphs: bool) -> str:
+    return "with CUDA graphs" if graphs else "without CUDA graphs"
+
+
+def _loaded_model(name: str, folder: str | None, device: torch.device) -> LoadedModel:
     if name == "small" and folder is not None:
-        return build_engine(config)
-    dtype = torch.bfloat16
+        config = msgspec.structs.replace(_engine_config(graphs=False), model=folder, device=device.type)
+        return load_model(config, lambda stage, fraction: None, attn_implementation=PAGED_ATTENTION)
+    shape = SMALL if name == "small" else LLAMA_7B
     with device:
-        model = AutoModelForCausalLM.from_config(
-            SMALL if name == "small" else LLAMA_7B, dtype=dtype, attn_implementation=PAGED_ATTENTION
-        )
-    return _assemble(model.eval(), name)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=PAGED_ATTENTION)
+    return _described(model.eval(), name)
 
 
-def _engine_config(model: str | None) -> EngineConfig:
-    return EngineConfig(
-        model=model,
-        max_num_seqs=max(ROWS),
-        max_batched_tokens=2048,
-        cache_block_size=BLOCK_SIZE,
-        num_cache_blocks=max(ROWS) * (-(-(CONTEXT + max(WINDOWS)) // BLOCK_SIZE) + 1),
-        prefix_caching=False,
-        adaptive_block_length=False,
-    )
-
-
-def _assemble(model: PreTrainedModel, name: str) -> Engine:
+def _described(model: PreTrainedModel, name: str) -> LoadedModel:
     model.requires_grad_(False)
-    loaded = LoadedModel(
+    return LoadedModel(
         model=model,
         tokenizer=TokenizerBundle(tokenizer_json=""),
         eos_token_ids=(),
@@ -242,7 +267,28 @@ def _assemble(model: PreTrainedModel, name: str) -> Engine:
         device=model.device,
         dtype=model.dtype,
     )
-    return assemble_engine(_engine_config(None), loaded, lambda stage, fraction: None)
+
+
+def _assemble(loaded: LoadedModel, *, graphs: bool) -> Engine:
+    return assemble_engine(_engine_config(graphs=graphs), loaded, lambda stage, fraction: None)
+
+
+def _engine_config(*, graphs: bool) -> EngineConfig:
+    return EngineConfig(
+        max_num_seqs=max(ROWS),
+        max_batched_tokens=2048,
+        cache_block_size=BLOCK_SIZE,
+        num_cache_blocks=max(ROWS) * (-(-(CONTEXT + max(WINDOWS)) // BLOCK_SIZE) + 1),
+        prefix_caching=False,
+        adaptive_block_length=False,
+        cuda_graphs=graphs,
+    )
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -281,9 +327,8 @@ def _markdown(report: dict[str, object]) -> Iterator[str]:
     yield ""
     for key in ("machine", "correctness", "bandwidth_gb_per_second", "left_out"):
         yield f"- {key.replace('_', ' ')}: {report[key]}"
-    for name in ("small", "llama-7b-shape"):
-        result = report.get(name)
-        if isinstance(result, dict):
+    for name, result in report.items():
+        if isinstance(result, dict) and "steps" in result:
             yield from _model_markdown(name, result)
 
 
@@ -299,12 +344,32 @@ def _model_markdown(name: str, result: dict[str, object]) -> Iterator[str]:
             s["window"]: f"{s['milliseconds']:.2f} ({s['bandwidth_share']:.0%})" for s in steps if s["rows"] == rows
         }
         yield f"| {rows} | " + " | ".join(cells.get(window, "") for window in WINDOWS) + " |"
-    yield from ["", "| requests | n | tokens/s | tokens per forward pass |", "|---|---|---|---|"]
+    yield from [
+        "",
+        "| requests | n | tokens/s | tokens per forward | ms per forward, all included | weights read, share |",
+        "|---" * 6 + "|",
+    ]
     for speed in decoding:
         yield (
             f"| {speed['requests']} | {speed['block_length']} | {speed['tokens_per_second']:.1f} "
-            f"| {speed['tokens_per_forward']:.2f} |"
+            f"| {speed['tokens_per_forward']:.2f} | {speed['milliseconds_per_forward']:.2f} "
+            f"| {speed['bandwidth_share']:.0%} |"
         )
+    yield from _profiles_markdown(result["profiles"])
+
+
+def _profiles_markdown(profiles: object) -> Iterator[str]:
+    if not isinstance(profiles, dict):
+        raise TypeError("profiles is a dict")
+    for step, found in profiles.items():
+        yield ""
+        yield (
+            f"Kernels of a step of {step}: {found['num_kernels']} in {found['milliseconds']:.2f} ms, "
+            f"none running {found['gap_share']:.0%} of it"
+        )
+        yield from ["", "| kernel | calls | share |", "|---|---|---|"]
+        for kernel in found["longest"]:
+            yield f"| `{kernel['name'][:80]}` | {kernel['calls']} | {kernel['share']:.1%} |"
 
 
 if __name__ == "__main__":

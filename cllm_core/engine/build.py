@@ -118,6 +118,8 @@ def _prepare_layers(
         logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
         pack_linear_layers(causal_lm)
         leave_weights_file(causal_lm)
+    elif model.device.type == "cuda" and model.dtype != torch.float32:  # which stays comparable with transformers
+        logger.info("fused %d decoder layers", fuse_layers(causal_lm, None, bank))
     model.use_attention(load_attention(model.layers, model.dtype, model.device))
     if bank is not None:
         bank.attach(causal_lm)

@@ -1,5 +1,5 @@
 """Decoder layers of the common shape with fewer, larger operations: what prepacked weights leave of a step on a CPU is
-mostly the cost of calling many small ones. `fusing` puts them in place.
+mostly the cost of calling many small ones, and on a GPU that of waiting for each. `fusing` puts them in place.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PagedAttention
+from cllm_core.models.cuda.products import PlainGate, PlainProduct
 from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.products import PanelGate, PanelProduct, can_multiply
 from cllm_core.models.products import GatedProduct, PackedGate, PackedProduct, Product
@@ -173,6 +174,8 @@ class _Products:
         """The linear layers of these names in a part of the layer, outputs side by side."""
         linears = self._linears(part, names)
         adapted = None if self.adapters is None else self.adapters.product(part, *names)
+        if linears[0].weight.is_cuda:
+            return PlainProduct.of(linears, adapted)
         if self.kernels is not None and can_multiply(self.kernels, linears):
             return PanelProduct.of(linears, self.kernels, adapted)
         return PackedProduct.of(linears, adapted)
@@ -180,6 +183,8 @@ class _Products:
     def gated(self, part: str, gate: str, up: str) -> GatedProduct:
         """Two linear layers, of which one gates the other."""
         first, second = self._linears(part, (gate, up))
+        if first.weight.is_cuda:
+            return PlainGate(self.of(part, gate, up))
         own, other = (None if self.adapters is None else self.adapters.product(part, name) for name in (gate, up))
         if self.kernels is not None and can_multiply(self.kernels, (first, second)):
             return PanelGate.of(first, second, self.kernels, (own, other))

@@ -39,7 +39,7 @@ def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters
     """Replace every decoder layer that can be; returns how many were. The replaced layers' plain weights are given up.
 
     Args:
-        model: loaded with attn_implementation="cllm_paged", on the CPU.
+        model: loaded with attn_implementation="cllm_paged".
         kernels: compute norms, rotary embeddings and products of a bfloat16 model; None: torch does.
         adapters: whose share the fused products shall add; None: there are none.
     """
@@ -116,8 +116,8 @@ def _record_calls(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Mo
     hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     generator = torch.Generator().manual_seed(0)
     vocab_size = model.config.get_text_config().vocab_size
-    token_ids = torch.randint(vocab_size, (1, _NUM_PROBE_TOKENS), generator=generator)
-    positions = torch.arange(_FIRST_PROBE_POSITION, _FIRST_PROBE_POSITION + _NUM_PROBE_TOKENS)[None]
+    token_ids = torch.randint(vocab_size, (1, _NUM_PROBE_TOKENS), generator=generator).to(model.device)
+    positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None] + _FIRST_PROBE_POSITION
     try:
         with torch.inference_mode():
             model(input_ids=token_ids, position_ids=positions, use_cache=False, paged=probe)

@@ -1,0 +1,31 @@
+"""Products of fused layers on a CUDA device, which run on any."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from cllm_core.models.cuda.products import PlainGate, PlainProduct
+
+
+def linears(*, bias: bool) -> tuple[list[nn.Linear], Tensor]:
+    """Two layers of 8 inputs, and some inputs."""
+    torch.manual_seed(0)
+    return [nn.Linear(8, 6, bias=bias), nn.Linear(8, 6, bias=bias)], torch.randn(5, 8)
+
+
+@torch.inference_mode()
+def test_layers_side_by_side_give_what_each_gives_alone() -> None:
+    for bias in (True, False):
+        layers, x = linears(bias=bias)
+        product = PlainProduct.of(layers, None)
+        expected = torch.cat([layer(x) for layer in layers], dim=-1)
+        other = torch.randn(5, 12)
+        torch.testing.assert_close(product(x), expected)
+        torch.testing.assert_close(product.plus(x, other), expected + other)
+
+
+@torch.inference_mode()
+def test_a_gate_is_the_silu_of_one_layer_times_the_other() -> None:
+    (gate, up), x = linears(bias=False)
+    found = PlainGate(PlainProduct.of([gate, up], None))(x)
+    torch.testing.assert_close(found, F.silu(gate(x)) * up(x))
