@@ -76,6 +76,11 @@ class PagedModel:
             vocab_size=self.vocab_size,
         )
 
+    @property
+    def num_recorded(self) -> int:
+        """Shapes of steps that have been recorded so far."""
+        return 0 if self._static is None else self._static.num_recorded
+
     def use_adapters(self, adapters: AdapterBank) -> None:
         """Tell this bank, which is attached to the model, whose tokens are in a step."""
         self._adapters = adapters

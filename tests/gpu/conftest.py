@@ -1,0 +1,11 @@
+"""What the tests on a CUDA device share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.fail("these tests need a CUDA device: leave out -m gpu on machines without one")
+    return torch.device("cuda", torch.cuda.current_device())
