@@ -26,18 +26,23 @@ int cllm_has_tiles(void) {
 
 #define PANEL_ROWS 12   /* tokens whose products with a panel are summed in registers */
 #define PANEL_BLOCK 240 /* tokens whose inputs stay in the second cache */
+#define FETCH_AHEAD 4096 /* numbers of a weight asked of memory before they are needed: 8 KiB */
 
 /* What becomes of a product. */
 typedef enum { STORE, STORE_FLOAT, ADD, GATE } use;
 
-/* sums [rows][PANEL] of x [rows, num_in] and one panel. */
-static inline __attribute__((always_inline)) void panel_tile(const bf16 *x, const bf16 *panel, int64_t num_in, int rows,
-                                                             float *out) {
+/* sums [rows][PANEL] of x [rows, num_in] and one panel. What lies at `ahead`, as long as a panel, is asked of memory. */
+static inline __attribute__((always_inline)) void panel_tile(const bf16 *x, const bf16 *panel, const bf16 *ahead,
+                                                             int64_t num_in, int rows, float *out) {
     __m512 sums[PANEL_ROWS][2];
     for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
     for (int64_t k = 0; k < num_in; k += 2) {
         __m512bh first = (__m512bh)_mm512_loadu_si512(panel + k * PANEL);
         __m512bh last = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + PANEL);
+        if (ahead) {
+            _mm_prefetch((const char *)(ahead + k * PANEL), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead + k * PANEL + PANEL), _MM_HINT_T1);
+        }
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
             int32_t pair;
@@ -55,11 +60,11 @@ static inline __attribute__((always_inline)) void panel_tile(const bf16 *x, cons
 }
 
 /* panel_tile for a number of rows that the compiler does not know. */
-static void panel_sums(const bf16 *x, const bf16 *panel, int64_t num_in, int64_t rows, float *out) {
+static void panel_sums(const bf16 *x, const bf16 *panel, const bf16 *ahead, int64_t num_in, int64_t rows, float *out) {
     switch (rows) {
 #define ROWS(n) \
     case n: \
-        panel_tile(x, panel, num_in, n, out); \
+        panel_tile(x, panel, ahead, num_in, n, out); \
         break;
         ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #undef ROWS
@@ -106,7 +111,8 @@ static inline __attribute__((always_inline)) void multiply_and(use what, const l
             int64_t row = block;
             for (int64_t pass = passes; pass > 0; pass--) {
                 int64_t rows = (end - row + pass - 1) / pass; /* passes of about the same size */
-                panel_sums(x + row * layer->num_in, panel, layer->num_in, rows, sums);
+                const bf16 *ahead = pass == passes ? panel + FETCH_AHEAD : 0; /* later passes find the panel near */
+                panel_sums(x + row * layer->num_in, panel, ahead, layer->num_in, rows, sums);
                 for (int64_t i = 0; i < rows; i++) use_sums(layer, what, sums + i * PANEL, row + i, column, out);
                 row += rows;
             }
