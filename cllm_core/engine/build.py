@@ -110,7 +110,7 @@ def _prepare_layers(
     if can_pack(causal_lm):
         kernels = load_kernels(cache_folder()) if config.native_kernels else None
         num_fused = fuse_layers(causal_lm, kernels, bank)
-        model.use_kernels(kernels)
+        model.use_kernels(kernels, block_size=config.cache_block_size)
         if kernels is not None:
             use_native_head(causal_lm, kernels)
         if model.attends_natively and kernels is not None:

@@ -44,9 +44,10 @@ class PagedModel:
         self._attention: TableAttention | None = None
         self._static: StaticSteps | None = None
 
-    def use_kernels(self, kernels: Kernels | None) -> None:
-        """Attend by these kernels where they cover the model's layers; None: by torch."""
-        self._kernels = kernels if can_attend(self.layers, self.dtype, self.device) else None
+    def use_kernels(self, kernels: Kernels | None, *, block_size: int) -> None:
+        """Attend by these kernels where they cover the model's layers and this cache block size; None: by torch."""
+        covered = can_attend(self.layers, self.dtype, self.device, block_size=block_size)
+        self._kernels = kernels if covered else None
 
     @property
     def attends_natively(self) -> bool:

@@ -18,7 +18,8 @@ from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 
-NUM_TOKENS = 60
+NUM_TOKENS = 90
+BLOCK_SIZE = 16
 BLOCKS = (3, 9, 1, 4, 12, 6, 15, 2)
 
 
@@ -36,7 +37,7 @@ def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = 
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.set_attn_implementation(PAGED_ATTENTION)
     paged = PagedModel(model.requires_grad_(False))
-    paged.use_kernels(kernels)
+    paged.use_kernels(kernels, block_size=BLOCK_SIZE)
     bank = AdapterBank(model)
     fuse_layers(model, kernels, bank)
     use_native_head(model, kernels)
@@ -54,7 +55,7 @@ def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = 
             for name, shape in bank.linears.items()
         },
     )
-    paged.allocate_cache(num_blocks=24, block_size=8)
+    paged.allocate_cache(num_blocks=24, block_size=BLOCK_SIZE)
     return paged
 
 
@@ -95,9 +96,9 @@ def test_a_token_has_the_same_logits_however_it_is_batched(
     chunks = run(
         make_model(architecture, kernels),
         [RowSpan(0, 17, 0, BLOCKS)],
-        [RowSpan(0, 30, 17, BLOCKS)],
-        *([RowSpan(0, 1, position, BLOCKS)] for position in range(47, 52)),
-        [RowSpan(0, 8, 52, BLOCKS)],
+        [RowSpan(0, 50, 17, BLOCKS)],
+        *([RowSpan(0, 1, position, BLOCKS)] for position in range(67, 72)),
+        [RowSpan(0, 18, 72, BLOCKS)],
     )
     beside = run(make_model(architecture, kernels), [RowSpan(0, 5, 0, (20,)), RowSpan(5, NUM_TOKENS, 0, BLOCKS)])
     torch.set_num_threads(1)

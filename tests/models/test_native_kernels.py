@@ -9,7 +9,7 @@ from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.head import NativeEmbedding, use_native_head
-from cllm_core.models.native.kernels import PANEL, Kernels, load_kernels
+from cllm_core.models.native.kernels import LANES, PANEL, Kernels, load_kernels
 from cllm_core.models.native.products import to_panels
 from cllm_core.models.native.step import NativeStep, can_attend
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
@@ -44,9 +44,16 @@ def make_cache(block_size: int, size: int, dtype: torch.dtype) -> KVCache:
     return cache
 
 
+def to_tiles(keys: torch.Tensor) -> torch.Tensor:
+    """The keys of a cache as the kernels keep them, in the same shape."""
+    num_blocks, block_size, num_heads, size = keys.shape
+    tiles = keys.view(num_blocks, block_size // LANES, LANES, num_heads, size // 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(keys.shape)
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("window", [None, 1, 50])
-@pytest.mark.parametrize("shape", [(16, 64, 6), (5, 16, 2), (7, 80, 14), (64, 256, 2)])
+@pytest.mark.parametrize("shape", [(16, 64, 6), (32, 16, 2), (16, 80, 14), (64, 256, 2), (16, 64, 38)])
 def test_attention_equals_the_slow_path(
     kernels: Kernels, shape: tuple[int, int, int], window: int | None, num_threads: int
 ) -> None:
@@ -64,10 +71,11 @@ def test_attention_equals_the_slow_path(
         0, query.float(), key.float(), value.float(), scale=size**-0.5, window=window
     )
     torch.set_num_threads(num_threads)
+    cache.keys[0].copy_(to_tiles(cache.keys[0]))
     out = NativeStep(kernels, cache, rows).attend(0, query, key, value, scale=size**-0.5, window=window)
     torch.set_num_threads(1)
     torch.testing.assert_close(out.float(), exact, rtol=BF16_ROUNDING, atol=1e-5)
-    torch.testing.assert_close(cache.keys[0].float(), exact_cache.keys[0])
+    torch.testing.assert_close(cache.keys[0].float(), to_tiles(exact_cache.keys[0]))
     torch.testing.assert_close(cache.values[0].float(), exact_cache.values[0])
 
 
@@ -79,9 +87,9 @@ def test_attention_stays_exact_where_scores_are_large(kernels: Kernels) -> None:
     exact = PagedStep(make_cache(16, 64, torch.float32), rows, torch.device("cpu")).attend(
         0, query.float(), key.float(), value.float(), scale=1.0, window=None
     )
-    out = NativeStep(kernels, make_cache(16, 64, torch.bfloat16), rows).attend(
-        0, query, key, value, scale=1.0, window=None
-    )
+    cache = make_cache(16, 64, torch.bfloat16)
+    cache.keys[0].copy_(to_tiles(cache.keys[0]))
+    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, scale=1.0, window=None)
     torch.testing.assert_close(out.float(), exact, rtol=BF16_ROUNDING, atol=1e-4)
 
 
@@ -151,11 +159,12 @@ def test_a_model_with_kernels_is_as_near_to_float32_as_without(kernels: Kernels,
 
 def test_only_what_the_kernels_cover_is_given_to_them() -> None:
     cpu = torch.device("cpu")
-    assert can_attend([LayerSpec(2, 64, 64), LayerSpec(1, 128, 128)], torch.bfloat16, cpu)
-    assert not can_attend([LayerSpec(2, 64, 64)], torch.float32, cpu)
-    assert not can_attend([LayerSpec(2, 64, 64)], torch.bfloat16, torch.device("cuda"))
-    assert not can_attend([LayerSpec(2, 64, 64), LayerSpec(2, 24, 24)], torch.bfloat16, cpu)
-    assert not can_attend([LayerSpec(2, 192, 128)], torch.bfloat16, cpu)
+    assert can_attend([LayerSpec(2, 64, 64), LayerSpec(1, 128, 128)], torch.bfloat16, cpu, block_size=16)
+    assert not can_attend([LayerSpec(2, 64, 64)], torch.float32, cpu, block_size=16)
+    assert not can_attend([LayerSpec(2, 64, 64)], torch.bfloat16, torch.device("cuda"), block_size=16)
+    assert not can_attend([LayerSpec(2, 64, 64), LayerSpec(2, 24, 24)], torch.bfloat16, cpu, block_size=16)
+    assert not can_attend([LayerSpec(2, 192, 128)], torch.bfloat16, cpu, block_size=16)
+    assert not can_attend([LayerSpec(2, 64, 64)], torch.bfloat16, cpu, block_size=24)
 
 
 def test_the_library_is_compiled_once(kernels: Kernels, tmp_path: Path) -> None:
@@ -185,11 +194,11 @@ def _logits(architecture: Architecture, dtype: torch.dtype, kernels: Kernels | N
     model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.set_attn_implementation(PAGED_ATTENTION)
     paged = PagedModel(model.requires_grad_(False))
-    paged.allocate_cache(num_blocks=16, block_size=8)
+    paged.allocate_cache(num_blocks=16, block_size=16)
     if kernels is not None:
         fuse_layers(model, kernels)
         use_native_head(model, kernels)
-        paged.use_kernels(kernels)
+        paged.use_kernels(kernels, block_size=16)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     rows = [RowSpan(0, 37, 0, (3, 9, 1, 4, 12)), RowSpan(37, 4, 0, (0,))]
     positions = torch.tensor([*range(37), *range(4)])

@@ -42,7 +42,8 @@ static void normalise(const float *x, const bf16 *weight, float epsilon, int64_t
 }
 
 /* Of a team: norms and turns queries and keys, and stores keys and values. heads: [T, num_heads + 2 num_kv_heads, size]. */
-static void turn_and_store(const decoder_layer *layer, const decoder_step *step, int64_t index, bf16 *heads) {
+static void turn_and_store(const decoder_layer *layer, const decoder_step *step, int64_t index, const attention *a,
+                           bf16 *heads) {
     int64_t size = layer->size, num_heads = layer->num_heads, num_kv_heads = layer->num_kv_heads;
     int64_t stride = (num_heads + 2 * num_kv_heads) * size;
 #pragma omp for schedule(static) nowait
@@ -54,7 +55,7 @@ static void turn_and_store(const decoder_layer *layer, const decoder_step *step,
         }
         cllm_rotate(query, stride, step->cos + token * size, step->sin + token * size, 1, num_heads + num_kv_heads,
                     size);
-        store_token(key, value, step->slots[token], num_kv_heads * size, step->keys[index], step->values[index]);
+        store_token(a, key, value, step->slots[token], step->keys[index], step->values[index]);
     }
 }
 
@@ -70,7 +71,7 @@ static void run_layer(const decoder_layer *layer, const decoder_step *step, int6
     meet(team);
     multiply(&layer->qkv, normed, num_tokens, heads);
     meet(team);
-    turn_and_store(layer, step, index, heads);
+    turn_and_store(layer, step, index, &a, heads);
     meet(team);
     attend_rows(&a);
     meet(team);

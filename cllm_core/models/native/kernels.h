@@ -59,6 +59,12 @@ static inline float sum(vec x) {
     return first[0] + first[2] + (first[1] + first[3]);
 }
 
+static inline float largest(vec x) {
+    float out = x[0];
+    for (int i = 1; i < LANES; i++) out = x[i] > out ? x[i] : out;
+    return out;
+}
+
 static inline vec larger(vec x, vec y) {
     ivec above = x > y;
     return (vec)(((ivec)x & above) | ((ivec)y & ~above));
@@ -90,8 +96,8 @@ typedef struct {
     int64_t first_block; /* where the row's blocks begin in block_ids */
 } row_span;
 
-/* Attention of one layer. Tokens are query_stride numbers apart in query, num_heads * size in out; the cache is
- * [slots, num_kv_heads, size]. window: a token sees itself and the window - 1 tokens before it; 0: all. */
+/* Attention of one layer. Tokens are query_stride numbers apart in query, num_heads * size in out; how keys and values
+ * lie in the cache: attention.c. window: a token sees itself and the window - 1 tokens before it; 0: all. */
 typedef struct {
     const bf16 *query;
     const bf16 *keys;
@@ -116,7 +122,7 @@ void cllm_rms_norm(const bf16 *x, int64_t stride, const bf16 *weight, float epsi
                    bf16 *out);
 void cllm_rotate(bf16 *heads, int64_t stride, const bf16 *cos, const bf16 *sin, int64_t num_tokens, int64_t num_heads,
                  int64_t size);
-void store_token(const bf16 *key, const bf16 *value, int64_t slot, int64_t width, bf16 *keys, bf16 *values);
+void store_token(const attention *a, const bf16 *key, const bf16 *value, int64_t slot, bf16 *keys, bf16 *values);
 void attend_rows(const attention *a);
 
 #ifdef __AVX512BF16__
