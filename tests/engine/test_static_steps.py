@@ -12,8 +12,8 @@ from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE
 from tests.engine.factories import Setup, decode, engine_over, greedy_ar, make_request, paged_model, plain_model
 from tests.models.table_attention import attend_plainly
 
-PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 4, 21, 45)]
-NUM_NEW = 20
+PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 4, 21, 30)]
+NUM_NEW = 12
 
 
 def repeat_as_it_is(work: Work) -> Work:
@@ -35,13 +35,12 @@ def make_static_engine(architecture: Architecture, setup: Setup) -> Engine:
     return engine_over(paged_model(architecture), setup, statically_paged)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("block_length", [1, 8])
+@pytest.mark.parametrize(("architecture", "block_length"), [("llama", 1), *((name, 8) for name in ARCHITECTURES)])
 def test_greedy_output_equals_transformers_generate(architecture: Architecture, block_length: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=NUM_NEW)
     expected = [greedy_ar(plain_model(architecture), prompt, NUM_NEW) for prompt in PROMPTS]
     requests = [
-        make_request(str(index), prompt, params, prediction_ids=[*text[:7], 5, *text[8:]])
+        make_request(str(index), prompt, params, prediction_ids=[*text[:5], 5, *text[6:]])
         for index, (prompt, text) in enumerate(zip(PROMPTS, expected, strict=True))
     ]
     setup = Setup(block_length=block_length, num_blocks=40)
