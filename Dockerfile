@@ -38,14 +38,12 @@ ARG VARIANT=cpu
 LABEL org.opencontainers.image.title="cllm-server" \
       org.opencontainers.image.description="OpenAI-compatible server for Consistency LLMs (${VARIANT})" \
       org.opencontainers.image.licenses="Apache-2.0"
-# For the native kernels, which are compiled for the host's processor on first use. Not pinned: Debian's mirrors keep
-# the latest build of a release alone.
+# For the native kernels, which are compiled for the host's processor on first use, and for Triton, which does the same
+# for the GPU. Not pinned: Debian's mirrors keep the latest build of a release alone.
 # hadolint ignore=DL3008
-RUN if [ "${VARIANT}" = cpu ]; then \
-        apt-get update \
-        && apt-get install --yes --no-install-recommends gcc libc6-dev \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --create-home cllm \
     && install --directory --owner cllm --group cllm /cache
 COPY --from=builder /opt/venv /opt/venv
@@ -54,6 +52,7 @@ COPY --from=builder /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/cache/triton \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CLLM_HOST=0.0.0.0 \

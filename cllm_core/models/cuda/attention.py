@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cllm_core.models.paged import LayerSpec
-from cllm_core.models.step_tables import StepTables, TableAttention
+from cllm_core.models.paged import LayerSpec, RowSpan
+from cllm_core.models.step_tables import StepShape, StepTables, TableAttention, pack_tables
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,25 @@ def load_attention(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torc
     if dtype not in _DTYPES or any(max(spec.key_size, spec.value_size) > _MAX_HEAD_SIZE for spec in layers):
         logger.info("attention copies the cache in every step: the kernels do not cover these layers")
         return None
-    return KernelAttention(torch.cuda.get_device_properties(device).multi_processor_count)
+    attention = KernelAttention(torch.cuda.get_device_properties(device).multi_processor_count)
+    return attention if can_run(attention, layers, dtype, device) else None
+
+
+def can_run(attention: TableAttention, layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether an attention computes a step of one token; compiling kernels takes a C compiler, which may be missing."""
+    shape = StepShape(1, 1)
+    packed = pack_tables([RowSpan(0, 1, 0, (0,))], shape, block_size=_MIN_TILE, scratch_block=1)
+    tables = StepTables.view(torch.from_numpy(packed).to(device), shape)
+    try:
+        for spec in set(layers):
+            query = torch.zeros(1, spec.num_kv_heads, spec.key_size, dtype=dtype, device=device)
+            keys = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.key_size)
+            values = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.value_size)
+            attention(query, keys, values, tables, scale=1.0, window=None)
+    except Exception as error:  # of the compiler, the driver, or Triton: whatever it is, there is another way
+        logger.warning("attention copies the cache in every step: its kernels cannot be used: %s", error)
+        return False
+    return True
 
 
 class KernelAttention:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cllm_core.models.cuda.attention import KernelAttention, load_attention, tile_size
+from cllm_core.models.cuda.attention import KernelAttention, can_run, load_attention, tile_size
 from cllm_core.models.paged import LayerSpec, RowSpan
 from cllm_core.models.step_tables import StepShape, StepTables, pack_tables
 from tests.models.step_rows import random_rows
@@ -88,6 +88,17 @@ def test_a_row_of_many_query_tokens_is_cut_into_tiles(kernel_device: torch.devic
     assert tile_size(76, 3, 2) == 64  # 32 queries of 2 heads
     found, exact = attend(Case(), rows, StepShape(2, 76), kernel_device)
     torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-5)
+
+
+def without_compiler(*_: object, **__: object) -> Tensor:
+    raise FileNotFoundError("gcc")
+
+
+def test_kernels_that_cannot_be_compiled_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    layers, cpu = [LayerSpec(2, 16, 8)], torch.device("cpu")
+    assert can_run(attend_plainly, layers, torch.float32, cpu)
+    assert not can_run(without_compiler, layers, torch.float32, cpu)
+    assert caplog.messages == ["attention copies the cache in every step: its kernels cannot be used: gcc"]
 
 
 def test_kernels_are_for_cuda_only() -> None:
