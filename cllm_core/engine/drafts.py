@@ -1,9 +1,11 @@
-"""Where the guesses at the end of a draft come from. Pure tensor functions over all rows of a step.
+"""Drafts copied from known text. Pure tensor functions over all rows of a step.
 
-Predictions that were not confirmed stay as the head of the next draft (see `jacobi`); only the tail has to be guessed:
-by what followed the same n-gram earlier in the prompt, the output, or the client's predicted output, else by random
-tokens of the prompt, which is how training fills drafts (arXiv:2403.00835, appendix).
+What followed the last tokens of a text earlier in the prompt, the output, or the client's predicted output is likely to
+follow them again; where they are new, random tokens of the prompt stand in, which is how training fills drafts
+(arXiv:2403.00835, appendix). Whether such a draft or the model's own is used is decided in `draft_choice`.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,45 +58,66 @@ def prompt_tokens(tokens: Tensor, prompt_lengths: Tensor, positions: Tensor) -> 
     return tokens.gather(1, index)
 
 
-def guess_tail(
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What known text says to come next, B rows."""
+
+    tokens: Tensor  # [B, K] int64, random tokens of the prompt where nothing was found
+    is_found: Tensor  # [B] bool, whether the last token at least occurs in text or prediction
+    is_trusted: Tensor  # [B] bool, whether MAX_NGRAM tokens were found in the client's prediction
+
+
+def copy_known(
     tokens: Tensor,
     *,
     prompt_lengths: Tensor,
     text_ends: Tensor,
-    draft_ends: Tensor,
     predictions: Tensor | None,
     prediction_lengths: Tensor,
-    num_guesses: int,
-) -> Tensor:
-    """Guess the tokens that follow each row's draft.
+    num_tokens: int,
+) -> Copies:
+    """Guess what follows each row's text by what followed its last tokens before (prompt look-up decoding).
 
     Args:
-        tokens: [B, L] int64, prompt, accepted output, then the draft so far; at least max(draft_ends) wide.
+        tokens: [B, L] int64, prompt, accepted output, then anything; at least max(text_ends) wide.
         prompt_lengths: [B] int64.
-        text_ends: [B] int64, number of accepted tokens (prompt and output): the corpus of the n-gram look-up.
-        draft_ends: [B] int64, position of the first guess; the tokens before it are the suffix to continue.
+        text_ends: [B] int64, number of accepted tokens (prompt and output).
         predictions: [B, P] int64, what clients expect as output, preferred where it matches as long; None: no client.
         prediction_lengths: [B] int64, 0 where the row has none.
-        num_guesses: K, tokens to guess for every row.
+        num_tokens: K, tokens to guess for every row.
+    """
+    suffix = last_tokens(tokens, text_ends)
+    steps = torch.arange(num_tokens, device=tokens.device)
+    scattered = prompt_tokens(tokens, prompt_lengths, text_ends[:, None] + steps)
+    copied, num_matched = continue_text(tokens, text_ends, suffix, num_tokens=num_tokens)
+    guesses = copied.where((num_matched > 0)[:, None], scattered)
+    if predictions is None:
+        return Copies(guesses, num_matched > 0, torch.zeros_like(num_matched, dtype=torch.bool))
+    copied, inside, num_predicted = continue_prediction(
+        predictions, prediction_lengths, suffix, near=text_ends - prompt_lengths, num_tokens=num_tokens
+    )
+    is_preferred = (num_predicted > 0) & (num_predicted >= num_matched)
+    guesses = copied.where(inside & is_preferred[:, None], guesses)
+    return Copies(guesses, (num_matched > 0) | is_preferred, num_predicted == MAX_NGRAM)
+
+
+def continue_text(tokens: Tensor, text_ends: Tensor, suffix: Tensor, *, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """What followed the last tokens of a text at their latest occurrence in it.
+
+    Args:
+        tokens: [B, L] int64.
+        text_ends: [B] int64, number of tokens of the text.
+        suffix: [B, MAX_NGRAM] int64, as in find_continuation.
+        num_tokens: K.
 
     Returns:
-        [B, K] int64.
+        [B, K] int64 tokens; [B] int64 tokens of the suffix found.
     """
-    suffix = last_tokens(tokens, draft_ends)
-    steps = torch.arange(num_guesses, device=tokens.device)
-    guesses = prompt_tokens(tokens, prompt_lengths, draft_ends[:, None] + steps)
     start, num_matched = find_continuation(tokens, text_ends, suffix, near=text_ends)
+    steps = torch.arange(num_tokens, device=tokens.device)
     # Copying goes round from the match to the end of the text, which continues a text that repeats itself.
     index = start[:, None] + steps % (text_ends - start).clamp(min=1)[:, None]
-    copied = tokens.gather(1, index.clamp(max=tokens.shape[1] - 1))
-    guesses = copied.where((num_matched > 0)[:, None], guesses)
-    if predictions is not None:
-        copied, inside, num_predicted = continue_prediction(
-            predictions, prediction_lengths, suffix, near=draft_ends - prompt_lengths, num_tokens=num_guesses
-        )
-        usable = (num_predicted > 0) & (num_predicted >= num_matched)
-        guesses = copied.where(inside & usable[:, None], guesses)
-    return guesses
+    return tokens.gather(1, index.clamp(max=tokens.shape[1] - 1)), num_matched
 
 
 def continue_prediction(

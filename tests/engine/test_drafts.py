@@ -1,11 +1,12 @@
-"""Guesses at the end of a draft: the look-up against its definition, and what is preferred to what."""
+"""Drafts copied from known text: the look-up against its definition, and what is preferred to what."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cllm_core.engine.drafts import MAX_NGRAM, find_continuation, guess_tail, prompt_tokens
+from cllm_core.engine.drafts import MAX_NGRAM, Copies, copy_known, find_continuation, prompt_tokens
 
 corpora = st.lists(st.integers(1, 3), min_size=1, max_size=14)
 suffixes = st.lists(st.integers(1, 3), min_size=1, max_size=MAX_NGRAM)
@@ -31,34 +32,33 @@ def test_the_longest_then_latest_match_is_found(corpus: list[int], end: int, suf
     assert expected is None or start.item() == expected[0]
 
 
-def guess(
+def copies_of(
     text: list[int],
-    num_guesses: int,
+    num_tokens: int,
     *,
     num_prompt: int | None = None,
     draft: list[int] | None = None,
     hint: list[int] | None = None,
-) -> list[int]:
-    tokens = text + (draft or [])
-    guesses = guess_tail(
-        torch.tensor([tokens + [0] * num_guesses]),
+) -> Copies:
+    return copy_known(
+        torch.tensor([text + (draft or [])]),
         prompt_lengths=torch.tensor([num_prompt or len(text)]),
         text_ends=torch.tensor([len(text)]),
-        draft_ends=torch.tensor([len(tokens)]),
         predictions=None if hint is None else torch.tensor([[*hint, 0]]),
         prediction_lengths=torch.tensor([len(hint or [])]),
-        num_guesses=num_guesses,
+        num_tokens=num_tokens,
     )
-    row: list[int] = guesses[0].tolist()
+
+
+def guess(
+    text: list[int], num_tokens: int, *, num_prompt: int | None = None, hint: list[int] | None = None
+) -> list[int]:
+    row: list[int] = copies_of(text, num_tokens, num_prompt=num_prompt, hint=hint).tokens[0].tolist()
     return row
 
 
 def test_what_followed_the_same_words_before_is_copied() -> None:
     assert guess([1, 2, 3, 4, 5, 1, 2], 3) == [3, 4, 5]
-
-
-def test_words_of_the_draft_are_looked_up_too() -> None:
-    assert guess([1, 2, 3, 4, 5], 2, draft=[1, 2]) == [3, 4]
 
 
 def test_of_equally_long_matches_the_nearest_is_taken() -> None:
@@ -71,9 +71,26 @@ def test_a_text_that_repeats_itself_is_continued_round_and_round() -> None:
     assert guess([7, 1, 2, 3, 1, 2], 8) == [3, 1, 2, 3, 1, 2, 3, 1]
 
 
-def test_rejected_draft_tokens_are_not_copied() -> None:
-    guesses = guess([1, 2, 3], 4, num_prompt=3, draft=[9, 2, 8, 9])
-    assert 8 not in guesses
+def test_tokens_behind_the_text_are_not_copied() -> None:
+    copies = copies_of([1, 2, 3], 4, draft=[9, 3, 8, 9])
+    assert set(copies.tokens[0].tolist()) <= {1, 2, 3}
+    assert not copies.is_found
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "is_found", "is_trusted"),
+    [
+        ([1, 2, 3], None, False, False),
+        ([1, 2, 1], None, True, False),
+        ([1, 2, 3, 1, 2, 3], None, True, False),  # long matches in the text are no promise of the client
+        ([1, 2], [2, 7], True, False),
+        ([1, 2, 3], [1, 2, 3, 7], True, True),
+    ],
+)
+def test_what_was_found_is_told(text: list[int], hint: list[int] | None, is_found: bool, is_trusted: bool) -> None:
+    copies = copies_of(text, 2, hint=hint)
+    assert copies.is_found.tolist() == [is_found]
+    assert copies.is_trusted.tolist() == [is_trusted]
 
 
 def test_the_prediction_of_the_client_wins_where_it_matches_as_long() -> None:

@@ -98,6 +98,17 @@ def test_rows_of_different_length_keep_to_their_own_columns() -> None:
     assert text(buffer, 1, 0, 10) == before
 
 
+def test_a_text_that_repeats_its_prompt_is_drafted_from_it_once_predictions_were_wrong() -> None:
+    """Plain models predict nonsense behind a rejected token; it used to head every draft and hid the prompt's words."""
+    buffer = make_buffer()
+    prompt = [11, 12, 13, 14, 15, 16, 17, 18, 19]
+    buffer.admit([admission(0, prompt)])
+    for last in range(len(prompt) - 1, len(prompt) + 4):
+        assert 77 not in text(buffer, 0, 0, last + 1)
+        advance(buffer, {0: (last, [prompt[last + 1 - len(prompt)], 77, 77, 77], 0)})
+    assert text(buffer, 0, len(prompt), len(prompt) + 8) == prompt[:8]
+
+
 def test_an_old_draft_beyond_a_short_window_is_kept_and_extended() -> None:
     buffer = make_buffer()
     buffer.admit([admission(0, [11, 12, 13], block_length=6, prediction_ids=[1, 2, 3, 4, 5, 6, 7, 8])])
