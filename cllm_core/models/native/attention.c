@@ -103,10 +103,14 @@ static void weigh(int64_t size, const key_chunk *chunk, int32_t first_key, int32
                   progress *state) {
     static const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     vec *tiles = (vec *)scores, top = spread(UNSEEN);
+    int sees_all = first_key <= chunk->first && end_key >= chunk->first + CHUNK;
     for (int t = 0; t < CHUNK_TILES; t++) {
-        ivec position = lanes + (chunk->first + t * LANES);
-        ivec seen = (position >= first_key) & (position < end_key);
-        tiles[t] = (vec)(((ivec)(tiles[t] * scale) & seen) | ((ivec)spread(UNSEEN) & ~seen));
+        tiles[t] *= scale;
+        if (!sees_all) {
+            ivec position = lanes + (chunk->first + t * LANES);
+            ivec seen = (position >= first_key) & (position < end_key);
+            tiles[t] = (vec)(((ivec)tiles[t] & seen) | ((ivec)spread(UNSEEN) & ~seen));
+        }
         top = larger(top, tiles[t]);
     }
     float peak = largest(top);

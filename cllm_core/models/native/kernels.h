@@ -60,9 +60,12 @@ static inline float sum(vec x) {
 }
 
 static inline float largest(vec x) {
-    float out = x[0];
-    for (int i = 1; i < LANES; i++) out = x[i] > out ? x[i] : out;
-    return out;
+    float all[LANES];
+    memcpy(all, &x, sizeof all);
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) all[i] = all[i] > all[i + half] ? all[i] : all[i + half];
+    return all[0];
 }
 
 static inline vec larger(vec x, vec y) {
