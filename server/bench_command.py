@@ -25,6 +25,7 @@ def engine(
     prompts: Annotated[
         Path | None, typer.Option(help='JSON lines with a "prompt" each. Left out: a few built-in prompts.')
     ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompts are messages of a user, to be answered.")] = False,
     block_lengths: Annotated[
         list[int] | None,
         typer.Option("--with-block-length", min=2, help="Jacobi block length; give it again for more."),
@@ -41,6 +42,7 @@ def engine(
         bench = bench_engine(
             settings.to_single_model_config(),
             texts,
+            chat=chat,
             block_lengths=block_lengths or [],
             max_tokens=max_tokens,
             num_rounds=rounds,

@@ -19,6 +19,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.runner import StepModel
+from cllm_core.evaluation.answering import ChatCodec
 from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.loader import load_model
 from cllm_core.models.packed_linear import PackedLinear, can_pack, pack_linear_layers
@@ -112,19 +113,26 @@ class TimedModel:
 
 
 def bench_engine(
-    config: EngineConfig, prompts: Sequence[str], *, block_lengths: Sequence[int], max_tokens: int, num_rounds: int
+    config: EngineConfig,
+    prompts: Sequence[str],
+    *,
+    chat: bool = False,
+    block_lengths: Sequence[int],
+    max_tokens: int,
+    num_rounds: int,
 ) -> EngineBench:
     """Measure greedy decoding of each prompt, alone on the machine's device.
 
     Args:
         config: the model; its block length is used where `block_lengths` is empty.
         prompts: texts to complete.
+        chat: they are messages of a user, to be answered.
         block_lengths: of Jacobi decoding, beside AR.
         max_tokens: of an output.
         num_rounds: times everything is measured.
 
     Raises:
-        ModelLoadError, ConfigError: as in build_engine.
+        ModelLoadError, ConfigError: as in build_engine; or there is no chat template to ask with.
     """
     register_paged_attention()
     if config.num_threads is not None:
@@ -132,8 +140,7 @@ def bench_engine(
     engine = assemble_engine(config, load_model(config, _ignore_progress), _ignore_progress)
     resident_bytes = psutil.Process().memory_info().rss  # before the reference is loaded beside it
     reference = load_model(config, _ignore_progress, attn_implementation="sdpa").model
-    codec = TextCodec(engine.info.tokenizer)
-    prompt_ids = [tuple(codec.encode(prompt, add_special_tokens=True)) for prompt in prompts]
+    prompt_ids = _encode(engine, prompts, chat=chat)
     ways: dict[str, Callable[[tuple[int, ...]], _Run]] = {
         "transformers.generate": partial(_run_transformers, reference, max_tokens=max_tokens),
         "AR": partial(_run_engine, engine, block_length=1, max_tokens=max_tokens),
@@ -154,6 +161,14 @@ def bench_engine(
         weight_bytes=engine.info.weight_bytes,
         resident_bytes=resident_bytes,
     )
+
+
+def _encode(engine: Engine, prompts: Sequence[str], *, chat: bool) -> list[tuple[int, ...]]:
+    if chat:
+        template = ChatCodec(engine.info.tokenizer, engine.info.name)
+        return [template.prompt_ids(prompt) for prompt in prompts]
+    codec = TextCodec(engine.info.tokenizer)
+    return [tuple(codec.encode(prompt, add_special_tokens=True)) for prompt in prompts]
 
 
 class _Run(msgspec.Struct, kw_only=True):

@@ -1,12 +1,15 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 from typer.testing import CliRunner
 
 from cllm_core.bench.engine import as_markdown, bench_engine
 from cllm_core.config import EngineConfig
+from cllm_core.engine.engine import Engine
+from cllm_core.request import NewRequest
 from server.cli import app
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import IM_START_ID, write_checkpoint
 
 
 def test_every_way_to_decode_is_measured_and_explained(tmp_path: Path) -> None:
@@ -32,3 +35,18 @@ def test_the_command_writes_its_results_to_files(tmp_path: Path) -> None:
     record = msgspec.json.decode((output / "engine.json").read_bytes())
     assert record["bench"]["num_prompts"] == 1
     assert (output / "engine.md").read_text() in result.output
+
+
+def test_prompts_can_be_messages_to_be_answered(tmp_path: Path) -> None:
+    config = EngineConfig(model=str(write_checkpoint(tmp_path, "llama")), num_cache_blocks=64)
+    seen: list[tuple[int, ...]] = []
+    add_request = Engine.add_request
+
+    def note(engine: Engine, request: NewRequest) -> None:
+        seen.append(request.prompt_ids)
+        add_request(engine, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "add_request", note)
+        bench_engine(config, ["one"], chat=True, block_lengths=[4], max_tokens=2, num_rounds=1)
+    assert {ids[0] for ids in seen} == {IM_START_ID}
