@@ -13,4 +13,9 @@ cllm trajectories "$output/teacher" --data "$spider/train_spider.json" --tables 
   --block-length 2 --max-tokens 128 --max-num-seqs 32 --output "$output/answers"
 cllm train "$output/teacher" --trajectories "$output/answers" --domain text-to-sql \
   --block-length 16 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 \
-  --epochs 1 --learning-rate 8e-4 --packs-per-step 4 --output "$output/cllm-sql"
+  --epochs 1 --learning-rate 8e-4 --packs-per-step 4 --output "$output/round-1"
+cllm train "$output/round-1" --trajectories "$output/answers" --domain text-to-sql \
+  --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --ar-weight 2 \
+  --epochs 2 --learning-rate 8e-4 --packs-per-step 4 --output "$output/cllm-sql"
+cllm eval "$output/cllm-sql" --target "$output/teacher" --task spider --data "$spider/dev.json" \
+  --tables "$spider/tables.json" --block-lengths 8,10,12 --limit 160 --repeats 1 --output "$output/results"
