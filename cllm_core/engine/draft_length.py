@@ -24,7 +24,8 @@ _TIME_RATE_NEAR = 0.15
 _TIME_RATE_ALL = 0.1
 # A step further off the expected time than this factor is a hiccup of the machine.
 _MAX_SURPRISE = 4.0
-# One window in this many has full length whatever the estimates say: depths that are never tried are never learnt.
+# In one step of so many, one row's draft counts as certain: depths that are never tried are never learnt. Counted in
+# steps, so that it costs a full batch little, and short requests, which share what they learn, have their turn.
 EXPLORE_EVERY = 24
 
 
@@ -103,6 +104,7 @@ class DraftLengths:
         self._step_times = step_times
         self._shared = Confirmations(_INITIAL_CONFIRMATION ** np.arange(1.0, max_window))
         self._by_request: dict[str, Confirmations] = {}
+        self._num_steps = 0
 
     def choose(
         self, max_windows: Mapping[str, int], max_tokens: int, num_forced: Mapping[str, int] | None = None
@@ -120,9 +122,12 @@ class DraftLengths:
         if not max_windows:
             return {}
         forced = num_forced or {}
+        explorer = self._next_explorer(len(max_windows))
         chances = [
-            self._row_chances(request_id, longest, forced.get(request_id, 0))
-            for request_id, longest in max_windows.items()
+            np.ones(longest - 1)
+            if row == explorer
+            else self._row_chances(request_id, longest, forced.get(request_id, 0))
+            for row, (request_id, longest) in enumerate(max_windows.items())
         ]
         num_rows, best = len(chances), np.sort(np.concatenate(chances))[::-1][: max_tokens - len(chances)]
         accepted = num_rows + np.concatenate([[0.0], np.cumsum(best)])
@@ -160,9 +165,13 @@ class DraftLengths:
         """Drop what is known of a request that ended."""
         self._by_request.pop(request_id, None)
 
+    def _next_explorer(self, num_rows: int) -> int | None:
+        """The row that gets its full window in this step; they take turns."""
+        self._num_steps += 1
+        turn, rest = divmod(self._num_steps, EXPLORE_EVERY)
+        return None if rest else turn % num_rows
+
     def _row_chances(self, request_id: str, longest: int, num_forced: int = 0) -> Floats:
-        """Chances of a row's depths, falling; forced ones are certain, and all when it is the row's turn to explore."""
+        """Chances of a row's depths, falling; forced ones are certain."""
         own = self._by_request.get(request_id)
-        if own is not None and own.num_windows % EXPLORE_EVERY == EXPLORE_EVERY - 1:
-            return np.ones(longest - 1)
         return np.concatenate([np.ones(num_forced), (own or self._shared).falling])[: longest - 1]

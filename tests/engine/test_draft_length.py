@@ -74,6 +74,29 @@ def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
     assert chosen.count(1) > 2 * EXPLORE_EVERY
 
 
+def test_short_requests_try_for_those_that_come_after_them() -> None:
+    """None of them lives long enough to find out alone that drafts have become right."""
+    lengths = draft_lengths({1: 0.010, 64: 0.100})
+    teach(lengths, "earlier", num_matched=0, windows=300)
+    assert lengths.choose({"first": 8}, max_tokens=64) == {"first": 1}
+    for request in range(150):
+        for _ in range(6):
+            window = lengths.choose({str(request): 8}, max_tokens=64)[str(request)]
+            lengths.observe_window(str(request), window, window - 1)
+        lengths.forget(str(request))
+    assert lengths.choose({"last": 8}, max_tokens=64)["last"] > 1
+
+
+def test_rows_of_a_step_take_turns_in_trying() -> None:
+    lengths = draft_lengths({1: 0.010, 64: 0.100})
+    requests = {"a": 8, "b": 8, "c": 8}
+    for request in requests:
+        teach(lengths, request, num_matched=0, windows=300)
+    chosen = [lengths.choose(requests, max_tokens=64) for _ in range(6 * EXPLORE_EVERY)]
+    assert [sum(windows[request] == 8 for windows in chosen) for request in requests] == [2, 2, 2]
+    assert sum(sum(windows.values()) == 3 for windows in chosen) == 6 * (EXPLORE_EVERY - 1)
+
+
 def test_a_request_that_ended_is_forgotten() -> None:
     lengths = draft_lengths(FLAT)
     teach(lengths, "a", num_matched=0)
