@@ -231,7 +231,11 @@ class Scheduler:
         state.num_forward_passes += 1
         if self._draft_lengths is not None:
             self._draft_lengths.observe_window(
-                state.request_id, row.num_sampled, result.num_accepted - 1, num_forced=num_forced
+                state.request_id,
+                row.num_sampled,
+                result.num_accepted - 1,
+                num_forced=num_forced,
+                is_whole=row.num_sampled >= state.block_length,
             )
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(

@@ -3,9 +3,10 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
-from cllm_core.engine.draft_length import EXPLORE_EVERY, DraftLengths, StepTimes
+from cllm_core.engine.draft_length import EXPLORE_EVERY, Confirmations, DraftLengths, StepTimes
 
 FLAT = {1: 0.010, 64: 0.010}  # seconds by tokens: a device bound by reading weights
 STEEP = {1: 0.010, 64: 0.640}  # a saturated device
@@ -16,8 +17,10 @@ def draft_lengths(measured: dict[int, float], max_window: int = 8) -> DraftLengt
 
 
 def teach(lengths: DraftLengths, request_id: str, num_matched: int, *, windows: int = 40) -> None:
-    for _ in range(windows):
-        lengths.observe_window(request_id, 8, num_matched)
+    """The same of windows cut to measure and of whole blocks."""
+    for is_whole in (True, False):
+        for _ in range(windows):
+            lengths.observe_window(request_id, 8, num_matched, is_whole=is_whole)
 
 
 def test_free_tokens_are_all_taken() -> None:
@@ -66,12 +69,39 @@ def test_choice_reaches_the_best_rate_of_all_choices(seed: int) -> None:
 def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
     lengths = draft_lengths({1: 0.010, 64: 0.100})
     chosen = []
-    for _ in range(3 * EXPLORE_EVERY):
+    for _ in range(4 * EXPLORE_EVERY):
         window = lengths.choose({"a": 8}, max_tokens=64)["a"]
-        lengths.observe_window("a", window, 0)
+        lengths.observe_window("a", window, 0, is_whole=window == 8)
         chosen.append(window)
     assert chosen.count(8) >= 3
     assert chosen.count(1) > 2 * EXPLORE_EVERY
+
+
+def test_short_windows_are_not_taken_for_failures() -> None:
+    """Every draft token is confirmed with the same chance, whatever the windows' lengths were when that was learnt."""
+    rng = random.Random(1)
+    learnt = []
+    for window in (3, 8):
+        confirmations = Confirmations(np.full(7, 0.8), rate=0.005, num_prior=8)
+        for _ in range(4000):
+            num_matched = next((depth for depth in range(window - 1) if rng.random() > 0.7), window - 1)
+            confirmations.observe(window, num_matched)
+        learnt.append(confirmations.chances)
+    assert learnt[0][:2] == pytest.approx([0.7, 0.49], abs=0.05)
+    assert learnt[1] == pytest.approx(0.7 ** np.arange(1, 8), abs=0.05)
+    assert learnt[0][6] >= learnt[1][6] - 0.05
+
+
+def test_whole_blocks_are_kept_where_cut_ones_accept_less() -> None:
+    """As with a CLLM: tokens become right while they wait in a whole block."""
+    lengths = draft_lengths({1: 0.010, 8: 0.011, 64: 0.100})
+    chosen: list[int] = []
+    for _ in range(400):
+        window = lengths.choose({"a": 8}, max_tokens=64)["a"]
+        settled = chosen[-2:] == [8, 8] and window == 8
+        lengths.observe_window("a", window, min(window - 1, 2 if settled else 1), is_whole=window == 8)
+        chosen.append(window)
+    assert chosen[-100:].count(8) > 90
 
 
 def test_short_requests_try_for_those_that_come_after_them() -> None:
@@ -82,7 +112,7 @@ def test_short_requests_try_for_those_that_come_after_them() -> None:
     for request in range(150):
         for _ in range(6):
             window = lengths.choose({str(request): 8}, max_tokens=64)[str(request)]
-            lengths.observe_window(str(request), window, window - 1)
+            lengths.observe_window(str(request), window, window - 1, is_whole=window == 8)
         lengths.forget(str(request))
     assert lengths.choose({"last": 8}, max_tokens=64)["last"] > 1
 
