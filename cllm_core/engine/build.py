@@ -94,7 +94,7 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+    runner = ModelRunner(model, max_model_len=max_model_len)
     draft_lengths = None
     if config.adaptive_block_length:
         report("measuring step times", 0.95)

@@ -1,7 +1,6 @@
 """The rows of a step that follow a grammar: their drafts before the forward pass, their masks behind it.
 
-Sits between the ModelRunner and the Constraints of the requests: one copy of drafts to the host and back, one copy of
-masks to the device.
+Sits between the ModelRunner and the Constraints of the requests: one copy of masks to the device.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.plan import PlannedRow
 from cllm_core.engine.processors import keep_allowed
-from cllm_core.engine.token_buffer import TokenBuffer
+from cllm_core.engine.request_text import RequestText
 from cllm_core.models.transfer import to_device
 
 
@@ -23,6 +22,7 @@ class ConstrainedRow:
     """A row with its grammar."""
 
     row: PlannedRow
+    text: RequestText  # its draft is read, and written where the grammar knows better
     constraint: Constraint
     first_index: int  # of its window among the sampled tokens of the step
 
@@ -31,15 +31,14 @@ class ConstrainedRows:
     """One step's rows that have a grammar; at least one.
 
     Args:
-        rows: with num_sampled >= 1.
-        buffer: their drafts are read from it, and written back where a grammar knows better.
-        device: of the buffer and of the logits.
+        rows: with num_sampled >= 1, their drafts made.
+        device: of the logits.
     """
 
-    def __init__(self, rows: Sequence[ConstrainedRow], buffer: TokenBuffer, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[ConstrainedRow], device: torch.device) -> None:
         self._rows = rows
         self._device = device
-        self._drafts = self._redraft(buffer)
+        self._drafts = [_redraft(one) for one in rows]
 
     def mask(self, logits: Tensor) -> Tensor:
         """The step's logits [S, V] with what the grammars refuse at -inf; waits for nothing on the device."""
@@ -57,16 +56,10 @@ class ConstrainedRows:
             to_device(octets, self._device),
         )
 
-    def _redraft(self, buffer: TokenBuffer) -> list[list[int]]:
-        """Write what is forced into the drafts; returns them, n - 1 tokens each."""
-        places = [(one.row.slot, one.row.last_accepted_position + 1) for one in self._rows]
-        slots, text_ends = to_device(torch.tensor(places).T.contiguous(), self._device)
-        width = max(one.row.num_sampled for one in self._rows) - 1
-        # Behind a shorter window too there is room, and nothing but guesses.
-        padded = buffer.drafts(slots, text_ends, width).tolist()
-        for draft, one in zip(padded, self._rows, strict=True):
-            num_drafted = one.row.num_sampled - 1
-            draft[:num_drafted] = one.constraint.redraft(draft[:num_drafted])
-        if width:
-            buffer.overwrite_drafts(slots, text_ends, to_device(torch.tensor(padded), self._device))
-        return [draft[: one.row.num_sampled - 1] for draft, one in zip(padded, self._rows, strict=True)]
+
+def _redraft(one: ConstrainedRow) -> list[int]:
+    """Write what is forced into the draft; returns it, n - 1 tokens."""
+    text_end = one.row.last_accepted_position + 1
+    draft = one.constraint.redraft(one.text.tokens(text_end, one.row.end_position).tolist())
+    one.text.write_draft(text_end, draft)
+    return draft

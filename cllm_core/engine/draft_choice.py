@@ -1,76 +1,56 @@
-"""DraftChoice: for every running request, whose draft comes next - the model's own or one copied from known text.
+"""DraftChoice: for a running request, whose draft comes next - the model's own or one copied from known text.
 
 The model's own draft is what it predicted behind the accepted tokens but did not confirm. A CLLM was trained to be
 right there; a plain model predicted it from a wrong token and seldom is, while texts that repeat words of the prompt
 are guessed well by copying. Which of the two a request needs shows while it runs: both drafts are kept until the next
-tokens are accepted, and the one that would have been confirmed further, lately, is used. All of it stays on the device.
+one is made, and the one that would have been confirmed further, lately, is used.
 """
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+import numpy as np
 
-from cllm_core.config import MAX_BLOCK_LENGTH
+from cllm_core.engine.drafts import Copies, Ids
 
-_OWN, _COPIED = 0, 1
-_NO_TOKEN = -1  # first token of a draft that there is none of
-# Weight of a new observation: about the last ten windows count. 0.1 and 0.2 did equally well (docs/tries.md).
+# Weight of a new observation: about the last ten drafts count. 0.1 and 0.2 did equally well (docs/tries.md).
 _RATE = 0.1
 # Equal at first, where a tie goes to the model's own draft: a few windows of a plain model are enough to lower it.
 _INITIAL_LENGTH = 1.0
 
 
 class DraftChoice:
-    """Tensors with one row per slot.
+    """What one request's drafts were worth."""
 
-    Args:
-        num_slots: requests that run together.
-        device: where the tensors live.
-    """
+    def __init__(self) -> None:
+        self._own_length = self._copied_length = _INITIAL_LENGTH
+        self._own: Ids | None = None
+        self._copied: Ids | None = None
+        self._text_end = 0  # tokens of the text that the two were made for
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
-        self._drafts = torch.full((num_slots, 2, MAX_BLOCK_LENGTH), _NO_TOKEN, dtype=torch.long, device=device)
-        self._lengths = torch.full((num_slots, 2), _INITIAL_LENGTH, device=device)
-
-    def forget(self, slots: Tensor) -> None:
-        """Begin anew for requests that got a slot."""
-        self._drafts[slots] = _NO_TOKEN
-        self._lengths[slots] = _INITIAL_LENGTH
-
-    def observe(self, slots: Tensor, accepted: Tensor, num_accepted: Tensor) -> None:
-        """Learn how far each draft of the last `choose` would have been confirmed.
+    def choose(self, text: Ids, own: Ids, copies: Copies) -> Ids:
+        """The next draft, after learning how far each of the two made before would have been confirmed.
 
         Args:
-            slots: [B] int64.
-            accepted: [B, N] int64, the tokens that followed the text which the drafts were made for.
-            num_accepted: [B] int64, how many of them are final; the others are ignored.
-        """
-        width = min(accepted.shape[1], MAX_BLOCK_LENGTH)
-        is_final = torch.arange(width, device=slots.device) < num_accepted[:, None]
-        drafts, lengths = self._drafts[slots], self._lengths[slots]
-        agrees = (drafts[:, :, :width] == accepted[:, None, :width]) & is_final[:, None]
-        seen = agrees.long().cumprod(dim=-1).sum(dim=-1)
-        self._lengths[slots] = torch.where(
-            drafts[:, :, 0] == _NO_TOKEN, lengths, torch.lerp(lengths, seen.float(), _RATE)
-        )
-
-    def choose(self, slots: Tensor, own: Tensor, copied: Tensor, *, is_found: Tensor, is_trusted: Tensor) -> Tensor:
-        """The next drafts; both are remembered for `observe`.
-
-        Args:
-            slots: [B] int64.
-            own: [B, K] int64, K < MAX_BLOCK_LENGTH, what the model predicted.
-            copied: [B, K] int64.
-            is_found: [B] bool, whether there was something to copy; else the row's own draft is taken.
-            is_trusted: [B] bool, take what is copied whatever was seen so far.
+            text: [L] prompt and accepted output, at least as long as at the last call.
+            own: [K] what the model predicted behind it.
+            copies: of K tokens.
 
         Returns:
-            [B, K] int64.
+            [K].
         """
-        num_tokens = own.shape[1]
-        drafts = torch.stack([own, copied.where(is_found[:, None], _NO_TOKEN)], dim=1)
-        # One column more ends both: behind it lie older, longer ones.
-        self._drafts[slots, :, : num_tokens + 1] = pad(drafts, (0, 1), value=_NO_TOKEN)
-        lengths = self._lengths[slots]
-        is_better = is_found & (lengths[:, _COPIED] > lengths[:, _OWN])
-        return copied.where((is_better | is_trusted)[:, None], own)
+        self._observe(text[self._text_end :])
+        self._own, self._copied = own, copies.tokens if copies.is_found else None
+        self._text_end = len(text)
+        is_better = copies.is_found and self._copied_length > self._own_length
+        return copies.tokens if is_better or copies.is_trusted else own
+
+    def _observe(self, accepted: Ids) -> None:
+        if self._own is not None:
+            self._own_length += _RATE * (_num_equal(self._own, accepted) - self._own_length)
+        if self._copied is not None:
+            self._copied_length += _RATE * (_num_equal(self._copied, accepted) - self._copied_length)
+
+
+def _num_equal(draft: Ids, accepted: Ids) -> int:
+    """Tokens that both begin with."""
+    length = min(len(draft), len(accepted))
+    wrong = np.flatnonzero(draft[:length] != accepted[:length])
+    return int(wrong[0]) if len(wrong) else length

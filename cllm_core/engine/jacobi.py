@@ -20,21 +20,20 @@ the shifted draft are then in place. Any other draft may take that one's place (
 many tokens are accepted, never which.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 
-def count_matched(window: Tensor, predicted: Tensor, lengths: Tensor) -> Tensor:
+def count_matched(window: Sequence[int], predicted: Sequence[int]) -> int:
     """Length of the draft prefix that the model confirmed: the fixed-point test x[i+1] == f(x[..i]).
 
     Args:
-        window: [B, N] int64, the last accepted token followed by the draft; entries past a row's length are ignored.
-        predicted: [B, N] int64, predicted[:, i] is the model's token after window[:, : i + 1].
-        lengths: [B] int64 in 1..N, window length n of each row.
+        window: n tokens, the last accepted one followed by the draft.
+        predicted: n tokens, predicted[i] is the model's token after window[: i + 1].
 
     Returns:
-        [B] int64 in 0..n - 1. The row gains one token more than this: the prediction after the match.
+        0..n - 1. The row gains one token more than this: the prediction after the match.
     """
-    confirmed = window[:, 1:] == predicted[:, :-1]
-    inside = torch.arange(1, window.shape[1], device=window.device) < lengths[:, None]
-    return (confirmed & inside).long().cumprod(dim=-1).sum(dim=-1)
+    for index in range(len(window) - 1):
+        if window[index + 1] != predicted[index]:
+            return index
+    return len(window) - 1

@@ -222,4 +222,4 @@ def _assemble(
         max_batched_tokens=setup.max_batched_tokens,
         prefix_caching=setup.prefix_caching,
     )
-    return Engine(config, info, ModelRunner(model, max_num_seqs=setup.max_num_seqs, max_model_len=setup.context))
+    return Engine(config, info, ModelRunner(model, max_model_len=setup.context))

@@ -1,86 +1,86 @@
 """Whose draft comes next: the one that would have been confirmed further lately."""
 
-import torch
+import numpy as np
 
 from cllm_core.engine.draft_choice import DraftChoice
+from cllm_core.engine.drafts import Copies
 
 OWN, COPIED = [11, 12, 13], [21, 22, 23]
-NUM_LEARNT_IN = 4  # windows that must be enough to change sides
+NUM_LEARNT_IN = 4  # drafts that must be enough to change sides
 
 
-def choose(choice: DraftChoice, *slots: int, is_found: bool = True, is_trusted: bool = False) -> list[list[int]]:
-    num_rows = len(slots)
-    drafts: list[list[int]] = choice.choose(
-        torch.tensor(slots),
-        torch.tensor([OWN] * num_rows),
-        torch.tensor([COPIED] * num_rows),
-        is_found=torch.full((num_rows,), is_found),
-        is_trusted=torch.full((num_rows,), is_trusted),
-    ).tolist()
-    return drafts
+class Request:
+    """A text that grows, and the drafts chosen behind it."""
 
+    def __init__(self, *, copied_was_right_in: int = 0) -> None:
+        self.choice = DraftChoice()
+        self.text = [1]
+        for _ in range(copied_was_right_in):
+            self.choose()
+            self.text += COPIED
 
-def accept(choice: DraftChoice, slot: int, tokens: list[int], num_accepted: int) -> None:
-    choice.observe(torch.tensor([slot]), torch.tensor([tokens]), torch.tensor([num_accepted]))
-
-
-def make_choice(*, copied_was_right_in: int = 0) -> DraftChoice:
-    """Of two slots; in the first, copies were right that often."""
-    choice = DraftChoice(2, torch.device("cpu"))
-    for _ in range(copied_was_right_in):
-        choose(choice, 0)
-        accept(choice, 0, COPIED, num_accepted=3)
-    return choice
+    def choose(
+        self,
+        *,
+        own: list[int] = OWN,
+        copied: list[int] = COPIED,
+        is_found: bool = True,
+        is_trusted: bool = False,
+    ) -> list[int]:
+        copies = Copies(np.array(copied), is_found, is_trusted)
+        draft: list[int] = self.choice.choose(np.array(self.text), np.array(own), copies).tolist()
+        return draft
 
 
 def test_a_request_begins_with_its_own_predictions() -> None:
-    assert choose(make_choice(), 0, 1) == [OWN, OWN]
+    assert Request().choose() == OWN
 
 
-def test_the_source_that_was_right_is_used_for_its_request_only() -> None:
-    assert choose(make_choice(copied_was_right_in=NUM_LEARNT_IN), 0, 1) == [COPIED, OWN]
+def test_the_source_that_was_right_is_used() -> None:
+    assert Request(copied_was_right_in=NUM_LEARNT_IN).choose() == COPIED
 
 
 def test_sides_are_changed_back_when_copies_fail() -> None:
-    choice = make_choice(copied_was_right_in=2)
+    request = Request(copied_was_right_in=2)
     for _ in range(3 * NUM_LEARNT_IN):
-        choose(choice, 0)
-        accept(choice, 0, OWN, num_accepted=3)
-    assert choose(choice, 0) == [OWN]
+        request.choose()
+        request.text += OWN
+    assert request.choose() == OWN
 
 
 def test_predictions_that_are_not_accepted_teach_nothing() -> None:
-    choice = make_choice()
+    request = Request()
     for _ in range(NUM_LEARNT_IN):
-        choose(choice, 0)
-        accept(choice, 0, [99, *COPIED[1:]], num_accepted=1)
-        choose(choice, 0)
-        accept(choice, 0, [OWN[0], *COPIED[1:]], num_accepted=1)
-    assert choose(choice, 0) == [OWN]
+        request.choose()
+        request.text += [99]
+        request.choose()
+        request.text += OWN[:1]
+    assert request.choose() == OWN
+
+
+def test_tokens_accepted_without_a_draft_count_for_the_draft_before_them() -> None:
+    request = Request()
+    for _ in range(NUM_LEARNT_IN):
+        request.choose()
+        for token_id in COPIED:  # one a step
+            request.text += [token_id]
+    assert request.choose() == COPIED
 
 
 def test_where_nothing_is_found_nothing_is_copied_and_nothing_learnt_of_copies() -> None:
-    choice = make_choice(copied_was_right_in=NUM_LEARNT_IN)
+    request = Request(copied_was_right_in=NUM_LEARNT_IN)
     for _ in range(20):
-        assert choose(choice, 0, is_found=False) == [OWN]
-        accept(choice, 0, [99, 99, 99], num_accepted=1)
-    assert choose(choice, 0) == [COPIED]
+        assert request.choose(is_found=False) == OWN
+        request.text += [99]
+    assert request.choose() == COPIED
 
 
 def test_a_trusted_copy_is_used_at_once() -> None:
-    assert choose(make_choice(), 0, is_trusted=True) == [COPIED]
+    assert Request().choose(is_trusted=True) == COPIED
 
 
-def test_what_is_left_of_an_older_longer_draft_is_not_compared() -> None:
-    choice, slot, found = make_choice(), torch.tensor([0]), torch.tensor([True])
-    for own, copied in ((OWN, COPIED), (COPIED[:1], COPIED[:1])):  # of the second, both were right as far
-        choice.choose(slot, torch.tensor([own]), torch.tensor([copied]), is_found=found, is_trusted=~found)
-    accept(choice, 0, COPIED, num_accepted=3)
-    assert choose(choice, 0) == [OWN]
-
-
-def test_a_slot_given_to_a_new_request_forgets_the_old_one() -> None:
-    choice = make_choice(copied_was_right_in=NUM_LEARNT_IN)
-    choice.forget(torch.tensor([0]))
-    accept(choice, 0, COPIED, num_accepted=3)  # no draft was made for the new one yet
-    assert choose(choice, 0) == [OWN]
+def test_drafts_of_different_length_are_compared_as_far_as_they_go() -> None:
+    request = Request()
+    request.choose(own=COPIED[:1], copied=COPIED[:1])
+    request.text += COPIED
+    assert request.choose() == OWN

@@ -1,0 +1,56 @@
+"""RequestText: on the host, what a running request has said - prompt, accepted output, then the current draft.
+
+Predictions are written to the places they predict, so accepting tokens and shifting the draft need no move (see
+`jacobi`); where copied text was right further lately, it is written over them (see `draft_choice`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cllm_core.config import MAX_BLOCK_LENGTH
+from cllm_core.engine.draft_choice import DraftChoice
+from cllm_core.engine.drafts import Ids, copy_known
+from cllm_core.engine.plan import Admission
+
+
+class RequestText:
+    """Text and drafts of one request, and what it was admitted with.
+
+    Args:
+        admission: brings prompt, accepted output, and what the client expects as output.
+        max_model_len: longest prompt + output, in tokens.
+    """
+
+    def __init__(self, admission: Admission, *, max_model_len: int) -> None:
+        self.admission = admission
+        self._num_prompt = len(admission.request.prompt_ids)
+        self._prediction = np.asarray(admission.request.prediction_ids[:max_model_len], dtype=np.int64)
+        self._choice = DraftChoice()
+        # Room for a draft behind a full context.
+        self._tokens = np.zeros(max_model_len + MAX_BLOCK_LENGTH, dtype=np.int64)
+        num_tokens = len(admission.token_ids)
+        self._tokens[:num_tokens] = admission.token_ids
+        self._draft_end = num_tokens  # up to where there are predictions
+        if num_tokens == self._num_prompt:
+            # While nothing is decoded no n-gram could find the prediction's beginning.
+            self.write_draft(num_tokens, self._prediction[: admission.block_length - 1])
+
+    def tokens(self, first: int, end: int) -> Ids:
+        """[end - first] tokens from a position on, accepted or draft; a view."""
+        return self._tokens[first:end]
+
+    def make_draft(self, text_end: int, num_tokens: int) -> None:
+        """Put a draft of `num_tokens` behind the first `text_end` tokens, all of which are accepted."""
+        text = self._tokens[:text_end]
+        copies = copy_known(text, num_prompt=self._num_prompt, prediction=self._prediction, num_tokens=num_tokens)
+        own = copies.tokens.copy()
+        predicted = self._tokens[text_end : min(self._draft_end, text_end + num_tokens)]
+        own[: len(predicted)] = predicted
+        self._tokens[text_end : text_end + num_tokens] = self._choice.choose(text, own, copies)
+
+    def write_draft(self, text_end: int, draft_ids: Sequence[int] | Ids) -> None:
+        """Put this draft, or what the model predicts, behind the first `text_end` tokens."""
+        draft_end = text_end + len(draft_ids)
+        self._tokens[text_end:draft_end] = draft_ids
+        self._draft_end = max(self._draft_end, draft_end)
