@@ -110,6 +110,14 @@ class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     ar_weight: Annotated[float, Meta(description="Factor of the mean AR loss on answers; keeps the quality.")] = 1.0
     consistency_weight: Annotated[float, Meta(description="Factor of the mean consistency loss on drafts.")] = 1.0
+    # as the heads of Medusa are weighted, by 0.8^k (arXiv:2401.10774, section 2.2.1)
+    depth_decay: Annotated[
+        float,
+        Meta(
+            description="Weight of a draft token over that of the one before it, from the first wrong one on: a token "
+            "counts only where those before it became right, and far ones are hard to foresee."
+        ),
+    ] = 1.0
     target: Annotated[
         Target, Meta(description="Drafts learn the distribution at the clean token (soft) or its token (hard).")
     ] = "soft"
@@ -119,6 +127,7 @@ class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require(self.ar_weight >= 0, "ar_weight", self.ar_weight, ">= 0")
         require(self.consistency_weight >= 0, "consistency_weight", self.consistency_weight, ">= 0")
         require(self.ar_weight + self.consistency_weight > 0, "ar_weight", self.ar_weight, "> 0 where the other is 0")
+        require(0 < self.depth_decay <= 1, "depth_decay", self.depth_decay, "in (0, 1]")
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
 
 

@@ -17,7 +17,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.training.attention import PackAttention
 from cllm_core.training.losses import row_losses
 from cllm_core.training.packing import PackedExample, PackLayout, build_layout
-from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_rows
+from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_depths
 
 LossOfLogits = Callable[[Tensor], Tensor]
 
@@ -31,6 +31,7 @@ class PackedModel(nn.Module):
     Args:
         causal_lm: transformers model with attn_implementation="cllm_pack", LoRA layers included where there are any.
         ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
+        depth_decay: weight of a draft token over that of the one before it, from the first wrong one on.
         soft: consistency targets are distributions (see `losses`), else tokens.
         temperature: of soft targets.
         unroll: Jacobi iterations that blocks go through first, each block a random number of them up to this.
@@ -48,6 +49,7 @@ class PackedModel(nn.Module):
         *,
         ar_weight: float = 1.0,
         consistency_weight: float = 1.0,
+        depth_decay: float = 1.0,
         soft: bool = True,
         temperature: float = 1.0,
         unroll: int = 0,
@@ -57,6 +59,7 @@ class PackedModel(nn.Module):
         self.causal_lm = causal_lm
         self._ar_weight = ar_weight
         self._consistency_weight = consistency_weight
+        self._depth_decay = depth_decay
         self._soft = soft
         self._temperature = temperature
         self._unroll = unroll
@@ -87,8 +90,8 @@ class PackedModel(nn.Module):
         layout = self._unrolled(PackLayout(**pack))
         hidden = self._hidden(layout)
         is_clean = layout.teacher_rows < 0
-        is_learning = learning_rows(layout)
-        weights = self._row_weights(is_clean, is_learning)
+        depths = learning_depths(layout)
+        weights = self._row_weights(is_clean, depths)
         head = self.causal_lm.get_output_embeddings()
         totals, losses = [], []
         for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
@@ -107,7 +110,7 @@ class PackedModel(nn.Module):
         return {
             "loss": torch.stack(totals).sum(),
             "ar_loss": _mean(per_row[is_clean]),
-            "consistency_loss": _mean(per_row[is_learning]),
+            "consistency_loss": _mean(per_row[depths > 0]),
         }
 
     def _hidden(self, layout: PackLayout) -> Tensor:
@@ -137,9 +140,10 @@ class PackedModel(nn.Module):
         rows = self._hidden(layout)[layout.row_index]
         return torch.cat([head(chunk).argmax(dim=-1) for chunk in rows.split(self._chunk_rows)])
 
-    def _row_weights(self, is_clean: Tensor, is_learning: Tensor) -> Tensor:
+    def _row_weights(self, is_clean: Tensor, depths: Tensor) -> Tensor:
         clean = self._ar_weight / is_clean.sum().clamp(min=1) * is_clean
-        learning = self._consistency_weight / is_learning.sum().clamp(min=1) * is_learning
+        by_depth = torch.where(depths > 0, self._depth_decay ** (depths - 1).float(), 0.0)
+        learning = self._consistency_weight * by_depth / by_depth.sum().clamp(min=1)
         return clean + learning
 
 

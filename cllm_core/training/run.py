@@ -151,6 +151,7 @@ def _train(
         trainable.causal_lm,
         ar_weight=loss.ar_weight,
         consistency_weight=loss.consistency_weight,
+        depth_decay=loss.depth_decay,
         soft=loss.target == "soft",
         temperature=loss.temperature,
         unroll=noise.unroll,

@@ -35,14 +35,18 @@ def advance_drafts(layout: PackLayout, predicted_ids: Tensor, chosen: Tensor) ->
     return replace(layout, input_ids=input_ids)
 
 
-def learning_rows(layout: PackLayout) -> Tensor:
-    """[R] bool: the rows of blocks that see a wrong token. The others predict what the clean answer does."""
+def learning_depths(layout: PackLayout) -> Tensor:
+    """[R] int64: tokens from the first wrong token of the row's block up to the row's own, both counted.
+
+    0 where the row sees no wrong token: clean rows, and those of blocks that predict what the clean answer does.
+    """
     is_draft = layout.teacher_rows >= 0
     tokens = layout.row_index[is_draft]
+    blocks = _block_index(layout, tokens)
     wrong = layout.input_ids[tokens] != layout.target_ids[layout.teacher_rows[is_draft] - 1]
-    learning = torch.zeros_like(is_draft)
-    learning[is_draft] = _count_in_block(wrong, _block_index(layout, tokens)) > 0
-    return learning
+    depths = torch.zeros_like(layout.teacher_rows)
+    depths[is_draft] = _count_in_block(_count_in_block(wrong, blocks) > 0, blocks)
+    return depths
 
 
 def count_blocks(layout: PackLayout) -> int:

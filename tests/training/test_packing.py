@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cllm_core.training.examples import NoisyBlock
 from cllm_core.training.losses import distribution_losses, token_losses
 from cllm_core.training.model import PackedModel
 from cllm_core.training.packing import (
@@ -56,6 +57,24 @@ def test_packed_losses_and_gradients_equal_unpacked_ones(architecture: Architect
     (0.7 * ar_loss + 1.3 * consistency_loss).backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_deeper_draft_tokens_count_less_by_the_decay() -> None:
+    example = PackedExample((1, 2, 3), (10, 11, 12, 13, 14, 15), (NoisyBlock(1, (90, 12, 91), (12, 13, 14)),))
+    pack = build_layout([[example]]).as_dict()
+    model = make_model()
+    text = torch.tensor([(1, 2, 3, 10, 90, 12, 91)])
+    expected = token_losses(model_logits(text)[-3:], torch.tensor([12, 13, 14]))
+    found = PackedModel(model, ar_weight=0.0, depth_decay=0.5, soft=False)(**pack)
+    torch.testing.assert_close(found["loss"], (expected * torch.tensor([4, 2, 1])).sum() / 7, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["consistency_loss"], expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def model_logits(text: Tensor) -> Tensor:
+    """[T, V] of the model of `make_model`, not packed; text [1, T]."""
+    logits: Tensor = make_model(packed=False)(input_ids=text).logits[0]
+    return logits
 
 
 def test_fused_attention_equals_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from cllm_core.training.examples import NoisyBlock
 from cllm_core.training.model import PackedModel
 from cllm_core.training.packing import PackedExample, PackLayout, build_layout
-from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_rows
+from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_depths
 from tests.training.factories import make_group, make_model, random_ids
 
 PROMPT = (1, 2, 3)
@@ -49,10 +49,12 @@ def test_blocks_that_are_not_chosen_keep_their_drafts() -> None:
 
 def test_nothing_is_learned_from_before_the_first_wrong_token() -> None:
     layout = build_layout([[EXAMPLE]])
-    assert torch.equal(learning_rows(layout), layout.teacher_rows >= 0)
+    is_draft = layout.teacher_rows >= 0
+    assert learning_depths(layout)[is_draft].tolist() == [1, 2, 3, 1, 2]
+    assert not learning_depths(layout)[~is_draft].any()
     advanced = advance_drafts(layout, predictions(layout, [12, 51, 0, 14, 0]), torch.tensor([True, True]))
     assert drafts(advanced) == [11, 12, 51, 13, 14]
-    assert learning_rows(advanced)[layout.teacher_rows >= 0].tolist() == [False, False, True, False, False]
+    assert learning_depths(advanced)[is_draft].tolist() == [0, 0, 1, 0, 0]
 
 
 @torch.no_grad()
