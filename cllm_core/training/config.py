@@ -256,9 +256,9 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         int, Meta(description="Let the model write so many prompts itself, from its chat template alone.")
     ] = 0
     prompt_temperature: Annotated[float, Meta(description="Of self-written prompts.")] = 1.0
-    block_length: Annotated[int, Meta(description="Jacobi block length n of the recorded states.")] = (
-        DEFAULT_BLOCK_LENGTH
-    )
+    block_length: Annotated[
+        int, Meta(description="Jacobi block length n of the recorded states; 1 records answers alone.")
+    ] = DEFAULT_BLOCK_LENGTH
     max_tokens: Annotated[int, Meta(description="Limit of an answer, in tokens.")] = 256
     keep_unfinished: Annotated[bool, Meta(description="Keep answers that did not end within the limit.")] = False
     max_repetition: Annotated[
@@ -276,7 +276,7 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise ConfigError("data, self_written: give one of them, prompts or how many the model shall write")
         require(self.self_written >= 0, "self_written", self.self_written, ">= 0")
         require(self.prompt_temperature > 0, "prompt_temperature", self.prompt_temperature, "> 0")
-        require(2 <= self.block_length <= MAX_BLOCK_LENGTH, "block_length", self.block_length, f"2..{MAX_BLOCK_LENGTH}")
+        require(1 <= self.block_length <= MAX_BLOCK_LENGTH, "block_length", self.block_length, f"1..{MAX_BLOCK_LENGTH}")
         require(self.max_tokens >= 2, "max_tokens", self.max_tokens, ">= 2")
         require(0 <= self.max_repetition <= 1, "max_repetition", self.max_repetition, "in 0..1")
         require(self.shard_size >= 1, "shard_size", self.shard_size, ">= 1")

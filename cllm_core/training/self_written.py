@@ -3,6 +3,7 @@ message (Magpie, arXiv:2406.08464). They are what the model expects to be asked,
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,18 @@ _MAX_TOKENS = 192
 _TRIES = 4  # prompts asked for, per prompt wanted, before giving up
 
 
+class WrittenPrompt(msgspec.Struct, frozen=True):
+    """A line of the prompts file, which `--data` reads too.
+
+    Attributes:
+        number: of the sample that it came from; a continued run samples on from there.
+        prompt: the user's message.
+    """
+
+    number: int
+    prompt: str
+
+
 def load_or_write_prompts(engine: Engine, encoder: ConversationEncoder, config: TrajectoryConfig) -> list[Conversation]:
     """The prompts of the output folder; where it has fewer than wanted, the model writes more and they are kept there.
 
@@ -36,9 +49,10 @@ def load_or_write_prompts(engine: Engine, encoder: ConversationEncoder, config: 
     Raises:
         ConfigError: the model has no chat template, or does not write enough usable prompts; or there are several
             processes and the prompts are not written yet.
+        DataError: the prompts kept in the folder are damaged.
     """
     path = config.output / PROMPTS_FILE
-    prompts = [c.messages[-1].content for c in read_json_lines(path, Conversation)] if path.exists() else []
+    prompts = read_json_lines(path, WrittenPrompt) if path.exists() else []
     if len(prompts) < config.self_written:
         if world_size() > 1:
             raise ConfigError(
@@ -46,8 +60,7 @@ def load_or_write_prompts(engine: Engine, encoder: ConversationEncoder, config: 
                 "write more; run the command without torchrun until it begins to record, or give data"
             )
         prompts = _write_prompts(engine, encoder, config, prompts)
-        _save(path, prompts)
-    return [Conversation((Message("user", prompt),)) for prompt in prompts[: config.self_written]]
+    return [Conversation((Message("user", written.prompt),)) for written in prompts[: config.self_written]]
 
 
 def opening_text(encoder: ConversationEncoder) -> str:
@@ -67,11 +80,11 @@ def opening_text(encoder: ConversationEncoder) -> str:
 
 
 def _write_prompts(
-    engine: Engine, encoder: ConversationEncoder, config: TrajectoryConfig, prompts: list[str]
-) -> list[str]:
+    engine: Engine, encoder: ConversationEncoder, config: TrajectoryConfig, prompts: list[WrittenPrompt]
+) -> list[WrittenPrompt]:
     opening = tuple(encoder.codec.encode(opening_text(encoder), add_special_tokens=False))
-    found = dict.fromkeys(prompts)  # keeps the order and drops doubles
-    num_tried = 0
+    found = {written.prompt: written for written in prompts}  # keeps the order and drops doubles
+    num_tried = prompts[-1].number + 1 if prompts else 0
     with tqdm(total=config.self_written, initial=len(found), unit="prompt written", dynamic_ncols=True) as bar:
         while len(found) < config.self_written:
             if num_tried >= _TRIES * config.self_written:
@@ -80,11 +93,13 @@ def _write_prompts(
                     "ask for fewer, or raise prompt_temperature"
                 )
             wanted = min(config.self_written - len(found), 4 * config.max_num_seqs)
-            texts = _sample(engine, encoder, opening, config, first=num_tried, count=wanted)
+            for written in _sample(engine, encoder, opening, config, numbers=range(num_tried, num_tried + wanted)):
+                if written.prompt:
+                    found.setdefault(written.prompt, written)
             num_tried += wanted
-            found |= dict.fromkeys(text for text in texts if text)
+            _save(config.output / PROMPTS_FILE, found.values())
             bar.update(len(found) - bar.n)
-    return list(found)
+    return list(found.values())
 
 
 def _sample(
@@ -93,12 +108,11 @@ def _sample(
     opening: tuple[int, ...],
     config: TrajectoryConfig,
     *,
-    first: int,
-    count: int,
-) -> list[str]:
-    """User's messages that ended by themselves."""
+    numbers: range,
+) -> list[WrittenPrompt]:
+    """User's messages that ended by themselves, in the order of their numbers."""
     outputs: dict[str, list[int]] = {}
-    for number in range(first, first + count):
+    for number in numbers:
         params = SamplingParams(
             temperature=config.prompt_temperature, seed=config.seed + number, max_tokens=_MAX_TOKENS
         )
@@ -109,11 +123,14 @@ def _sample(
         for output in engine.step():
             outputs[output.request_id] += output.token_ids
             if output.finish_reason == "stop":
-                ended.append(encoder.codec.decode(outputs[output.request_id]).strip())
-    return ended
+                text = encoder.codec.decode(outputs[output.request_id]).strip()
+                ended.append(WrittenPrompt(int(output.request_id), text))
+    return sorted(ended, key=lambda written: written.number)
 
 
-def _save(path: Path, prompts: list[str]) -> None:
+def _save(path: Path, prompts: Iterable[WrittenPrompt]) -> None:
+    """Replace the file as a whole: an interrupted run leaves no half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [msgspec.json.encode(Conversation((Message("user", prompt),))) for prompt in prompts]
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_bytes(b"".join(msgspec.json.encode(written) + b"\n" for written in prompts))
+    unfinished.replace(path)

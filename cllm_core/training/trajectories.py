@@ -113,7 +113,7 @@ class Recorder:
 
     def _observe(self, plan: StepPlan, result: StepResult) -> None:
         for row, found in zip(plan.rows, result.rows, strict=True):
-            if found.num_accepted:
+            if found.num_accepted and self._params.block_length != 1:  # AR has no drafts to record
                 recording = self._running[row.request_id]
                 num_accepted = row.last_accepted_position + 1 - len(recording.prompt_ids)
                 recording.states.append(DraftState(num_accepted, found.window_ids[1:]))
@@ -154,7 +154,7 @@ class Statistics(msgspec.Struct, kw_only=True):
 
     @property
     def tokens_per_forward(self) -> float:
-        """Accepted tokens per state, the teacher's own TPF."""
+        """Accepted tokens per state, the teacher's own TPF; 0 where answers alone were recorded."""
         return self.output_tokens / self.states if self.states else 0.0
 
 
@@ -197,7 +197,8 @@ def _record(engine: Engine, prompts: list[Prompt], writer: TrajectoryWriter, con
             num_tokens += len(trajectory.output_ids)
             num_states += len(trajectory.states)
             num_dropped += reason is not None
-            bar.set_postfix_str(f"{num_tokens} tokens, TPF {num_tokens / num_states:.2f}, {num_dropped} dropped")
+            shown = f", TPF {num_tokens / num_states:.2f}" if num_states else ""
+            bar.set_postfix_str(f"{num_tokens} tokens{shown}, {num_dropped} dropped")
             bar.update()
 
 

@@ -120,11 +120,41 @@ def test_model_writes_its_own_prompts_once(tiny_llama: Path, tmp_path: Path, mon
     assert len(list(read_records(folder))) == 3
 
 
+def test_prompts_written_before_an_interruption_are_kept(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were saved once all were written, so that an interrupted run began anew."""
+    monkeypatch.setattr("cllm_core.training.self_written._TRIES", 200)
+    config = make_config(tiny_llama, tmp_path, data=DataConfig(), self_written=4)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cllm_core.training.self_written.tqdm.update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            record_trajectories(config, no_progress)
+    kept = (config.output / "prompts.jsonl").read_bytes()
+    assert kept
+    record_trajectories(config, no_progress)
+    assert (config.output / "prompts.jsonl").read_bytes().startswith(kept)
+
+
+def test_block_length_1_records_answers_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    folders = [
+        record_trajectories(make_config(tiny_llama, tmp_path, block_length=n, output=tmp_path / str(n)), no_progress)
+        for n in (1, 4)
+    ]
+    alone, jacobi = ({r.index: r.trajectory for r in read_records(folder)} for folder in folders)
+    assert {i: t.output_ids for i, t in alone.items()} == {i: t.output_ids for i, t in jacobi.items()}
+    assert not any(trajectory.states for trajectory in alone.values())
+
+
 def test_wrong_settings_and_data_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data, self_written"):
         make_config(tiny_llama, tmp_path, self_written=3)
-    with pytest.raises(ConfigError, match=r"block_length=1"):
-        make_config(tiny_llama, tmp_path, block_length=1)
+    with pytest.raises(ConfigError, match=r"block_length=0"):
+        make_config(tiny_llama, tmp_path, block_length=0)
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
         record_trajectories(make_config(tiny_llama, tmp_path, data=DataConfig(data="absent.jsonl")), no_progress)
 
