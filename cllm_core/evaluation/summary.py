@@ -9,6 +9,7 @@ import msgspec
 from cllm_core.evaluation.records import Answer
 
 AR = 1  # block length of plain decoding
+MAX_VARIED_REPETITION = 0.1  # rep-4 of answers that do not loop
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         tokens_per_forward: accepted tokens per forward pass, prefill not counted: passes that computed prompt tokens,
             and what they yielded, are left out, so AR has 1.
         tokens_per_forward_all: the same with every pass that yielded tokens.
+        tokens_per_forward_varied: tokens_per_forward of the answers whose rep-4 is at most MAX_VARIED_REPETITION: an
+            answer that loops is drafted by copying, whatever the model was trained for. None where all loop.
         tokens_per_second: median over the answers, prefill included; None where times were not measured.
         decode_tokens_per_second: the same from the first tokens on.
         speedup, decode_speedup: median over the examples of this model's tokens per second at n over those at 1.
@@ -39,6 +42,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float]
     tokens_per_forward: float
     tokens_per_forward_all: float
+    tokens_per_forward_varied: float | None
     tokens_per_second: float | None
     decode_tokens_per_second: float | None
     speedup: float | None
@@ -122,8 +126,7 @@ def _cell(
 ) -> Cell:
     num_tokens = sum(answer.num_tokens for answer in answers)
     num_passes = sum(answer.num_passes for answer in answers)
-    decoded = num_tokens - sum(answer.num_prefill_tokens for answer in answers)
-    decode_passes = num_passes - sum(answer.num_prefill_passes for answer in answers)
+    varied = [answer for answer in answers if answer.repetition <= MAX_VARIED_REPETITION]
     num_blocks = num_tokens / answers[0].block_length
     pairs = [(answer, plain[answer.example]) for answer in answers if answer.example in plain]
     return Cell(
@@ -131,8 +134,9 @@ def _cell(
         block_length=answers[0].block_length,
         num_answers=len(answers),
         scores={name: statistics.fmean(answer.scores[name] for answer in answers) for name in answers[0].scores},
-        tokens_per_forward=decoded / decode_passes if decode_passes else 0.0,
+        tokens_per_forward=_tokens_per_forward(answers) or 0.0,
         tokens_per_forward_all=num_tokens / num_passes,
+        tokens_per_forward_varied=_tokens_per_forward(varied),
         tokens_per_second=_median(_rate(answer) for answer in answers),
         decode_tokens_per_second=_median(_decode_rate(answer) for answer in answers),
         speedup=_median(_ratio(_rate(answer), _rate(base)) for answer, base in pairs),
@@ -145,6 +149,13 @@ def _cell(
         repetition=statistics.fmean(answer.repetition for answer in answers),
         perplexity=_perplexity(answers, likelihoods),
     )
+
+
+def _tokens_per_forward(answers: Sequence[Answer]) -> float | None:
+    """Prefill not counted; None where there is nothing else."""
+    num_tokens = sum(answer.num_tokens - answer.num_prefill_tokens for answer in answers)
+    num_passes = sum(answer.num_passes - answer.num_prefill_passes for answer in answers)
+    return num_tokens / num_passes if num_passes else None
 
 
 def _rate(answer: Answer) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from cllm_core.evaluation.summary import best_cell, compare, summarise
@@ -17,6 +18,16 @@ def test_prefill_passes_and_their_tokens_are_left_out_of_tokens_per_forward() ->
     (cell,) = summarise([make_answer(block_length=8, num_tokens=20, num_passes=5, num_prefill_tokens=8)], {})
     assert cell.tokens_per_forward == pytest.approx(12 / 4)
     assert cell.tokens_per_forward_all == pytest.approx(20 / 5)
+
+
+def test_answers_that_loop_count_for_no_tokens_per_forward_without_loops() -> None:
+    varied = make_answer(block_length=8, num_tokens=21, num_passes=11)
+    loop = msgspec.structs.replace(make_answer(block_length=8, example="1", num_tokens=80), repetition=0.7)
+    (cell,) = summarise([varied, loop], {})
+    assert cell.tokens_per_forward_varied == pytest.approx(20 / 10)
+    assert cell.tokens_per_forward == pytest.approx((20 + 79) / (10 + 9))
+    (cell,) = summarise([loop], {})
+    assert cell.tokens_per_forward_varied is None
 
 
 def test_counts_are_per_block_of_output() -> None:
