@@ -5,9 +5,10 @@ kept current while the engine runs: the time of a step by its number of tokens, 
 at each depth is confirmed. Alone on the device a row gets about its whole block; at saturation windows shrink to 1,
 which is AR.
 
-What is confirmed at a depth depends on the windows before, too: in a whole block, tokens become right while they wait
-for their turn, which a window cut short takes from them. So blocks that stay whole are judged by themselves, by the
-tokens they accept, and windows cut to measure by what such windows confirm. Host only, no torch.
+What is confirmed at a depth depends on the windows before, too: tokens become right while they wait in a long window,
+which a short one takes from them. So steps in which one *cap* bounds all windows are judged by what windows accept
+after windows under the same cap; windows cut to measure, by the chances of each row's depths.
+Host only, no torch.
 """
 
 from collections.abc import Mapping
@@ -26,13 +27,17 @@ _SHARED_RATE = 0.02
 _SHARED_PRIOR_WINDOWS = 8
 _TIME_RATE_NEAR = 0.15
 _TIME_RATE_ALL = 0.1
-# Whole blocks in a row after which what they accept shows what whole blocks are worth.
+# Windows under one cap in a row after which what they accept shows what the cap is worth.
 _SETTLED = 3
+# How much more or less than the others a request may be expected to accept.
+_MAX_KEENNESS = 4.0
 # A step further off the expected time than this factor is a hiccup of the machine.
 _MAX_SURPRISE = 4.0
 # In one step of so many, one row's draft counts as certain: depths that are never tried are never learnt. Counted in
 # steps, so that it costs a full batch little, and short requests, which share what they learn, have their turn.
 EXPLORE_EVERY = 24
+# And once in so many steps the next longer or shorter cap is tried until it has settled.
+TRY_CAP_EVERY = 256
 
 
 class StepTimes:
@@ -106,17 +111,44 @@ class Confirmations:
         given[:] = given + rates * ((np.arange(len(given)) < num_matched) - given)
 
 
-class Mean:
-    """A running mean of which the first value counts as some observations."""
+class Caps:
+    """Tokens that a window accepts under each cap, after windows under the same cap; running means.
 
-    def __init__(self, value: float, *, rate: float, num_prior: float = float("inf")) -> None:
-        self.value = value
-        self._rate, self._num_seen = rate, num_prior
+    Args:
+        max_window: longest window of any request.
+    """
 
-    def observe(self, value: float) -> None:
-        """Learn from an observation."""
-        self._num_seen += 1
-        self.value += max(self._rate, 1 / self._num_seen) * (value - self.value)
+    def __init__(self, max_window: int) -> None:
+        self.lengths = 2 ** np.arange(1, max(2, (max_window - 1).bit_length() + 1))
+        chances = _INITIAL_CONFIRMATION ** np.arange(1, self.lengths[-1])
+        self._prior = 1 + np.cumsum(chances)[self.lengths - 2]
+        self._means = self._prior.copy()
+        self._num_seen = np.zeros(len(self.lengths))
+
+    def index_of(self, window_length: int, block_length: int) -> int | None:
+        """The cap that a window of a request has, None where it has none; a whole block has the first that holds it."""
+        if block_length == 1:
+            return None
+        index = int(np.searchsorted(self.lengths, min(window_length, block_length)))
+        return index if window_length >= block_length or self.lengths[index] == window_length else None
+
+    def accepted(self) -> Floats:
+        """Expected tokens by cap. One never tried is taken to fall short of its prior as the nearest one tried does."""
+        tried = np.flatnonzero(self._num_seen)
+        if not len(tried):
+            return self._prior
+        nearest = tried[np.abs(tried - np.arange(len(self.lengths))[:, None]).argmin(axis=1)]
+        shortfall = (self._means - 1) / (self._prior - 1)
+        expected: Floats = 1 + (self._prior - 1) * shortfall[nearest]
+        return expected
+
+    def observe(self, index: int, num_accepted: int) -> None:
+        """Learn from a window under a cap that has settled."""
+        if not self._num_seen[index]:
+            self._means[index] = self.accepted()[index]
+        self._num_seen[index] += 1
+        rate = max(_SHARED_RATE, 1 / (self._num_seen[index] + _SHARED_PRIOR_WINDOWS))
+        self._means[index] += rate * (num_accepted - self._means[index])
 
 
 class _Learnt:
@@ -124,14 +156,22 @@ class _Learnt:
 
     Attributes:
         cut: of windows cut to measure.
-        whole: tokens accepted by a whole block after whole blocks.
-        num_whole: whole blocks in a row, up to now.
+        keenness: tokens it accepts beyond the first, over those of all requests under the same cap.
+        cap: index of its last window's, None for none.
+        num_under_cap: windows under that cap in a row.
     """
 
-    def __init__(self, shared_cut: Confirmations, shared_whole: Mean) -> None:
+    def __init__(self, shared_cut: Confirmations) -> None:
         self.cut = Confirmations(shared_cut.given_previous, rate=_REQUEST_RATE)
-        self.whole = Mean(shared_whole.value, rate=_REQUEST_RATE)
-        self.num_whole = 0
+        self.keenness = 1.0
+        self.cap: int | None = None
+        self.num_under_cap = 0
+
+    def settle(self, cap: int | None) -> bool:
+        """Note the cap of a window; whether what the window accepts shows what the cap is worth."""
+        self.num_under_cap = self.num_under_cap + 1 if cap == self.cap else 1
+        self.cap = cap
+        return cap is not None and self.num_under_cap >= _SETTLED
 
 
 class DraftLengths:
@@ -147,11 +187,11 @@ class DraftLengths:
         self._shared = Confirmations(
             np.full(max_window - 1, _INITIAL_CONFIRMATION), rate=_SHARED_RATE, num_prior=_SHARED_PRIOR_WINDOWS
         )
-        self._shared_whole = Mean(
-            1 + float(self._shared.chances.sum()), rate=_SHARED_RATE, num_prior=_SHARED_PRIOR_WINDOWS
-        )
+        self._caps = Caps(max_window)
+        self._max_window = self._newcomer_window = max_window
         self._by_request: dict[str, _Learnt] = {}
         self._num_steps = 0
+        self._trial = _Trial()
 
     def choose(
         self, max_windows: Mapping[str, int], max_tokens: int, num_forced: Mapping[str, int] | None = None
@@ -167,8 +207,28 @@ class DraftLengths:
             num_forced: request id -> draft tokens at the head that a grammar forces, of those that have any.
         """
         if not max_windows:
+            self._newcomer_window = self._max_window
             return {}
         forced = num_forced or {}
+        lengths, newcomer, rate = self._cut_to_measure(max_windows, max_tokens, forced)
+        cap_rates = self._cap_rates(max_windows, max_tokens, forced)
+        best = int(np.argmax(cap_rates))
+        chosen = best if cap_rates[best] > rate else None
+        cap = self._trial.next_cap(chosen, typical_length=sum(lengths.values()) / len(lengths), rates=cap_rates)
+        if cap is not None:
+            newcomer = int(self._caps.lengths[cap])
+            lengths = {request_id: min(newcomer, longest) for request_id, longest in max_windows.items()}
+        self._newcomer_window = newcomer
+        return lengths
+
+    def newcomer_window(self, longest: int) -> int:
+        """Window of a request whose prompt is read in this step; call it after `choose`."""
+        return min(self._newcomer_window, longest)
+
+    def _cut_to_measure(
+        self, max_windows: Mapping[str, int], max_tokens: int, forced: Mapping[str, int]
+    ) -> tuple[dict[str, int], int, float]:
+        """Windows by the chances of each row's depths, that of a newcomer, and accepted tokens per second."""
         explorer = self._next_explorer(len(max_windows))
         chances = [
             np.ones(longest - 1)
@@ -180,10 +240,9 @@ class DraftLengths:
         accepted = num_rows + np.concatenate([[0.0], np.cumsum(best)])
         rates = accepted / self._step_times.table()[num_rows : num_rows + len(accepted)]
         num_added = int(np.argmax(rates))
-        if self._whole_rate(max_windows, max_tokens, forced) > rates[num_added]:
-            return dict(max_windows)
+        rate = float(rates[num_added])
         if num_added == 0:
-            return dict.fromkeys(max_windows, 1)
+            return dict.fromkeys(max_windows, 1), 1, rate
         threshold = best[num_added - 1]
         lengths = [1 + int(np.count_nonzero(row > threshold)) for row in chances]
         # Equally likely tokens stand at the threshold; the oldest rows get them, in the order given.
@@ -192,10 +251,11 @@ class DraftLengths:
             taken = min(spare, int(np.count_nonzero(row == threshold)))
             lengths[index] += taken
             spare -= taken
-        return dict(zip(max_windows, lengths, strict=True))
+        newcomer = 1 + int(np.count_nonzero(self._shared.chances >= threshold))
+        return dict(zip(max_windows, lengths, strict=True)), newcomer, rate
 
     def observe_window(
-        self, request_id: str, window_length: int, num_matched: int, *, num_forced: int = 0, is_whole: bool = False
+        self, request_id: str, window_length: int, num_matched: int, *, block_length: int, num_forced: int = 0
     ) -> None:
         """Learn from one request's window.
 
@@ -203,20 +263,22 @@ class DraftLengths:
             request_id: of its request.
             window_length: tokens of the window.
             num_matched: draft tokens confirmed.
+            block_length: of the request.
             num_forced: draft tokens at the head that were no guesses.
-            is_whole: whether the window was the request's whole block.
         """
         num_forced = min(num_forced, window_length - 1)
         if num_matched < num_forced:  # the model spelled the forced text otherwise: what stood behind it was not tried
             return
         own = self._by_request.get(request_id)
         if own is None:
-            own = self._by_request[request_id] = _Learnt(self._shared, self._shared_whole)
-        own.num_whole = own.num_whole + 1 if is_whole else 0
+            own = self._by_request[request_id] = _Learnt(self._shared)
+        cap = self._caps.index_of(window_length, block_length)
         window_length, num_matched = window_length - num_forced, num_matched - num_forced
-        if own.num_whole >= _SETTLED:
-            own.whole.observe(1 + num_matched)
-            self._shared_whole.observe(1 + num_matched)
+        if own.settle(cap) and cap is not None:
+            usual = self._caps.accepted()[cap] - 1
+            keenness = min(num_matched / usual, _MAX_KEENNESS) if usual > 0 else 1.0
+            own.keenness += _REQUEST_RATE * (keenness - own.keenness)
+            self._caps.observe(cap, 1 + num_matched)
         else:
             own.cut.observe(window_length, num_matched)
             self._shared.observe(window_length, num_matched)
@@ -241,14 +303,46 @@ class DraftLengths:
         cut = self._shared if own is None else own.cut
         return np.concatenate([np.ones(num_forced), cut.chances])[: longest - 1]
 
-    def _whole_rate(self, max_windows: Mapping[str, int], max_tokens: int, num_forced: Mapping[str, int]) -> float:
-        """Expected accepted tokens per second if every row gets its whole block; 0 where they do not fit."""
-        num_tokens = sum(max_windows.values())
-        if num_tokens > max_tokens:
-            return 0.0
-        accepted = 0.0
-        for request_id, longest in max_windows.items():
-            own = self._by_request.get(request_id)
-            whole = self._shared_whole if own is None else own.whole
-            accepted += min(longest, num_forced.get(request_id, 0) + whole.value)
-        return accepted / self._step_times.seconds(num_tokens)
+    def _cap_rates(self, max_windows: Mapping[str, int], max_tokens: int, forced: Mapping[str, int]) -> Floats:
+        """Expected accepted tokens per second under each cap; 0 where the windows do not fit."""
+        longest = np.array(list(max_windows.values()))
+        keenness = np.array([own.keenness if (own := self._by_request.get(r)) else 1.0 for r in max_windows])
+        given = np.array([forced.get(request_id, 0) for request_id in max_windows])
+        largest = np.searchsorted(self._caps.lengths, longest)  # the first cap that holds the row's longest window
+        beyond_first = self._caps.accepted() - 1
+        rates = np.zeros(len(self._caps.lengths))
+        for cap, length in enumerate(self._caps.lengths[: largest.max() + 1]):
+            windows = np.minimum(length, longest)
+            if windows.sum() <= max_tokens:
+                accepted = np.minimum(windows, 1 + given + keenness * beyond_first[np.minimum(cap, largest)])
+                rates[cap] = accepted.sum() / self._step_times.seconds(int(windows.sum()))
+        return rates
+
+
+class _Trial:
+    """Tries, now and then, the cap next to the one in use: how much is accepted under it shows in no other way."""
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._num_left = 0
+        self._cap = 0
+        self._is_up = False
+
+    def next_cap(self, chosen: int | None, *, typical_length: float, rates: Floats) -> int | None:
+        """The cap of a step.
+
+        Args:
+            chosen: index of the one that seems best, None where windows cut to measure do.
+            typical_length: of these windows, in tokens.
+            rates: by cap, 0 where it cannot be had.
+        """
+        self._num_steps += 1
+        if self._num_steps % TRY_CAP_EVERY == 0:
+            self._is_up = not self._is_up
+            near = round(np.log2(typical_length)) - 1 if chosen is None else chosen
+            self._cap = max(0, near + 1 if self._is_up else near - 1)
+            self._num_left = _SETTLED + 2
+        if self._num_left and self._cap < len(rates) and rates[self._cap]:
+            self._num_left -= 1
+            return self._cap
+        return chosen

@@ -84,7 +84,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
-        budget = _TokenBudget(self.max_batched_tokens, len(self._running), self._choose_windows())
+        budget = _TokenBudget(self.max_batched_tokens, len(self._running), self._choose_num_tokens())
         granted: list[tuple[RequestState, int]] = []  # and the tokens it may compute
         num_preempted = 0
         # A copy, since preemption shortens the list from its young end while we walk it from the old one.
@@ -125,6 +125,14 @@ class Scheduler:
         """Raise BlockPoolCorrupted unless every block is held exactly by the requests that run."""
         self.block_pool.check(state.block_ids for state in self._by_id.values())
 
+    def _choose_num_tokens(self) -> dict[str, int]:
+        """Tokens that every running request should compute: what it has to read, and a window."""
+        windows = self._choose_windows()
+        return {
+            state.request_id: windows.get(state.request_id) or state.num_pending + self._first_window(state) - 1
+            for state in self._running
+        }
+
     def _choose_windows(self) -> dict[str, int]:
         """Window length of every running request that has no prompt left to read.
 
@@ -139,6 +147,12 @@ class Scheduler:
             return self._draft_lengths.choose(longest, budget, num_forced)
         share = budget // max(1, len(longest))
         return {request_id: min(window, share) for request_id, window in longest.items()}
+
+    def _first_window(self, state: RequestState) -> int:
+        """Window behind the end of a prompt: what the step's load leaves to one of which nothing is known yet."""
+        if self._draft_lengths is None:
+            return state.max_window
+        return self._draft_lengths.newcomer_window(state.max_window)
 
     def _make_room(self, state: RequestState, num_known: int) -> tuple[bool, int]:
         """Get blocks for known tokens of a running request, for the first at least by preempting younger requests.
@@ -170,7 +184,7 @@ class Scheduler:
             self._waiting.popleft()
             state.slot = self._free_slots.pop()
             self._running.append(state)
-            num_tokens = min(budget.remaining, state.num_pending + state.max_window - 1)
+            num_tokens = min(budget.remaining, state.num_pending + self._first_window(state) - 1)
             granted.append((state, num_tokens))
             budget.spend(num_tokens)
             yield Admission(
@@ -234,8 +248,8 @@ class Scheduler:
                 state.request_id,
                 row.num_sampled,
                 result.num_accepted - 1,
+                block_length=state.block_length,
                 num_forced=num_forced,
-                is_whole=row.num_sampled >= state.block_length,
             )
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(
@@ -265,19 +279,18 @@ class _TokenBudget:
     Args:
         max_tokens: of the step; at least num_running.
         num_running: requests to serve.
-        windows: request id -> window length, of the requests without a prompt left to read.
+        wanted: request id -> tokens it should compute, of every running request.
     """
 
-    def __init__(self, max_tokens: int, num_running: int, windows: dict[str, int]) -> None:
+    def __init__(self, max_tokens: int, num_running: int, wanted: dict[str, int]) -> None:
         self.remaining = max_tokens
         self._num_owed = num_running
-        self._windows = windows
+        self._wanted = wanted
 
     def grant(self, state: RequestState) -> int:
         """Tokens this running request may compute now; at least 1."""
         self._num_owed -= 1
-        wanted = self._windows.get(state.request_id, state.num_pending + state.max_window - 1)
-        return min(self.remaining - self._num_owed, wanted)
+        return min(self.remaining - self._num_owed, self._wanted[state.request_id])
 
     def spend(self, num_tokens: int) -> None:
         """Book tokens that were planned."""

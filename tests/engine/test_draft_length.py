@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from cllm_core.engine.draft_length import EXPLORE_EVERY, Confirmations, DraftLengths, StepTimes
+from cllm_core.engine.draft_length import EXPLORE_EVERY, TRY_CAP_EVERY, Caps, Confirmations, DraftLengths, StepTimes
 
 FLAT = {1: 0.010, 64: 0.010}  # seconds by tokens: a device bound by reading weights
 STEEP = {1: 0.010, 64: 0.640}  # a saturated device
@@ -17,10 +17,18 @@ def draft_lengths(measured: dict[int, float], max_window: int = 8) -> DraftLengt
 
 
 def teach(lengths: DraftLengths, request_id: str, num_matched: int, *, windows: int = 40) -> None:
-    """The same of windows cut to measure and of whole blocks."""
-    for is_whole in (True, False):
+    """The same of windows cut to measure and of windows under every cap."""
+    teach_cut(lengths, request_id, num_matched, windows=windows)
+    for cap in (2, 4, 8):
         for _ in range(windows):
-            lengths.observe_window(request_id, 8, num_matched, is_whole=is_whole)
+            lengths.observe_window(request_id, cap, min(num_matched, cap - 1), block_length=8)
+
+
+def teach_cut(lengths: DraftLengths, request_id: str, num_matched: int, *, windows: int) -> None:
+    """Of windows cut to measure alone: lengths that no cap has."""
+    for _ in range(windows):
+        for length in (3, 7):
+            lengths.observe_window(request_id, length, min(num_matched, length - 1), block_length=8)
 
 
 def test_free_tokens_are_all_taken() -> None:
@@ -49,21 +57,22 @@ def test_a_load_of_many_rows_shortens_windows() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_choice_reaches_the_best_rate_of_all_choices(seed: int) -> None:
+def test_windows_cut_to_measure_reach_the_best_rate_of_all_windows(seed: int) -> None:
     rng = random.Random(seed)
     measured = {1: 0.010, 4: 0.010 + rng.random() * 0.01, 16: 0.025 + rng.random() * 0.05}
     times = StepTimes(measured, max_tokens=64)
-    lengths = DraftLengths(times, max_window=4)
+    lengths = DraftLengths(times, max_window=8)
     for request_id in "abc":
-        teach(lengths, request_id, num_matched=rng.randrange(4), windows=rng.randrange(1, 12))
+        teach_cut(lengths, request_id, num_matched=rng.randrange(4), windows=rng.randrange(1, 12))
 
     def rate(windows: tuple[int, ...]) -> float:
         chances = (lengths._row_chances(r, 4)[: w - 1].sum() for r, w in zip("abc", windows, strict=True))
         return float(3 + sum(chances)) / times.seconds(sum(windows))
 
-    chosen = lengths.choose(dict.fromkeys("abc", 4), max_tokens=10)
+    chosen, _, expected = lengths._cut_to_measure(dict.fromkeys("abc", 4), 10, {})
     possible = [w for w in itertools.product(range(1, 5), repeat=3) if sum(w) <= 10]
     assert rate(tuple(chosen.values())) == pytest.approx(max(map(rate, possible)))
+    assert rate(tuple(chosen.values())) == pytest.approx(expected)
 
 
 def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
@@ -71,7 +80,7 @@ def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
     chosen = []
     for _ in range(4 * EXPLORE_EVERY):
         window = lengths.choose({"a": 8}, max_tokens=64)["a"]
-        lengths.observe_window("a", window, 0, is_whole=window == 8)
+        lengths.observe_window("a", window, 0, block_length=8)
         chosen.append(window)
     assert chosen.count(8) >= 3
     assert chosen.count(1) > 2 * EXPLORE_EVERY
@@ -99,9 +108,54 @@ def test_whole_blocks_are_kept_where_cut_ones_accept_less() -> None:
     for _ in range(400):
         window = lengths.choose({"a": 8}, max_tokens=64)["a"]
         settled = chosen[-2:] == [8, 8] and window == 8
-        lengths.observe_window("a", window, min(window - 1, 2 if settled else 1), is_whole=window == 8)
+        lengths.observe_window("a", window, min(window - 1, 2 if settled else 1), block_length=8)
         chosen.append(window)
     assert chosen[-100:].count(8) > 90
+
+
+def confirmed_while_waiting(window: int, before: list[int]) -> int:
+    """Draft tokens that a CLLM confirms: one behind a shorter window, three of four in a long one that stays long."""
+    return min(window - 1, 1 if window < 4 or before[-2:] != [window] * 2 else 3)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8])
+def test_caps_are_kept_under_which_windows_accept_more_than_their_depths_alone_tell(num_rows: int) -> None:
+    lengths = draft_lengths({1: 0.010, 8: 0.011, 32: 0.016, 64: 0.048})
+    rows = dict.fromkeys(map(str, range(num_rows)), 8)
+    chosen: list[int] = []
+    for _ in range(400):
+        windows = lengths.choose(rows, max_tokens=64)
+        for row, window in windows.items():
+            lengths.observe_window(row, window, confirmed_while_waiting(window, chosen), block_length=8)
+        chosen.append(windows["0"])
+    assert sum(window >= 4 for window in chosen[-100:]) > 85
+
+
+def test_a_cap_never_tried_is_no_better_than_those_tried() -> None:
+    caps = Caps(max_window=16)
+    before = caps.accepted()
+    for _ in range(200):
+        caps.observe(0, 1)
+    assert caps.accepted()[1:] == pytest.approx(1.0, abs=0.2)
+    assert (before[1:] > 2).all()
+
+
+def test_a_longer_cap_is_tried_now_and_then() -> None:
+    lengths = draft_lengths(STEEP)
+    teach(lengths, "a", num_matched=0, windows=100)
+    chosen = [lengths.choose({"b": 1, "a": 8}, max_tokens=64)["a"] for _ in range(TRY_CAP_EVERY + 10)]
+    tried = chosen[TRY_CAP_EVERY - 1 :][:5]
+    assert tried == [2] * 5
+    assert chosen.count(2) == 5
+
+
+def test_a_first_window_is_what_the_load_leaves() -> None:
+    lengths = draft_lengths(STEEP)
+    lengths.choose({}, max_tokens=64)
+    assert lengths.newcomer_window(8) == 8
+    teach(lengths, "a", num_matched=0)
+    lengths.choose(dict.fromkeys("abc", 8), max_tokens=64)
+    assert lengths.newcomer_window(8) == 1
 
 
 def test_short_requests_try_for_those_that_come_after_them() -> None:
@@ -112,7 +166,7 @@ def test_short_requests_try_for_those_that_come_after_them() -> None:
     for request in range(150):
         for _ in range(6):
             window = lengths.choose({str(request): 8}, max_tokens=64)[str(request)]
-            lengths.observe_window(str(request), window, window - 1, is_whole=window == 8)
+            lengths.observe_window(str(request), window, window - 1, block_length=8)
         lengths.forget(str(request))
     assert lengths.choose({"last": 8}, max_tokens=64)["last"] > 1
 
@@ -162,7 +216,7 @@ def test_forced_tokens_are_drafted_whatever_the_model_accepted_so_far() -> None:
 def test_forced_tokens_teach_nothing_about_guesses() -> None:
     forced, guessed = draft_lengths(FLAT), draft_lengths(FLAT)
     for _ in range(20):
-        forced.observe_window("a", 8, 5, num_forced=4)
-        forced.observe_window("a", 8, 2, num_forced=4)
-        guessed.observe_window("a", 4, 1)
+        forced.observe_window("a", 8, 5, block_length=16, num_forced=4)
+        forced.observe_window("a", 8, 2, block_length=16, num_forced=4)
+        guessed.observe_window("a", 4, 1, block_length=16)
     assert forced.choose({"a": 8}, max_tokens=64) == guessed.choose({"a": 8}, max_tokens=64)
