@@ -10,7 +10,7 @@ cllm sft --data "$spider/train_spider.json" --tables "$spider/tables.json" --dom
   --epochs 2 --learning-rate 1e-3 --packs-per-step 4 --output "$output/teacher"
 # only the teacher's answers are needed: drafts are made up and unrolled while training
 cllm trajectories "$output/teacher" --data "$spider/train_spider.json" --tables "$spider/tables.json" \
-  --block-length 2 --max-tokens 128 --max-num-seqs 32 --output "$output/answers"
+  --block-length 1 --max-tokens 128 --max-num-seqs 64 --output "$output/answers"
 cllm train "$output/teacher" --trajectories "$output/answers" --domain text-to-sql \
   --block-length 16 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 \
   --epochs 1 --learning-rate 8e-4 --packs-per-step 4 --output "$output/round-1"
