@@ -79,7 +79,7 @@ class StepSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
-    """All results; memory in bytes."""
+    """All results; memory in bytes, resident_bytes before the first request: nothing of a CPU's cache is in use."""
 
     model: str
     dtype: str
@@ -91,6 +91,7 @@ class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
     decoding: list[DecodingSpeed]
     steps: list[StepSpeed]
     weight_bytes: int
+    cache_bytes: int
     resident_bytes: int
 
 
@@ -159,6 +160,7 @@ def bench_engine(
         decoding=decoding,
         steps=[_measure_step(engine, reference, size) for size in STEP_SIZES],
         weight_bytes=engine.info.weight_bytes,
+        cache_bytes=engine.info.cache_bytes,
         resident_bytes=resident_bytes,
     )
 
@@ -320,9 +322,19 @@ def as_markdown(bench: EngineBench, *, machine: str, commit: str) -> str:
                 for step in bench.steps
             ),
             "",
-            f"Memory: {bench.resident_bytes / 2**20:.0f} MiB resident, weights {bench.weight_bytes / 2**20:.0f} MiB.",
+            _memory_line(bench),
             "",
         ]
+    )
+
+
+def _memory_line(bench: EngineBench) -> str:
+    wanted = bench.weight_bytes + bench.cache_bytes
+    full = bench.resident_bytes + bench.cache_bytes
+    return (
+        f"Memory: {bench.resident_bytes / 2**20:.0f} MiB resident before the first request, of which weights are "
+        f"{bench.weight_bytes / 2**20:.0f}; with the KV cache of {bench.cache_bytes / 2**20:.0f} MiB full "
+        f"{full / wanted:.2f} times weights and cache."
     )
 
 
