@@ -236,19 +236,18 @@ class WorkerClient:
             for task in (reading, lost, gone):
                 task.cancel()
             await asyncio.wait({reading, lost, gone})
-        return await self._read_last_words(link)
+        return self._read_last_words(link)
 
     async def _read(self, link: WorkerLink) -> Failed:
         while True:
             message = await link.receive()
             if isinstance(message, Failed):
                 return message
+            # Messages that wait are handled in one go, before the readers of the streams have their turn.
             self._handle(message)
-            # receive() does not yield while messages are waiting; the readers of the streams have their turn here.
-            await asyncio.sleep(0)
 
-    async def _read_last_words(self, link: WorkerLink) -> Failed | None:
-        while (message := await link.receive_waiting()) is not None:
+    def _read_last_words(self, link: WorkerLink) -> Failed | None:
+        while (message := link.receive_waiting()) is not None:
             if isinstance(message, Failed):
                 return message
             self._handle(message)
