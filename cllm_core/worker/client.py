@@ -236,17 +236,32 @@ class WorkerClient:
             for task in (reading, lost, gone):
                 task.cancel()
             await asyncio.wait({reading, lost, gone})
-        return self._read_last_words(link)
+        return self._take_waiting(link)
 
     async def _read(self, link: WorkerLink) -> Failed:
-        while True:
-            message = await link.receive()
-            if isinstance(message, Failed):
-                return message
-            # Messages that wait are handled in one go, before the readers of the streams have their turn.
-            self._handle(message)
+        """Handle messages as they come, up to Failed."""
+        failure: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
 
-    def _read_last_words(self, link: WorkerLink) -> Failed | None:
+        # Called back by the event loop: a task that waits for each message would have to be woken for it.
+        def read() -> None:
+            try:
+                said = self._take_waiting(link)
+            except Exception as error:  # belongs to whoever waits for the end of the conversation
+                link.notify(None)
+                failure.set_exception(error)
+            else:
+                if said is not None:
+                    link.notify(None)
+                    failure.set_result(said)
+
+        link.notify(read)
+        try:
+            return await failure
+        finally:
+            link.notify(None)
+
+    def _take_waiting(self, link: WorkerLink) -> Failed | None:
+        """Handle the messages that are here; the first Failed ends it."""
         while (message := link.receive_waiting()) is not None:
             if isinstance(message, Failed):
                 return message

@@ -4,6 +4,7 @@ A lost link is never repaired. A new one takes its place, so that nothing queued
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
@@ -39,7 +40,7 @@ class WorkerLink:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
         self._is_connected = False
-        self._news = asyncio.Event()
+        self._on_news: Callable[[], None] | None = None
         # No socket of zmq.asyncio: its futures and timers took longer than all else that is done for a step.
         self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.DEALER)
         for option, value in socket_options(endpoint).items():
@@ -60,23 +61,26 @@ class WorkerLink:
     def send(self, message: ToWorker) -> None:
         """Queue a message; never blocks."""
         self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        # A descriptor of ZeroMQ tells of a message once, and sending may take that sign away.
-        self._notice()
+        # The descriptor tells of a message once, and sending may take that sign away.
+        self._loop.call_soon(self._notice)
 
-    async def receive(self) -> FromWorker:
-        """The next message; EngineFailed where it cannot be read. Cancelling the wait loses no message."""
-        while (message := self.receive_waiting()) is None:
-            self._news.clear()
-            await self._news.wait()
-        return message
+    def notify(self, on_news: Callable[[], None] | None) -> None:
+        """Call `on_news` whenever messages may be waiting, from the event loop: at first soon; None ends it.
+
+        Called, it has to take them all: what it leaves is not told of again.
+        """
+        self._on_news = on_news
+        self._loop.call_soon(self._notice)
 
     def receive_waiting(self) -> FromWorker | None:
-        """A message that is here already, as it may be though the link is lost; None where there is none."""
-        try:
-            payload = self._socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
+        """The next message that is here, also where the link is lost by now; None where there is none.
+
+        Raises:
+            EngineFailed: it cannot be read.
+        """
+        if not self._has_message():
             return None
-        return self._decode(payload)
+        return self._decode(self._socket.recv(zmq.NOBLOCK))
 
     async def wait_lost(self) -> None:
         """Return when the connection broke: the worker closed it, died, or gave no sign of life over TCP."""
@@ -94,9 +98,14 @@ class WorkerLink:
         self._socket.close(linger=0)
 
     def _notice(self) -> None:
-        self._news.set()
-        # The descriptor stays readable until this is asked: else the event loop would turn while nobody receives.
-        self._socket.get(zmq.SocketOption.EVENTS)
+        if self._socket.closed:
+            return
+        # Asked also where nobody listens: the descriptor stays readable until then, and the event loop would turn.
+        if self._has_message() and self._on_news is not None:
+            self._on_news()
+
+    def _has_message(self) -> bool:
+        return bool(cast(int, self._socket.get(zmq.SocketOption.EVENTS)) & zmq.POLLIN)
 
     def _decode(self, payload: bytes) -> FromWorker:
         try:
