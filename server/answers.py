@@ -30,6 +30,7 @@ from server.schemas.chat import (
 )
 from server.schemas.common import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs
+from server.text_frames import TextFrames, as_json
 
 
 class Answer(Protocol):
@@ -39,12 +40,12 @@ class Answer(Protocol):
         """The body of an answer that is not streamed."""
         ...
 
-    def chunks(self, delta: ChoiceDelta) -> Iterable[BaseModel]:
-        """Chunks with what is new of one choice."""
+    def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
+        """JSON of chunks with what is new of one choice."""
         ...
 
-    def usage_chunk(self, counts: TokenCounts) -> BaseModel:
-        """The chunk after the last choice, with the usage only."""
+    def usage_chunk(self, counts: TokenCounts) -> bytes:
+        """JSON of the chunk after the last choice, with the usage only."""
         ...
 
 
@@ -94,6 +95,7 @@ class ChatAnswer:
         self._head = head
         self._may_call = may_call
         self._calling: set[int] = set()  # choices whose calls have begun in the stream
+        self._texts = TextFrames(self._delta_chunk)
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
@@ -109,9 +111,11 @@ class ChatAnswer:
         )
         return completion.model_copy(update=_prompt_tokens(results[0]))
 
-    def chunks(self, delta: ChoiceDelta) -> Iterable[ChatCompletionChunk]:
-        """Chunks with what is new of one choice; its first one names the role."""
-        return [self._delta_chunk(part) for part in delta.split()]
+    def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
+        """JSON of chunks with what is new of one choice; its first one names the role."""
+        if delta.is_text_only:
+            return (self._texts.chunk(delta),)
+        return [as_json(self._delta_chunk(part)) for part in delta.split()]
 
     def _delta_chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
         if delta.calls:
@@ -125,9 +129,9 @@ class ChatAnswer:
         chunk = self._chunk([choice.model_copy(update=_draft(delta) | _tokens(delta))], None)
         return chunk.model_copy(update=_prompt_tokens(delta))
 
-    def usage_chunk(self, counts: TokenCounts) -> ChatCompletionChunk:
-        """The chunk after the last choice, with the usage only."""
-        return self._chunk([], self._head.usage(counts))
+    def usage_chunk(self, counts: TokenCounts) -> bytes:
+        """JSON of the chunk after the last choice, with the usage only."""
+        return as_json(self._chunk([], self._head.usage(counts)))
 
     def _choice(self, result: ChoiceResult) -> ChatChoice:
         choice = ChatChoice(
@@ -182,20 +186,24 @@ class CompletionAnswer:
 
     def __init__(self, head: AnswerHead) -> None:
         self._head = head
+        self._texts = TextFrames(self._delta_chunk)
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
         """The body of an answer that is not streamed."""
         choices = [self._choice(result) for result in results]
         return self._completion(choices).model_copy(update={"usage": self._head.usage(counts)})
 
-    def chunks(self, delta: ChoiceDelta) -> Iterable[Completion]:
-        """The chunk with what is new of one choice."""
-        chunk = self._completion([self._choice(delta).model_copy(update=_draft(delta))])
-        return [chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk]
+    def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
+        """JSON of the chunk with what is new of one choice."""
+        return (self._texts.chunk(delta) if delta.is_text_only else as_json(self._delta_chunk(delta)),)
 
-    def usage_chunk(self, counts: TokenCounts) -> Completion:
-        """The chunk after the last choice, with the usage only."""
-        return self._completion([]).model_copy(update={"usage": self._head.usage(counts)})
+    def usage_chunk(self, counts: TokenCounts) -> bytes:
+        """JSON of the chunk after the last choice, with the usage only."""
+        return as_json(self._completion([]).model_copy(update={"usage": self._head.usage(counts)}))
+
+    def _delta_chunk(self, delta: ChoiceDelta) -> Completion:
+        chunk = self._completion([self._choice(delta).model_copy(update=_draft(delta))])
+        return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
 
     def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
         choice = CompletionChoice(

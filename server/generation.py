@@ -76,6 +76,17 @@ class ChoiceDelta:
         is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
         return bool(is_news) or self.draft is not None
 
+    @property
+    def is_text_only(self) -> bool:
+        """Whether it goes on with a text and tells nothing else."""
+        is_more = self.is_first or self.logprobs or self.finish_reason or self.calls or self.scored_prompt
+        shows_more = self.draft is not None or self.token_ids is not None or self.prompt_ids is not None
+        return bool(self.text) and not is_more and not shows_more
+
+    def with_text(self, text: str) -> "ChoiceDelta":
+        """The same with another text."""
+        return replace(self, text=text)
+
     def split(self) -> list["ChoiceDelta"]:
         """The same news in deltas that hold either text, or one piece of one call, or the end of calls."""
         if not self.calls:
@@ -189,22 +200,15 @@ class Generation:
             num_forward_passes=sum(choice.stats.num_forward_passes for choice in self._choices),
         )
 
-    async def deltas(self) -> AsyncGenerator[ChoiceDelta]:
+    def deltas(self) -> AsyncGenerator[ChoiceDelta]:
         """What the steps add, of all choices in the order of arrival; the last delta of each has a finish_reason.
 
         Raises:
             EngineFailed: the worker died or failed at one of them.
             EngineUnavailable: the engine stopped before they were done.
         """
-        queue: asyncio.Queue[ChoiceDelta | Exception] = asyncio.Queue()
-        self._pumps = [asyncio.create_task(self._pump(choice, queue)) for choice in self._choices]
-        num_open = len(self._choices)
-        while num_open:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            num_open -= item.finish_reason is not None
-            yield item
+        # One choice needs no task beside the reader's own: nothing is merged.
+        return self._deltas_of(self._choices[0]) if len(self._choices) == 1 else self._merged_deltas()
 
     async def results(self) -> list[ChoiceResult]:
         """Wait for every choice and return them in order, or the best of each prompt; raises as `deltas` does."""
@@ -255,20 +259,36 @@ class Generation:
         kept = (result for group in ranked for result in group[:num_best])
         return [replace(result, index=index) for index, result in enumerate(kept)]
 
+    async def _merged_deltas(self) -> AsyncGenerator[ChoiceDelta]:
+        queue: asyncio.Queue[ChoiceDelta | Exception] = asyncio.Queue()
+        self._pumps = [asyncio.create_task(self._pump(choice, queue)) for choice in self._choices]
+        num_open = len(self._choices)
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_open -= item.finish_reason is not None
+            yield item
+
     async def _pump(self, choice: _Choice, queue: asyncio.Queue[ChoiceDelta | Exception]) -> None:
         try:
-            is_first = True
-            async for output in choice.stream:
-                queue.put_nowait(self._take(choice, output, is_first=is_first))
-                is_first = False
-                if choice.text.finished:
-                    break
-            else:
-                raise EngineFailed("the engine ended an output without saying why")
-            # A stop string ends the text before the engine knows: closing aborts the request there.
-            await choice.stream.aclose()
+            async for delta in self._deltas_of(choice):
+                queue.put_nowait(delta)
         except Exception as error:  # whatever it is belongs to the reader of the queue
             queue.put_nowait(error)
+
+    async def _deltas_of(self, choice: _Choice) -> AsyncGenerator[ChoiceDelta]:
+        is_first = True
+        async for output in choice.stream:
+            delta = self._take(choice, output, is_first=is_first)
+            is_first = False
+            if choice.text.finished:
+                # A stop string ends the text before the engine knows: closing aborts the request there.
+                await choice.stream.aclose()
+                yield delta
+                return
+            yield delta
+        raise EngineFailed("the engine ended an output without saying why")
 
     def _take(self, choice: _Choice, output: RequestOutput, *, is_first: bool) -> ChoiceDelta:
         _raise_if_broken(output)

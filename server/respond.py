@@ -21,6 +21,7 @@ from server.models import LoadedModel
 from server.record import RequestRecord, record_of
 from server.services import Services
 from server.settings import ServerSettings
+from server.text_frames import as_json
 
 T = TypeVar("T")
 
@@ -42,21 +43,21 @@ async def start_generation(
 
 
 class Script(Protocol):
-    """The events of one stream. Called in this order: opening, events of each delta, closing; or failure, the last."""
+    """The events of one stream, encoded. Called in this order: opening, events of each delta, closing; or failure."""
 
-    def opening(self) -> Iterable[ServerSentEvent]:
+    def opening(self) -> Iterable[bytes]:
         """What is sent before anything is decoded."""
         ...
 
-    def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
+    def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """What tells of a delta."""
         ...
 
-    def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
+    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """What is sent after the last delta."""
         ...
 
-    def failure(self, error: ErrorBody) -> ServerSentEvent:
+    def failure(self, error: ErrorBody) -> bytes:
         """What tells that the stream ends early."""
         ...
 
@@ -68,22 +69,22 @@ class ChunkScript:
         self._answer = answer
         self._usage = usage
 
-    def opening(self) -> Iterable[ServerSentEvent]:
+    def opening(self) -> Iterable[bytes]:
         """Nothing: the first chunk opens the stream."""
         return ()
 
-    def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
+    def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """The chunks, unless there is nothing to say."""
         return map(sent, self._answer.chunks(delta)) if delta.says_something else ()
 
-    def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
+    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """The usage, and the end mark."""
         usage = (sent(self._answer.usage_chunk(counts)),) if self._usage else ()
-        return (*usage, ServerSentEvent("[DONE]", sep="\n"))
+        return (*usage, sent(b"[DONE]"))
 
-    def failure(self, error: ErrorBody) -> ServerSentEvent:
+    def failure(self, error: ErrorBody) -> bytes:
         """The error object."""
-        return sent(error)
+        return sent(as_json(error))
 
 
 async def respond_whole(
@@ -133,16 +134,15 @@ class GenerationStream(EventSourceResponse):
             self._record.is_aborted = self._record.error is None and not self._generation.is_complete
             await self._generation.aclose()
 
-    async def _events(self) -> AsyncGenerator[ServerSentEvent]:
+    async def _events(self) -> AsyncGenerator[bytes]:
         try:
-            for event in self._script.opening():
-                yield event
+            if opening := b"".join(self._script.opening()):
+                yield opening
             async with aclosing(self._generation.deltas()) as deltas:
                 async for delta in deltas:
-                    for event in self._script.events(delta):
-                        yield event
-            for event in self._script.closing(self._generation.counts):
-                yield event
+                    if events := b"".join(self._script.events(delta)):
+                        yield events
+            yield b"".join(self._script.closing(self._generation.counts))
         except Exception as error:  # the status line is sent: this event is the only way left to tell
             yield self._script.failure(self._error(error))
 
@@ -156,9 +156,10 @@ class GenerationStream(EventSourceResponse):
         return body
 
 
-def sent(body: BaseModel, *, name: str | None = None) -> ServerSentEvent:
-    """A body as an event."""
-    return ServerSentEvent(body.model_dump_json(exclude_unset=True), event=name, sep="\n")
+def sent(data: bytes, *, name: str | None = None) -> bytes:
+    """A server-sent event; its data, such as JSON, holds no line breaks."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
 
 
 async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from sse_starlette import ServerSentEvent
-
 from cllm_core.request import FinishReason
 from cllm_core.text.tools.reader import CallDelta
 from server.answers import new_call_id
@@ -41,6 +39,7 @@ from server.schemas.responses import (
     ToolBody,
 )
 from server.schemas.tools import ChoiceMode
+from server.text_frames import as_json
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -160,12 +159,12 @@ class ResponseScript:
         self._items: list[AnswerItem] = []  # of which the last is open
         self._finish_reason: FinishReason = "stop"
 
-    def opening(self) -> Iterable[ServerSentEvent]:
+    def opening(self) -> Iterable[bytes]:
         """The response begins."""
         for kind in ("response.created", "response.in_progress"):
             yield self._sent(StatusEvent(type=kind, sequence_number=self._num_sent, response=self._shaper.begun()))
 
-    def events(self, delta: ChoiceDelta) -> Iterable[ServerSentEvent]:
+    def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """New text and calls, if any."""
         self._finish_reason = delta.finish_reason or self._finish_reason
         if delta.text:
@@ -173,7 +172,7 @@ class ResponseScript:
         for call in delta.calls:
             yield from self._call(call)
 
-    def closing(self, counts: TokenCounts) -> Iterable[ServerSentEvent]:
+    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """The last item and the response end."""
         if not self._items:
             yield from self._begin(TextItem())
@@ -182,7 +181,7 @@ class ResponseScript:
         response = self._shaper.ended(self._items, self._finish_reason, counts)
         yield self._sent(StatusEvent(type=f"response.{status}", sequence_number=self._num_sent, response=response))
 
-    def _text(self, text: str) -> Iterable[ServerSentEvent]:
+    def _text(self, text: str) -> Iterable[bytes]:
         if not self._items:
             yield from self._begin(TextItem())
         item = self._items[-1]
@@ -194,7 +193,7 @@ class ResponseScript:
             )
         )
 
-    def _call(self, delta: CallDelta) -> Iterable[ServerSentEvent]:
+    def _call(self, delta: CallDelta) -> Iterable[bytes]:
         if delta.name is not None:
             if self._items:
                 yield from self._end(self._items[-1], "completed")
@@ -206,13 +205,13 @@ class ResponseScript:
             kind = "response.function_call_arguments.delta"
             yield self._sent(ArgumentsDeltaEvent(type=kind, **self._in_item(item), delta=delta.arguments))
 
-    def _begin(self, item: AnswerItem) -> Iterable[ServerSentEvent]:
+    def _begin(self, item: AnswerItem) -> Iterable[bytes]:
         self._items.append(item)
         yield self._item("response.output_item.added", item.body("in_progress"))
         if isinstance(item, TextItem):
             yield self._part("response.content_part.added", item)
 
-    def _end(self, item: AnswerItem, status: Status) -> Iterable[ServerSentEvent]:
+    def _end(self, item: AnswerItem, status: Status) -> Iterable[bytes]:
         match item:
             case TextItem():
                 kind = "response.output_text.done"
@@ -232,7 +231,7 @@ class ResponseScript:
             "output_index": len(self._items) - 1,
         }
 
-    def failure(self, error: ErrorBody) -> ServerSentEvent:
+    def failure(self, error: ErrorBody) -> bytes:
         """The error."""
         detail = error.error
         return self._sent(
@@ -245,16 +244,16 @@ class ResponseScript:
             )
         )
 
-    def _item(self, kind: str, body: OutputItem) -> ServerSentEvent:
+    def _item(self, kind: str, body: OutputItem) -> bytes:
         output_index = len(self._items) - 1
         return self._sent(ItemEvent(type=kind, sequence_number=self._num_sent, output_index=output_index, item=body))
 
-    def _part(self, kind: str, item: TextItem) -> ServerSentEvent:
+    def _part(self, kind: str, item: TextItem) -> bytes:
         return self._sent(PartEvent(type=kind, **self._in_item(item), content_index=0, part=item.part()))
 
-    def _sent(self, event: ResponseEvent) -> ServerSentEvent:
+    def _sent(self, event: ResponseEvent) -> bytes:
         self._num_sent += 1
-        return sent(event, name=event.type)
+        return sent(as_json(event), name=event.type)
 
 
 def status_of(finish_reason: FinishReason) -> Literal["completed", "incomplete"]:

@@ -28,4 +28,9 @@ def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+async def _injected(request: Request) -> Services:
+    """For FastAPI, which would call a plain function in a thread of its own."""
+    return services_of(request)
+
+
+ServicesDep = Annotated[Services, Depends(_injected)]

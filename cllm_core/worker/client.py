@@ -236,19 +236,33 @@ class WorkerClient:
             for task in (reading, lost, gone):
                 task.cancel()
             await asyncio.wait({reading, lost, gone})
-        return await self._read_last_words(link)
+        return self._take_waiting(link)
 
     async def _read(self, link: WorkerLink) -> Failed:
-        while True:
-            message = await link.receive()
-            if isinstance(message, Failed):
-                return message
-            self._handle(message)
-            # receive() does not yield while messages are waiting; the readers of the streams have their turn here.
-            await asyncio.sleep(0)
+        """Handle messages as they come, up to Failed."""
+        failure: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
 
-    async def _read_last_words(self, link: WorkerLink) -> Failed | None:
-        while (message := await link.receive_waiting()) is not None:
+        # Called back by the event loop: a task that waits for each message would have to be woken for it.
+        def read() -> None:
+            try:
+                said = self._take_waiting(link)
+            except Exception as error:  # belongs to whoever waits for the end of the conversation
+                link.notify(None)
+                failure.set_exception(error)
+            else:
+                if said is not None:
+                    link.notify(None)
+                    failure.set_result(said)
+
+        link.notify(read)
+        try:
+            return await failure
+        finally:
+            link.notify(None)
+
+    def _take_waiting(self, link: WorkerLink) -> Failed | None:
+        """Handle the messages that are here; the first Failed ends it."""
+        while (message := link.receive_waiting()) is not None:
             if isinstance(message, Failed):
                 return message
             self._handle(message)

@@ -4,6 +4,7 @@ A lost link is never repaired. A new one takes its place, so that nothing queued
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
@@ -39,13 +40,17 @@ class WorkerLink:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
         self._is_connected = False
-        self._receiving: asyncio.Future[bytes] | None = None
-        self._socket = context.socket(zmq.DEALER)
+        self._on_news: Callable[[], None] | None = None
+        # No socket of zmq.asyncio: its futures and timers took longer than all else that is done for a step.
+        self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.DEALER)
         for option, value in socket_options(endpoint).items():
             self._socket.set(option, value)
         self._socket.set(zmq.SocketOption.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.set(zmq.SocketOption.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        self._monitor = self._socket.get_monitor_socket(_CONNECTED | _LOST)
+        # The context makes it, so this one is of zmq.asyncio.
+        self._monitor = cast("zmq.asyncio.Socket", self._socket.get_monitor_socket(_CONNECTED | _LOST))
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.FD, self._notice)
         self._socket.connect(endpoint)
 
     @property
@@ -55,28 +60,27 @@ class WorkerLink:
 
     def send(self, message: ToWorker) -> None:
         """Queue a message; never blocks."""
-        sent = self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        # With NOBLOCK the future is done by now; asking it raises what went wrong, if anything did.
-        cast("asyncio.Future[object]", sent).result()
+        self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        # The descriptor tells of a message once, and sending may take that sign away.
+        self._loop.call_soon(self._notice)
 
-    async def receive(self) -> FromWorker:
-        """The next message; EngineFailed where it cannot be read. Cancelling the wait loses no message."""
-        if self._receiving is None:
-            self._receiving = cast("asyncio.Future[bytes]", self._socket.recv())
-        payload = await asyncio.shield(self._receiving)
-        self._receiving = None
-        return self._decode(payload)
+    def notify(self, on_news: Callable[[], None] | None) -> None:
+        """Call `on_news` whenever messages may be waiting, from the event loop: at first soon; None ends it.
 
-    async def receive_waiting(self) -> FromWorker | None:
-        """A message that is here already, as it may be though the link is lost; None where there is none."""
-        if self._receiving is not None and self._receiving.done():
-            return await self.receive()
-        self._stop_receiving()
-        try:
-            payload = await self._socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
+        Called, it has to take them all: what it leaves is not told of again.
+        """
+        self._on_news = on_news
+        self._loop.call_soon(self._notice)
+
+    def receive_waiting(self) -> FromWorker | None:
+        """The next message that is here, also where the link is lost by now; None where there is none.
+
+        Raises:
+            EngineFailed: it cannot be read.
+        """
+        if not self._has_message():
             return None
-        return self._decode(payload)
+        return self._decode(self._socket.recv(zmq.NOBLOCK))
 
     async def wait_lost(self) -> None:
         """Return when the connection broke: the worker closed it, died, or gave no sign of life over TCP."""
@@ -88,15 +92,20 @@ class WorkerLink:
 
     def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
-        self._stop_receiving()
+        self._loop.remove_reader(self._socket.FD)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
-    def _stop_receiving(self) -> None:
-        if self._receiving is not None:
-            self._receiving.cancel()
-            self._receiving = None
+    def _notice(self) -> None:
+        if self._socket.closed:
+            return
+        # Asked also where nobody listens: the descriptor stays readable until then, and the event loop would turn.
+        if self._has_message() and self._on_news is not None:
+            self._on_news()
+
+    def _has_message(self) -> bool:
+        return bool(cast(int, self._socket.get(zmq.SocketOption.EVENTS)) & zmq.POLLIN)
 
     def _decode(self, payload: bytes) -> FromWorker:
         try:
