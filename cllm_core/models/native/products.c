@@ -26,6 +26,7 @@ int cllm_has_tiles(void) {
 #include <immintrin.h>
 
 #define PANEL_ROWS 12   /* tokens whose products with a panel are summed in registers */
+#define INT8_ROWS 8     /* the same for weights of 8 bits: with more, GCC 12 moves sums to memory and back */
 #define PANEL_BLOCK 240 /* tokens whose inputs stay in the second cache */
 #define FETCH_AHEAD 8192 /* bytes of a weight asked of memory before they are needed */
 
@@ -70,8 +71,8 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
                                                             int64_t num_groups, int rows, float *out) {
     for (int i = 0; i < 2 * rows; i++) _mm512_storeu_ps(out + i * LANES, _mm512_setzero_ps());
     for (int64_t g = 0; g < num_groups; g++, x++, panel++) {
-        __m512i sums[PANEL_ROWS][2];
-#pragma GCC unroll 12
+        __m512i sums[INT8_ROWS][2];
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm512_set1_epi32(-x[i * num_groups].offset);
         for (int64_t k = 0; k < INT8_GROUP / 4; k++) {
             __m512i first = _mm512_loadu_si512(panel->numbers[k]), last = _mm512_loadu_si512(panel->numbers[k] + LANES);
@@ -79,7 +80,7 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
                 _mm_prefetch((const char *)panel->numbers[k] + FETCH_AHEAD, _MM_HINT_T1);
                 _mm_prefetch((const char *)(panel->numbers[k] + LANES) + FETCH_AHEAD, _MM_HINT_T1);
             }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
             for (int i = 0; i < rows; i++) {
                 int32_t four;
                 memcpy(&four, x[i * num_groups].numbers + 4 * k, sizeof four);
@@ -90,7 +91,7 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
         }
         if (fetch) _mm_prefetch((const char *)panel->scales + FETCH_AHEAD, _MM_HINT_T1);
         __m512 first = (__m512)load(panel->scales), last = (__m512)load(panel->scales + LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             __m512 scale = _mm512_set1_ps(x[i * num_groups].scale);
             float *place = out + i * PANEL;
@@ -105,18 +106,27 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
 
 /* One of both for a number of rows that the compiler does not know. */
 static void panel_sums(const linear *layer, const void *x, const void *panel, int fetch, int64_t rows, float *out) {
-    int64_t num_in = layer->num_in;
-    switch (layer->is_int8 ? rows + PANEL_ROWS : rows) {
+    int64_t num_in = layer->num_in, num_groups = num_in / INT8_GROUP;
 #define ROWS(n) \
     case n: \
         panel_tile(x, panel, fetch, num_in, n, out); \
-        break; \
-    case n + PANEL_ROWS: \
-        int8_tile(x, panel, fetch, num_in / INT8_GROUP, n, out); \
         break;
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-#undef ROWS
+#define GROUP_ROWS(n) \
+    case n: \
+        int8_tile(x, panel, fetch, num_groups, n, out); \
+        break;
+    if (layer->is_int8) {
+        switch (rows) {
+            GROUP_ROWS(1) GROUP_ROWS(2) GROUP_ROWS(3) GROUP_ROWS(4)
+            GROUP_ROWS(5) GROUP_ROWS(6) GROUP_ROWS(7) GROUP_ROWS(8)
+        }
+    } else {
+        switch (rows) {
+            ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+        }
     }
+#undef ROWS
+#undef GROUP_ROWS
 }
 
 /* Of a team: x [T, num_in] in groups of 8 bits, [T, num_in / INT8_GROUP]. */
@@ -182,9 +192,10 @@ static inline __attribute__((always_inline)) void multiply_and(use what, const l
     int64_t input_bytes = layer->is_int8 ? layer->num_in / INT8_GROUP * (int64_t)sizeof(input_group) : 2 * layer->num_in;
     int64_t panel_bytes = layer->is_int8 ? layer->num_in / INT8_GROUP * (int64_t)sizeof(weight_group)
                                          : 2 * PANEL * layer->num_in;
+    int64_t most_rows = layer->is_int8 ? INT8_ROWS : PANEL_ROWS;
     for (int64_t block = 0; block < num_tokens; block += PANEL_BLOCK) {
         int64_t end = num_tokens - block < PANEL_BLOCK ? num_tokens : block + PANEL_BLOCK;
-        int64_t passes = (end - block + PANEL_ROWS - 1) / PANEL_ROWS;
+        int64_t passes = (end - block + most_rows - 1) / most_rows;
 #pragma omp for schedule(static) nowait
         for (int64_t column = 0; column < layer->num_out; column += PANEL) {
             float sums[PANEL_ROWS * PANEL];
