@@ -1,11 +1,13 @@
 """An engine from settings alone: what it reports, what it refuses, and that it decodes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine import build
 from cllm_core.engine.build import build_engine
 from cllm_core.errors import ConfigError
 from cllm_core.request import SamplingParams
@@ -64,3 +66,23 @@ def test_progress_only_moves_forward_and_ends_with_the_whole(tiny_llama: Path) -
     fractions = [fraction for _, fraction in heard]
     assert fractions == sorted(fractions)
     assert heard[-1] == ("ready", 1.0)
+
+
+def test_quantisation_the_kernels_cannot_honour_is_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernels, a number format found out only at load, and a cache that the kernels do not read."""
+    refused = [
+        EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8, quantization="int8"),
+        EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", cache_block_size=8, quantization="int8"),
+    ]
+    for config in refused:
+        with pytest.raises(ConfigError, match=r"quantization='int8'.*leave out quantization"):
+            build_engine(config)
+    monkeypatch.setattr(build, "load_kernels", lambda folder: None)
+    with pytest.raises(ConfigError, match="a C compiler"):
+        build_engine(EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", quantization="int8"))
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"dtype": "float32"}, {"native_kernels": False}])
+def test_quantisation_does_not_go_with_what_the_kernels_lack(other: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"quantization='int8': does not go with {next(iter(other))}="):
+        EngineConfig(quantization="int8", **other)
