@@ -236,6 +236,7 @@ def _describe(
         cache_block_size=config.cache_block_size,
         cache_bytes=cache_bytes,
         weight_bytes=weight_bytes,
+        quantization=config.quantization,
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,

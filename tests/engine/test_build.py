@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -10,6 +11,8 @@ from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine import build
 from cllm_core.engine.build import build_engine
 from cllm_core.errors import ConfigError
+from cllm_core.models.embedded import cache_folder
+from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import SamplingParams
 from tests.checkpoints import ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, VOCAB_SIZE
 from tests.engine.factories import decode_one, greedy_ar, make_request
@@ -80,6 +83,17 @@ def test_quantisation_the_kernels_cannot_honour_is_refused(tiny_llama: Path, mon
     monkeypatch.setattr(build, "load_kernels", lambda folder: None)
     with pytest.raises(ConfigError, match="a C compiler"):
         build_engine(EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", quantization="int8"))
+
+
+def test_info_tells_of_rounded_weights(tiny_llama: Path) -> None:
+    kernels = load_kernels(cache_folder())
+    if kernels is None or not kernels.can_decode:
+        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
+    config = EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", num_cache_blocks=8)
+    plain, rounded = (build_engine(msgspec.structs.replace(config, quantization=name)).info for name in (None, "int8"))
+    assert (plain.number_format, rounded.number_format) == ("bfloat16", "bfloat16, int8 weights")
+    assert 0.5 * plain.weight_bytes < rounded.weight_bytes < 0.7 * plain.weight_bytes  # embeddings stay bfloat16
+    assert rounded.num_parameters == plain.num_parameters
 
 
 @pytest.mark.parametrize("other", [{"device": "cuda"}, {"dtype": "float32"}, {"native_kernels": False}])
