@@ -12,6 +12,7 @@ from cllm_core.errors import ConfigError
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cuda", "cpu"]
+QuantizationName = Literal["int8"]
 
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
@@ -32,6 +33,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         revision: Hub revision (branch, tag or commit) of the model.
         dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
         device: auto takes cuda where there is one.
+        quantization: int8 rounds the weights to 8 bits at load, and the inputs of their products in every step (CPUs
+            whose layers the C kernels compute); None keeps them as dtype says.
         block_length: Jacobi block length n in tokens (1 is AR); None takes the checkpoint's cllm.json, else 16.
         adaptive_block_length: choose each window's length, up to the block length, by load and recent acceptance;
             False always drafts the whole block.
@@ -59,6 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str | None = None
     dtype: DTypeName = "auto"
     device: DeviceName = "auto"
+    quantization: QuantizationName | None = None
     block_length: int | None = None
     adaptive_block_length: bool = True
     max_model_len: int | None = None
@@ -100,10 +104,26 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"adapter={self.adapter!r}: cannot be merged where adapters ({', '.join(self.adapters)}) are served "
                 "beside the base; give it a name too"
             )
+        self._check_quantization()
         if self.cache_memory_gib is not None and not self.cache_memory_gib > 0:
             raise ConfigError(f"cache_memory_gib={self.cache_memory_gib}: must be > 0 GiB")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        refused = {
+            "device": (self.device == "cuda", "it is for CPUs"),
+            "dtype": (self.dtype in ("float32", "float16"), "what is not rounded to 8 bits is bfloat16"),
+            "native_kernels": (not self.native_kernels, "the C kernels compute it"),
+        }
+        for field, (is_refused, reason) in refused.items():
+            if is_refused:
+                raise ConfigError(
+                    f"quantization={self.quantization!r}: does not go with {field}={getattr(self, field)!r}, "
+                    f"as {reason}; leave out one of them"
+                )
 
 
 def check_adapter_name(name: str) -> None:

@@ -54,6 +54,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         architecture: class name of the transformers model.
         num_parameters: of the model, adapters merged.
         device, dtype: as torch writes them ("cuda:0", "bfloat16").
+        quantization: of the weights (EngineConfig.quantization), None where they are in dtype.
         eos_token_ids: any of them ends an output.
         vocab_size: valid token ids are 0..vocab_size - 1.
         block_length: Jacobi block length n used where a request gives none.
@@ -78,9 +79,15 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     cache_block_size: int
     cache_bytes: int
     weight_bytes: int
+    quantization: str | None = None
     domain: str | None = None
     tokenizer: TokenizerBundle
     adapters: tuple[AdapterInfo, ...] = ()
+
+    @property
+    def number_format(self) -> str:
+        """What the model computes in, for people."""
+        return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization} weights"
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

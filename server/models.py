@@ -192,7 +192,7 @@ def _fingerprint(info: ModelInfo, adapter: AdapterInfo | None) -> str:
         info.architecture,
         info.num_parameters,
         info.device,
-        info.dtype,
+        info.number_format,
     )
     if adapter is not None:
         facts = (*facts, adapter.revision)

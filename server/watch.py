@@ -64,7 +64,7 @@ def _facts(info: ModelInfo) -> dict[str, object]:
         "architecture": info.architecture,
         "parameters": f"{info.num_parameters / 1e6:.0f}M",
         "device": info.device,
-        "dtype": info.dtype,
+        "dtype": info.number_format,
         "weights_gib": round(info.weight_bytes / 2**30, 2),
         "cache_gib": round(info.cache_bytes / 2**30, 2),
         "cache_tokens": info.num_cache_blocks * info.cache_block_size,

@@ -151,7 +151,7 @@ def bench_engine(
     decoding = _measure_decoding(ways, prompt_ids, num_rounds)
     return EngineBench(
         model=engine.info.name,
-        dtype=engine.info.dtype,
+        dtype=engine.info.number_format,
         num_threads=torch.get_num_threads(),
         num_prompts=len(prompts),
         num_rounds=num_rounds,

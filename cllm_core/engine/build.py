@@ -27,7 +27,9 @@ from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.decoder import use_native_decoder
 from cllm_core.models.native.head import use_native_head
+from cllm_core.models.native.int8 import quantise_weights
 from cllm_core.models.native.kernels import load_kernels
+from cllm_core.models.native.weights import INT8_GROUP
 from cllm_core.models.packed_linear import can_pack, leave_weights_file, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
@@ -68,7 +70,7 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
     # Counted before packing, which takes parameters out of the model.
     num_parameters, weight_bytes = _count_parameters(loaded.model)
     bank = AdapterBank(loaded.model) if config.adapters or config.adapter_root is not None else None
-    _prepare_layers(config, loaded.model, model, bank)
+    weight_bytes -= _prepare_layers(config, loaded.model, model, bank)
     adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
     report("allocating the KV cache", 0.92)
     wanted_len = config.max_model_len or loaded.max_model_len
@@ -105,25 +107,43 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
 
 def _prepare_layers(
     config: EngineConfig, causal_lm: PreTrainedModel, model: PagedModel, bank: AdapterBank | None
-) -> None:
-    """Put faster layers in place where the device has them, and the bank's adapters into all."""
+) -> int:
+    """Put faster layers in place where the device has them, and the bank's adapters into all; the bytes this saved."""
+    num_saved = 0
     if can_pack(causal_lm):
-        kernels = load_kernels(cache_folder()) if config.native_kernels else None
-        num_fused = fuse_layers(causal_lm, kernels, bank)
-        model.use_kernels(kernels, block_size=config.cache_block_size)
-        if kernels is not None:
-            use_native_head(causal_lm, kernels)
-        if model.attends_natively and kernels is not None:
-            use_native_decoder(causal_lm, kernels)
-        logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
-        pack_linear_layers(causal_lm)
-        leave_weights_file(causal_lm)
+        num_saved = _prepare_cpu_layers(config, causal_lm, model, bank)
     elif model.device.type == "cuda" and model.dtype != torch.float32:  # which stays comparable with transformers
         logger.info("fused %d decoder layers", fuse_layers(causal_lm, None, bank))
+    if config.quantization is not None and not num_saved:
+        raise ConfigError(
+            f"quantization={config.quantization!r}: the C kernels do not compute all of {type(causal_lm).__name__} in "
+            f"{model.dtype} on {model.device}; they take a C compiler, a processor with AVX512-BF16 and without AMX, "
+            f"bfloat16, layers like Llama's of sizes that {INT8_GROUP} divides and cache blocks that 16 divides; "
+            "leave out quantization"
+        )
     model.use_attention(load_attention(model.layers, model.dtype, model.device))
     if bank is not None:
         bank.attach(causal_lm)
         model.use_adapters(bank)
+    return num_saved
+
+
+def _prepare_cpu_layers(
+    config: EngineConfig, causal_lm: PreTrainedModel, model: PagedModel, bank: AdapterBank | None
+) -> int:
+    """The bytes that quantisation saved: 0 where it is not asked for, or the kernels do not compute all layers."""
+    kernels = load_kernels(cache_folder()) if config.native_kernels else None
+    num_fused = fuse_layers(causal_lm, kernels, bank)
+    model.use_kernels(kernels, block_size=config.cache_block_size)
+    num_saved, is_all_native = 0, False
+    if kernels is not None:
+        use_native_head(causal_lm, kernels)
+        num_saved = quantise_weights(causal_lm) if config.quantization is not None else 0
+        is_all_native = model.attends_natively and use_native_decoder(causal_lm, kernels)
+    logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
+    pack_linear_layers(causal_lm)
+    leave_weights_file(causal_lm)
+    return num_saved if is_all_native else 0
 
 
 def _load_adapters(
@@ -216,6 +236,7 @@ def _describe(
         cache_block_size=config.cache_block_size,
         cache_bytes=cache_bytes,
         weight_bytes=weight_bytes,
+        quantization=config.quantization,
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,

@@ -66,7 +66,7 @@ class AnsweringModel:
             adapter=self._adapter,
             num_parameters=self.info.num_parameters,
             device=self.info.device,
-            dtype=self.info.dtype,
+            dtype=self.info.number_format,
             domain=self.info.domain,
         )
 

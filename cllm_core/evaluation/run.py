@@ -266,7 +266,7 @@ def _identity(config: EvalConfig) -> dict[str, object]:
 
 def _model_identity(config: EngineConfig) -> dict[str, object]:
     """The settings without those of capacity, and a fingerprint of what lies in a folder: it may be trained anew."""
-    names = ("model", "adapter", "revision", "dtype", "device", "max_model_len", "num_threads")
+    names = ("model", "adapter", "revision", "dtype", "quantization", "device", "max_model_len", "num_threads")
     identity = {name: value for name, value in msgspec.structs.asdict(config).items() if name in names}
     for name in ("model", "adapter"):
         path = Path(identity[name]).expanduser() if identity[name] else None

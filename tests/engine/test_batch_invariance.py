@@ -1,10 +1,12 @@
-"""In bfloat16 too, Jacobi output equals AR output where the native kernels compute all layers: sums keep an order."""
+"""In bfloat16 and 8 bits too, Jacobi output equals AR output where the native kernels compute all layers: sums keep an
+order.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from cllm_core.config import EngineConfig
+from cllm_core.config import EngineConfig, QuantizationName
 from cllm_core.engine.build import build_engine
 from cllm_core.models.embedded import cache_folder
 from cllm_core.models.native.kernels import load_kernels
@@ -24,10 +26,18 @@ def _kernels_decode() -> None:
         pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
 
 
-def outputs(folder: Path, requests: list[NewRequest], *, block_length: int, max_num_seqs: int) -> list[list[int]]:
+def outputs(
+    folder: Path,
+    requests: list[NewRequest],
+    quantization: QuantizationName | None,
+    *,
+    block_length: int,
+    max_num_seqs: int,
+) -> list[list[int]]:
     config = EngineConfig(
         model=str(folder),
         dtype="bfloat16",
+        quantization=quantization,
         device="cpu",
         block_length=block_length,
         max_num_seqs=max_num_seqs,
@@ -39,14 +49,17 @@ def outputs(folder: Path, requests: list[NewRequest], *, block_length: int, max_
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen3"])
 @pytest.mark.parametrize("temperature", [0, 0.8])
-def test_bf16_jacobi_in_a_batch_equals_ar_alone(architecture: Architecture, temperature: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_bf16_jacobi_in_a_batch_equals_ar_alone(
+    architecture: Architecture, quantization: QuantizationName | None, temperature: float, tmp_path: Path
+) -> None:
     folder = write_checkpoint(tmp_path, architecture)
     params = SamplingParams(temperature=temperature, seed=5, max_tokens=NUM_NEW, ignore_eos=True)
     plain = [make_request(str(index), prompt, params) for index, prompt in enumerate(prompts())]
-    alone = outputs(folder, plain, block_length=1, max_num_seqs=1)
+    alone = outputs(folder, plain, quantization, block_length=1, max_num_seqs=1)
     for block_length in (2, 13):
         predicted = [
             make_request(str(index), prompt, params, prediction_ids=edited(text, at=3 * index + 1))
             for index, (prompt, text) in enumerate(zip(prompts(), alone, strict=True))
         ]
-        assert outputs(folder, predicted, block_length=block_length, max_num_seqs=8) == alone
+        assert outputs(folder, predicted, quantization, block_length=block_length, max_num_seqs=8) == alone

@@ -1,13 +1,18 @@
 """An engine from settings alone: what it reports, what it refuses, and that it decodes."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from transformers import AutoModelForCausalLM
 
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
+from cllm_core.engine import build
 from cllm_core.engine.build import build_engine
 from cllm_core.errors import ConfigError
+from cllm_core.models.embedded import cache_folder
+from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import SamplingParams
 from tests.checkpoints import ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, VOCAB_SIZE
 from tests.engine.factories import decode_one, greedy_ar, make_request
@@ -64,3 +69,34 @@ def test_progress_only_moves_forward_and_ends_with_the_whole(tiny_llama: Path) -
     fractions = [fraction for _, fraction in heard]
     assert fractions == sorted(fractions)
     assert heard[-1] == ("ready", 1.0)
+
+
+def test_quantisation_the_kernels_cannot_honour_is_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernels, a number format found out only at load, and a cache that the kernels do not read."""
+    refused = [
+        EngineConfig(model=str(tiny_llama), device="cpu", num_cache_blocks=8, quantization="int8"),
+        EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", cache_block_size=8, quantization="int8"),
+    ]
+    for config in refused:
+        with pytest.raises(ConfigError, match=r"quantization='int8'.*leave out quantization"):
+            build_engine(config)
+    monkeypatch.setattr(build, "load_kernels", lambda folder: None)
+    with pytest.raises(ConfigError, match="a C compiler"):
+        build_engine(EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", quantization="int8"))
+
+
+def test_info_tells_of_rounded_weights(tiny_llama: Path) -> None:
+    kernels = load_kernels(cache_folder())
+    if kernels is None or not kernels.can_decode:
+        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
+    config = EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", num_cache_blocks=8)
+    plain, rounded = (build_engine(msgspec.structs.replace(config, quantization=name)).info for name in (None, "int8"))
+    assert (plain.number_format, rounded.number_format) == ("bfloat16", "bfloat16, int8 weights")
+    assert 0.5 * plain.weight_bytes < rounded.weight_bytes < 0.7 * plain.weight_bytes  # embeddings stay bfloat16
+    assert rounded.num_parameters == plain.num_parameters
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"dtype": "float32"}, {"native_kernels": False}])
+def test_quantisation_does_not_go_with_what_the_kernels_lack(other: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"quantization='int8': does not go with {next(iter(other))}="):
+        EngineConfig(quantization="int8", **other)

@@ -12,8 +12,9 @@ from cllm_core.models.lora import LowRank
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.decoder import NativeDecoder, use_native_decoder
 from cllm_core.models.native.head import use_native_head
-from cllm_core.models.native.kernels import PANEL, Kernels, load_kernels
-from cllm_core.models.native.products import PanelWeight
+from cllm_core.models.native.int8 import quantise_weights
+from cllm_core.models.native.kernels import Kernels, load_kernels
+from cllm_core.models.native.weights import PANEL, PanelWeight
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
@@ -31,7 +32,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     return loaded
 
 
-def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = True) -> PagedModel:
+def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False) -> PagedModel:
     register_paged_attention()
     model = build_model(architecture)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
@@ -41,6 +42,7 @@ def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = 
     bank = AdapterBank(model)
     fuse_layers(model, kernels, bank)
     use_native_head(model, kernels)
+    assert not int8 or quantise_weights(model)
     assert not decoder or use_native_decoder(model, kernels)
     bank.attach(model)
     paged.use_adapters(bank)
@@ -86,21 +88,23 @@ def test_all_layers_at_once_are_as_near_to_float32_as_one_by_one(kernels: Kernel
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize(("num_threads", "int8"), [(1, False), (3, False), (3, True)])
 def test_a_token_has_the_same_logits_however_it_is_batched(
-    kernels: Kernels, architecture: Architecture, num_threads: int
+    kernels: Kernels, architecture: Architecture, num_threads: int, int8: bool
 ) -> None:
-    """Bit for bit in bfloat16: as a prompt, in chunks, one by one, and beside another row."""
-    expected = run(make_model(architecture, kernels), whole())
+    """Bit for bit in bfloat16 and in 8 bits: as a prompt, in chunks, one by one, and beside another row."""
+    expected = run(make_model(architecture, kernels, int8=int8), whole())
     torch.set_num_threads(num_threads)
     chunks = run(
-        make_model(architecture, kernels),
+        make_model(architecture, kernels, int8=int8),
         [RowSpan(0, 17, 0, BLOCKS)],
         [RowSpan(0, 50, 17, BLOCKS)],
         *([RowSpan(0, 1, position, BLOCKS)] for position in range(67, 72)),
         [RowSpan(0, 18, 72, BLOCKS)],
     )
-    beside = run(make_model(architecture, kernels), [RowSpan(0, 5, 0, (20,)), RowSpan(5, NUM_TOKENS, 0, BLOCKS)])
+    beside = run(
+        make_model(architecture, kernels, int8=int8), [RowSpan(0, 5, 0, (20,)), RowSpan(5, NUM_TOKENS, 0, BLOCKS)]
+    )
     torch.set_num_threads(1)
     assert torch.equal(chunks, expected)
     assert torch.equal(beside[5:], expected)
@@ -127,8 +131,8 @@ def test_layers_that_turn_heads_differently_stay_apart(kernels: Kernels) -> None
 def test_products_are_those_of_torch(kernels: Kernels, shape: tuple[int, int, int], tmp_path: Path) -> None:
     num_tokens, num_in, num_out = shape
     x, weight, bias = (torch.randn(*size).bfloat16() for size in ((num_tokens, num_in), (num_out, num_in), (num_out,)))
-    panels = PanelWeight.of(weight, bias)
-    assert (panels.num_in, panels.num_out) == (num_in, num_out)
-    out = kernels.linear(x, panels.panels, panels.bias)
+    weights = PanelWeight.of(weight, bias)
+    assert (weights.num_in, weights.num_out) == (num_in, num_out)
+    out = kernels.linear(x, weights)
     torch.testing.assert_close(out.float(), x.float() @ weight.float().T + bias.float(), rtol=2**-8, atol=1e-4)
-    assert torch.equal(out[:1], kernels.linear(x[:1], panels.panels, panels.bias))
+    assert torch.equal(out[:1], kernels.linear(x[:1], weights))

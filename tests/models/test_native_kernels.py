@@ -9,9 +9,9 @@ from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.head import NativeEmbedding, use_native_head
-from cllm_core.models.native.kernels import LANES, PANEL, Kernels, load_kernels
-from cllm_core.models.native.products import to_panels
+from cllm_core.models.native.kernels import LANES, Kernels, load_kernels
 from cllm_core.models.native.step import NativeStep, can_attend
+from cllm_core.models.native.weights import PANEL, PanelWeight
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from tests.architectures import Architecture
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
@@ -120,15 +120,15 @@ def test_logits_are_summed_in_float32(multiplying: Kernels, shape: tuple[int, in
     num_rows, size, vocab_size = shape
     hidden, weight = torch.randn(num_rows, size).bfloat16(), torch.randn(vocab_size, size).bfloat16()
     torch.set_num_threads(num_threads)
-    logits = multiplying.logits(hidden, to_panels(weight))
+    logits = multiplying.logits(hidden, PanelWeight.of(weight))
     torch.set_num_threads(1)
     torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
 
 
 def test_a_logit_is_the_same_in_any_batch(multiplying: Kernels) -> None:
-    hidden, panels = torch.randn(37, 64).bfloat16(), to_panels(torch.randn(5 * PANEL, 64).bfloat16())
-    together = multiplying.logits(hidden, panels)
-    assert torch.equal(together, torch.cat([multiplying.logits(row[None], panels) for row in hidden]))
+    hidden, weight = torch.randn(37, 64).bfloat16(), PanelWeight.of(torch.randn(5 * PANEL, 64).bfloat16())
+    together = multiplying.logits(hidden, weight)
+    assert torch.equal(together, torch.cat([multiplying.logits(row[None], weight) for row in hidden]))
 
 
 @pytest.mark.parametrize("tied", [True, False])

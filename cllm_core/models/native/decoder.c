@@ -6,7 +6,7 @@
 
 #include <omp.h>
 
-#ifdef __AVX512BF16__
+#ifdef CAN_MULTIPLY
 
 /* A layer, as cllm_core.models.native.decoder writes it. */
 typedef struct {
@@ -60,42 +60,50 @@ static void turn_and_store(const decoder_layer *layer, const decoder_step *step,
 }
 
 static void run_layer(const decoder_layer *layer, const decoder_step *step, int64_t index, float *residual,
-                      bf16 *const *buffers, barrier *team) {
+                      bf16 *const *buffers, input_group *room, barrier *team) {
     int64_t num_tokens = step->num_tokens, hidden_size = layer->qkv.num_in;
     bf16 *normed = buffers[0], *heads = buffers[1], *attended = buffers[2], *gated = buffers[3];
+    const void *inputs; /* of the next product */
     attention a = {heads,         step->keys[index], step->values[index], step->rows,
                    step->block_ids, attended,        layer->qkv.num_out,  step->num_rows,
                    step->block_size, layer->num_heads, layer->num_kv_heads, layer->size,
                    layer->window, layer->scale};
     normalise(residual, layer->input_norm, layer->input_epsilon, num_tokens, hidden_size, normed);
+    inputs = to_inputs(&layer->qkv, normed, num_tokens, room); /* each thread the tokens that it normalised */
     meet(team);
-    multiply(&layer->qkv, normed, num_tokens, heads);
+    multiply(&layer->qkv, inputs, num_tokens, heads);
     meet(team);
     turn_and_store(layer, step, index, &a, heads);
     meet(team);
     attend_rows(&a);
     meet(team);
-    multiply_add(&layer->out, attended, num_tokens, residual);
+    inputs = to_inputs(&layer->out, attended, num_tokens, room);
+    if (inputs == room) meet(team);
+    multiply_add(&layer->out, inputs, num_tokens, residual);
     meet(team);
     normalise(residual, layer->mlp_norm, layer->mlp_epsilon, num_tokens, hidden_size, normed);
+    inputs = to_inputs(&layer->gate_up, normed, num_tokens, room);
     meet(team);
-    multiply_gated(&layer->gate_up, normed, num_tokens, gated);
+    multiply_gated(&layer->gate_up, inputs, num_tokens, gated);
     meet(team);
-    multiply_add(&layer->down, gated, num_tokens, residual);
+    inputs = to_inputs(&layer->down, gated, num_tokens, room);
+    if (inputs == room) meet(team);
+    multiply_add(&layer->down, inputs, num_tokens, residual);
     meet(team);
 }
 
 /* residual [T, hidden size]: the tokens' embeddings, changed in place into what the layers make of them.
- * buffers: of normed [T, hidden size], heads [T, qkv], attended [T, num_heads * size], gated [T, intermediate size]. */
+ * buffers: of normed [T, hidden size], heads [T, qkv], attended [T, num_heads * size], gated [T, intermediate size].
+ * room: for the inputs of int8 weights, [T, most inputs of a product / INT8_GROUP]. */
 void cllm_decode(const decoder_layer *layers, int64_t num_layers, const decoder_step *step, int num_threads,
-                 float *residual, bf16 *const *buffers) {
+                 float *residual, bf16 *const *buffers, input_group *room) {
     barrier team = {0};
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp single
         team.num_threads = omp_get_num_threads(); /* may be fewer than asked for */
         for (int64_t index = 0; index < num_layers; index++)
-            run_layer(&layers[index], step, index, residual, buffers, &team);
+            run_layer(&layers[index], step, index, residual, buffers, room, &team);
     }
 }
 #endif

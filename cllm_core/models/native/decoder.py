@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cllm_core.models.fused_layer import FusedLayer
-from cllm_core.models.native.kernels import Kernels
-from cllm_core.models.native.products import PanelGate, PanelProduct, PanelWeight
-from cllm_core.models.native.records import LayerRecord, LinearRecord, StepRecord
+from cllm_core.models.native.kernels import Kernels, int8_inputs
+from cllm_core.models.native.products import PanelGate, PanelProduct
+from cllm_core.models.native.records import LayerRecord, StepRecord
 from cllm_core.models.native.step import NativeStep
 from cllm_core.models.products import is_adapted
 
@@ -35,6 +35,8 @@ class NativeDecoder(nn.Module):
         self._records = (LayerRecord * len(layers))(*(_record(layer) for layer in layers))
         first = self._records[0]
         self._widths = [first.qkv.num_in, first.qkv.num_out, first.out.num_in, first.down.num_in]
+        products = (first.qkv, first.out, first.gate_up, first.down)
+        self._most_int8_inputs = max(product.num_in if product.is_int8 else 0 for product in products)
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: NativeStep, **_: object
@@ -60,7 +62,8 @@ class NativeDecoder(nn.Module):
             block_size=paged.block_size,
         )
         buffers = [hidden_states.new_empty(len(residual), width) for width in self._widths]
-        self._kernels.decode(self._records, step, residual, buffers)
+        room = int8_inputs(len(residual), self._most_int8_inputs)
+        self._kernels.decode(self._records, step, residual, buffers, room)
         return residual.to(hidden_states.dtype)[None]
 
 
@@ -93,10 +96,10 @@ def _record(layer: FusedLayer) -> LayerRecord:
     assert isinstance(layer.down, PanelProduct)
     query_norm, key_norm = layer.query_norm, layer.key_norm
     return LayerRecord(
-        qkv=_linear_record(layer.qkv.weight),
-        out=_linear_record(layer.out.weight),
-        gate_up=_linear_record(layer.gated.weight),
-        down=_linear_record(layer.down.weight),
+        qkv=layer.qkv.weight.record,
+        out=layer.out.weight.record,
+        gate_up=layer.gated.weight.record,
+        down=layer.down.weight.record,
         input_norm=layer.input_norm.weight.data_ptr(),
         mlp_norm=layer.mlp_norm.weight.data_ptr(),
         query_norm=None if query_norm is None else query_norm.weight.data_ptr(),
@@ -110,13 +113,4 @@ def _record(layer: FusedLayer) -> LayerRecord:
         query_epsilon=0.0 if query_norm is None else query_norm.epsilon,
         key_epsilon=0.0 if key_norm is None else key_norm.epsilon,
         scale=layer.call.scale,
-    )
-
-
-def _linear_record(weight: PanelWeight) -> LinearRecord:
-    return LinearRecord(
-        panels=weight.panels.data_ptr(),
-        bias=None if weight.bias is None else weight.bias.data_ptr(),
-        num_in=weight.num_in,
-        num_out=weight.num_out,
     )

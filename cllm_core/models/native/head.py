@@ -5,30 +5,29 @@ Where embeddings are tied to the output layer, they are read from its panels: th
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cllm_core.models.native.kernels import PANEL, Kernels
-from cllm_core.models.native.products import to_panels
+from cllm_core.models.native.kernels import Kernels
+from cllm_core.models.native.weights import PanelWeight, pad_outputs
 
 
 class NativeHead(nn.Module):
     """Stands in for the output layer.
 
     Args:
-        panels: [V / PANEL, H / 2, PANEL, 2] bfloat16, V rounded up.
+        weight: [V, H], V rounded up.
         vocab_size: V.
         kernels: the compiled library.
     """
 
-    def __init__(self, panels: Tensor, vocab_size: int, kernels: Kernels) -> None:
+    def __init__(self, weight: PanelWeight, vocab_size: int, kernels: Kernels) -> None:
         super().__init__()
-        self._panels, self._vocab_size, self._kernels = panels, vocab_size, kernels
+        self.weight, self._vocab_size, self._kernels = weight, vocab_size, kernels
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] bfloat16 -> [..., V] float32."""
-        logits = self._kernels.logits(hidden.flatten(0, -2), self._panels)[:, : self._vocab_size]
+        logits = self._kernels.logits(hidden.flatten(0, -2), self.weight)[:, : self._vocab_size]
         return logits.view(*hidden.shape[:-1], -1)
 
 
@@ -36,16 +35,16 @@ class NativeEmbedding(nn.Module):
     """Stands in for the embedding that is tied to a NativeHead.
 
     Args:
-        panels: of the head.
+        head: whose weight it reads.
     """
 
-    def __init__(self, panels: Tensor) -> None:
+    def __init__(self, head: NativeHead) -> None:
         super().__init__()
-        self._panels = panels
+        self._head = head
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[...] int64 -> [..., H] bfloat16."""
-        return self._panels[token_ids // PANEL, :, token_ids % PANEL].flatten(-2)
+        return self._head.weight.rows(token_ids)
 
 
 def use_native_head(model: PreTrainedModel, kernels: Kernels) -> bool:
@@ -54,11 +53,10 @@ def use_native_head(model: PreTrainedModel, kernels: Kernels) -> bool:
     has_bias = "bias" in dict(head.named_parameters())
     if not kernels.can_multiply or type(head) is not nn.Linear or has_bias or not _is_covered(head.weight):
         return False
-    weight = head.weight.detach()
-    panels = to_panels(F.pad(weight, (0, 0, 0, -len(weight) % PANEL)))
-    model.set_output_embeddings(NativeHead(panels, len(weight), kernels))
+    native = NativeHead(PanelWeight.of(pad_outputs(head.weight.detach())), len(head.weight), kernels)
+    model.set_output_embeddings(native)
     if type(embedding) is nn.Embedding and embedding.weight is head.weight:
-        model.set_input_embeddings(NativeEmbedding(panels))
+        model.set_input_embeddings(NativeEmbedding(native))
     return True
 
 

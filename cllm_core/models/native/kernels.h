@@ -1,7 +1,7 @@
 /* Types and helpers of the C kernels. Numbers are read as bfloat16 and computed as float32.
  *
  * Plain C with the vector types of GCC and Clang, so that one source serves AVX2, AVX-512 and NEON; matrix products
- * alone take AVX512-BF16. Called through ctypes (cllm_core/models/native/kernels.py), which checks shapes. Functions
+ * alone take AVX512-BF16 and AVX512-VNNI. Called through ctypes (cllm_core/models/native/kernels.py), which checks shapes. Functions
  * without the prefix cllm_ that say "of a team" are called by all threads of a parallel region and share the work out;
  * their results are complete after the next barrier.
  */
@@ -112,14 +112,29 @@ typedef struct {
     float scale;
 } attention;
 
-/* A linear layer: out [T, num_out] of x [T, num_in]. Its weight [num_out, num_in] lies in panels of PANEL outputs,
- * [num_out / PANEL][num_in / 2][PANEL][2]. */
+/* A linear layer: out [T, num_out] of x [T, num_in]. Its weight [num_out, num_in] lies in panels of PANEL outputs:
+ * bf16 [num_out / PANEL][num_in / 2][PANEL][2], or weight_group [num_out / PANEL][num_in / INT8_GROUP]. */
 #define PANEL 32
 typedef struct {
-    const bf16 *panels;
+    const void *panels;
     const float *bias; /* [num_out], or null */
-    int64_t num_in, num_out;
+    int64_t num_in, num_out, is_int8;
 } linear;
+
+/* INT8_GROUP inputs of a panel in 8 bits: a weight is (number - 128) * scale of its output. */
+#define INT8_GROUP 64
+typedef struct {
+    uint8_t numbers[INT8_GROUP / 4][PANEL][4];
+    bf16 scales[PANEL];
+} weight_group;
+
+/* INT8_GROUP inputs of a token in 8 bits: an input is number * scale. offset: the sum of the numbers times 128, which is what
+ * the weights' 128 add to every product. */
+typedef struct {
+    int8_t numbers[INT8_GROUP];
+    float scale;
+    int32_t offset;
+} input_group;
 
 void cllm_rms_norm(const bf16 *x, int64_t stride, const bf16 *weight, float epsilon, int64_t num_rows, int64_t size,
                    bf16 *out);
@@ -128,10 +143,13 @@ void cllm_rotate(bf16 *heads, int64_t stride, const bf16 *cos, const bf16 *sin, 
 void store_token(const attention *a, const bf16 *key, const bf16 *value, int64_t slot, bf16 *keys, bf16 *values);
 void attend_rows(const attention *a);
 
-#ifdef __AVX512BF16__
-void multiply(const linear *layer, const bf16 *x, int64_t num_tokens, bf16 *out);
-void multiply_add(const linear *layer, const bf16 *x, int64_t num_tokens, float *out);
-void multiply_gated(const linear *layer, const bf16 *x, int64_t num_tokens, bf16 *out);
+/* Processors with the former have the latter too. */
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define CAN_MULTIPLY
+const void *to_inputs(const linear *layer, const bf16 *x, int64_t num_tokens, input_group *room);
+void multiply(const linear *layer, const void *inputs, int64_t num_tokens, bf16 *out);
+void multiply_add(const linear *layer, const void *inputs, int64_t num_tokens, float *out);
+void multiply_gated(const linear *layer, const void *inputs, int64_t num_tokens, bf16 *out);
 #endif
 
 #endif

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from cllm_core.models.native.records import LayerRecord, StepRecord
+from cllm_core.models.native.weights import INT8_GROUP, PanelWeight
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
-LANES, PANEL = 16, 32
+LANES = 16
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -38,6 +39,8 @@ _FLAGS = [
 # Multiplications of attention below which waking other threads costs more than they bring.
 _WORTH_THREADS = 100_000
 
+_INPUT_GROUP_BYTES = INT8_GROUP + 8  # numbers, scale and offset
+
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
@@ -48,7 +51,8 @@ class Kernels:
         path: the shared library.
 
     Attributes:
-        can_multiply: whether `logits`, `linear` and `decode` can be called; they take a processor with AVX512-BF16.
+        can_multiply: whether `logits`, `linear` and `decode` can be called; they take a processor with AVX512-BF16
+            (which has AVX512-VNNI too).
         can_decode: whether `linear` and `decode` are the fastest choice too.
     """
 
@@ -78,13 +82,13 @@ class Kernels:
         self.can_decode = self.can_multiply and not library.cllm_has_tiles()
         if self.can_multiply:
             self._linear = library.cllm_linear
-            self._linear.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, c_int, c_void_p]
+            self._linear.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]
             self._linear.restype = None
             self._decode = library.cllm_decode
-            self._decode.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p, c_void_p]
+            self._decode.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p, c_void_p, c_void_p]
             self._decode.restype = None
             self._logits = library.cllm_logits
-            self._logits.argtypes = [c_void_p, c_void_p, *[c_int64] * 3, c_int, c_void_p]
+            self._logits.argtypes = self._linear.argtypes
             self._logits.restype = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -158,33 +162,29 @@ class Kernels:
         )
         return out
 
-    def linear(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
-        """x @ weight.T + bias; each token's numbers are the same in any batch.
+    def linear(self, x: Tensor, weight: PanelWeight) -> Tensor:
+        """x @ weight.T + bias: [T, in] -> [T, out]; each token's numbers are the same in any batch."""
+        return self._product(self._linear, x, weight, torch.bfloat16)
 
-        Args:
-            x: [T, in].
-            panels: [out / PANEL, in / 2, PANEL, 2], see native.products.PanelWeight.
-            bias: [out] float32.
+    def logits(self, x: Tensor, weight: PanelWeight) -> Tensor:
+        """`linear` with float32 results, which need no rounding."""
+        return self._product(self._logits, x, weight, torch.float32)
 
-        Returns:
-            [T, out].
-        """
-        x = x.contiguous()
-        num_out = panels.shape[0] * PANEL
-        out = x.new_empty(len(x), num_out)
-        self._linear(
-            x.data_ptr(),
-            panels.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            len(x),
-            x.shape[1],
-            num_out,
-            torch.get_num_threads(),
-            out.data_ptr(),
-        )
+    def _product(self, function: Callable[..., None], x: Tensor, weight: PanelWeight, dtype: torch.dtype) -> Tensor:
+        x, record, threads = x.contiguous(), weight.record, torch.get_num_threads()
+        out = torch.empty((len(x), weight.num_out), dtype=dtype)
+        room = int8_inputs(len(x), weight.num_in if weight.is_int8 else 0)
+        function(addressof(record), x.data_ptr(), len(x), threads, room.data_ptr(), out.data_ptr())
         return out
 
-    def decode(self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor, buffers: Sequence[Tensor]) -> None:
+    def decode(
+        self,
+        layers: Array[LayerRecord],
+        step: StepRecord,
+        residual: Tensor,
+        buffers: Sequence[Tensor],
+        room: Tensor,
+    ) -> None:
         """Run decoder layers, in place, and write the KV cache.
 
         Args:
@@ -192,35 +192,23 @@ class Kernels:
             step: rows, cache and rotary factors.
             residual: [T, H] float32, contiguous: embeddings of the tokens, then what the layers make of them.
             buffers: room for what is in between: [T, H], [T, qkv], [T, num_heads * D], [T, intermediate size].
+            room: `int8_inputs` for the widest product with a weight of 8 bits.
         """
         addresses = (c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))
         self._decode(
-            addressof(layers), len(layers), addressof(step), torch.get_num_threads(), residual.data_ptr(), addresses
-        )
-
-    def logits(self, x: Tensor, panels: Tensor) -> Tensor:
-        """x @ weight.T, summed and returned as float32; each token's logits are the same in any batch.
-
-        Args:
-            x: [T, H].
-            panels: [V / PANEL, H / 2, PANEL, 2], V rounded up.
-
-        Returns:
-            [T, V] float32.
-        """
-        x = x.contiguous()
-        vocab_size = panels.shape[0] * PANEL
-        out = torch.empty((len(x), vocab_size), dtype=torch.float32)
-        self._logits(
-            x.data_ptr(),
-            panels.data_ptr(),
-            len(x),
-            x.shape[1],
-            vocab_size,
+            addressof(layers),
+            len(layers),
+            addressof(step),
             torch.get_num_threads(),
-            out.data_ptr(),
+            residual.data_ptr(),
+            addresses,
+            room.data_ptr(),
         )
-        return out
+
+
+def int8_inputs(num_tokens: int, num_in: int) -> Tensor:
+    """Room for the inputs of a product with a weight of 8 bits: uint8, of what the kernels call input_group."""
+    return torch.empty((num_tokens, num_in // INT8_GROUP, _INPUT_GROUP_BYTES), dtype=torch.uint8)
 
 
 class StepTables:

@@ -1,5 +1,6 @@
 """The matrix products of a fused decoder layer by our own kernels, for a bfloat16 model on a processor with
-AVX512-BF16. A weight lies in panels of PANEL outputs, whose pairs of inputs one instruction multiplies and adds.
+AVX512-BF16. A weight lies in panels of PANEL outputs, whose pairs of inputs one instruction multiplies and adds, or, in
+8 bits, whose fours.
 """
 
 from collections.abc import Sequence
@@ -10,42 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cllm_core.models.adapter_bank import AdaptedProduct
-from cllm_core.models.native.kernels import LANES, PANEL, Kernels
+from cllm_core.models.native.kernels import LANES, Kernels
+from cllm_core.models.native.weights import PANEL, PanelWeight
 from cllm_core.models.products import add_adapted, side_by_side
-
-
-@dataclass(frozen=True, slots=True)
-class PanelWeight:
-    """A weight as `Kernels.linear` takes it.
-
-    Attributes:
-        panels: [out / PANEL, in / 2, PANEL, 2] bfloat16.
-        bias: [out] float32.
-    """
-
-    panels: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> "PanelWeight":
-        """From [out, in] and [out] of sizes that the kernels take."""
-        return cls(to_panels(weight), None if bias is None else bias.float())
-
-    @property
-    def num_in(self) -> int:
-        """Inputs."""
-        return 2 * self.panels.shape[1]
-
-    @property
-    def num_out(self) -> int:
-        """Outputs."""
-        return PANEL * self.panels.shape[0]
-
-
-def to_panels(weight: Tensor) -> Tensor:
-    """[out, in] -> [out / PANEL, in / 2, PANEL, 2]; `in` is even, `out` a multiple of PANEL."""
-    num_out, num_in = weight.shape
-    return weight.view(num_out // PANEL, PANEL, num_in // 2, 2).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +31,7 @@ class PanelProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `products`."""
-        return add_adapted(self.kernels.linear(x, self.weight.panels, self.weight.bias), x, self.adapters)
+        return add_adapted(self.kernels.linear(x, self.weight), x, self.adapters)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """See Product."""
@@ -96,7 +64,7 @@ class PanelGate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `products`."""
-        both = self.kernels.linear(x, self.weight.panels, self.weight.bias).view(len(x), -1, 2, LANES)
+        both = self.kernels.linear(x, self.weight).view(len(x), -1, 2, LANES)
         gate = add_adapted(both[:, :, 0].reshape(len(x), -1), x, self.gate_adapters)
         up = add_adapted(both[:, :, 1].reshape(len(x), -1), x, self.up_adapters)
         return F.silu(gate, inplace=True).mul_(up)

@@ -6,7 +6,10 @@ from ctypes import Structure, c_float, c_int64, c_void_p
 class LinearRecord(Structure):
     """`linear` of kernels.h."""
 
-    _fields_ = (("panels", c_void_p), ("bias", c_void_p), ("num_in", c_int64), ("num_out", c_int64))
+    _fields_ = (
+        *((name, c_void_p) for name in ("panels", "bias")),
+        *((name, c_int64) for name in ("num_in", "num_out", "is_int8")),
+    )
 
 
 class LayerRecord(Structure):
