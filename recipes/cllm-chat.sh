@@ -10,6 +10,13 @@ case $prompts in
   *[!0-9]*) set -- --data "$prompts" ;;
   *) set -- --self-written "$prompts" ;;
 esac
-cllm trajectories "$@" --block-length 16 --max-tokens 256 --keep-unfinished --output "$output/trajectories"
-cllm train --trajectories "$output/trajectories" --domain chat \
-  --block-length 16 --epochs 2 --output "$output/cllm-chat"
+# only the answers are needed: drafts are made up and unrolled while training
+cllm trajectories "$@" --block-length 1 --max-tokens 256 --keep-unfinished --max-repetition 0.6 \
+  --max-num-seqs 64 --output "$output/answers"
+# fast and rough first, then slowly and with more weight on the answers, which brings the quality back
+cllm train --trajectories "$output/answers" --domain chat --block-length 8 --blocks-per-example 32 \
+  --synthetic-ratio 1 --unroll 1 --depth-decay 0.8 --epochs 1 --max-steps 220 --learning-rate 1e-3 \
+  --packs-per-step 2 --output "$output/round-1"
+cllm train "$output/round-1" --trajectories "$output/answers" --domain chat --block-length 8 --blocks-per-example 24 \
+  --synthetic-ratio 1 --unroll 1 --depth-decay 0.8 --ar-weight 4 --epochs 1 --max-steps 200 --seed 1 \
+  --learning-rate 4e-4 --packs-per-step 2 --output "$output/cllm-chat"

