@@ -1,6 +1,6 @@
 """TextFrames: JSON of stream chunks that bring nothing but text, which most do, shaped once and filled in after that.
 
-Shaping each chunk with pydantic took longer than all else that is done for one. The schema stays the only place that
+Building each chunk with pydantic cost more than anything else of a step. The schema stays the only place that
 says how a chunk looks.
 """
 
