@@ -1,7 +1,8 @@
 #!/bin/sh
 # cllm-chat: SmolLM2-135M-Instruct answering as before, only faster: distilled from its own greedy answers.
 # usage: recipes/cllm-chat.sh PROMPTS OUTPUT
-#   PROMPTS  .jsonl with a "prompt" a line, or a number: the model writes so many prompts itself
+#   PROMPTS  .jsonl or .jsonl.gz with a "prompt" a line, or a number: the model writes so many prompts itself;
+#            recipes/chat-prompts.jsonl.gz has those it wrote for the shipped cllm-chat, which had 500 of GSM8K beside them
 #   OUTPUT   folder for everything; a second run goes on where the first stopped
 set -eu
 prompts=$1 output=$2
