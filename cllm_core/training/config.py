@@ -15,7 +15,7 @@ from cllm_core.errors import ConfigError
 
 Schedule = Literal["constant", "growing", "cyclic"]
 Consistency = Literal["global", "local"]
-Target = Literal["soft", "hard"]
+Target = Literal["soft", "hard", "base"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 MAX_UNROLL = 16  # iterations, each a forward pass
@@ -119,9 +119,13 @@ class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = 1.0
     target: Annotated[
-        Target, Meta(description="Drafts learn the distribution at the clean token (soft) or its token (hard).")
+        Target,
+        Meta(
+            description="Drafts learn the distribution at the clean token (soft) or its token (hard); base: drafts and "
+            "answers learn the distributions of the model without the adapter, to answer as it does."
+        ),
     ] = "soft"
-    temperature: Annotated[float, Meta(description="Of soft targets.")] = 1.0
+    temperature: Annotated[float, Meta(description="Of targets that are distributions.")] = 1.0
 
     def __post_init__(self) -> None:
         require(self.ar_weight >= 0, "ar_weight", self.ar_weight, ">= 0")
@@ -233,10 +237,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if (self.trajectories is None) == (self.data.data is None):
             raise ConfigError("trajectories, data: give one of them, recorded states or prompts with answers")
-        if self.noise.consistency == "local" and self.loss.target == "soft":
+        if self.noise.consistency == "local" and self.loss.target != "hard":
             raise ConfigError(
-                "target=soft: the next state has no distribution at hand; give hard with local consistency"
+                f"target={self.loss.target}: the next state has no distribution at hand; give hard with local "
+                "consistency"
             )
+        if self.weights.full and self.loss.target == "base":
+            raise ConfigError("target=base: with full=True no base is left to learn from; train an adapter")
         if self.noise.consistency == "local" and self.noise.unroll:
             raise ConfigError(
                 f"unroll={self.noise.unroll}: leads away from the recorded next state; use it with global"

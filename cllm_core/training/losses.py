@@ -8,8 +8,11 @@ With q_theta the model, x the prompt, y* the fixed point of its trajectory and y
 - together             L = w_c L_consistency + w_ar L_AR
 
 *Soft* targets are the distributions above, *hard* ones their most likely tokens: the tokens of y* (or of the next
-state), which turns the divergence into cross entropy. Terms before the first wrong token of a state are those of AR
-and are left out, as are terms behind the end of the answer (see `examples`): no row of logits here is masked.
+state), which turns the divergence into cross entropy. *Base* targets are distributions of another model p, the one
+that q_theta has to answer like; the AR loss has them too, sum_i KL( p(. | y*_{:i}, x) || q(. | y*_{:i}, x) ).
+
+Terms before the first wrong token of a state are those of AR and are left out, as are terms behind the end of the
+answer (see `examples`): no row of logits here is masked.
 """
 
 import torch
@@ -49,7 +52,13 @@ def distribution_losses(logits: Tensor, teacher_logits: Tensor, *, temperature: 
 
 
 def row_losses(
-    logits: Tensor, target_ids: Tensor, teacher_rows: Tensor, *, soft: bool, temperature: float = 1.0
+    logits: Tensor,
+    target_ids: Tensor,
+    teacher_rows: Tensor,
+    *,
+    soft: bool,
+    temperature: float = 1.0,
+    base_logits: Tensor | None = None,
 ) -> Tensor:
     """The loss of each row of a mixed list of clean and draft tokens.
 
@@ -60,13 +69,20 @@ def row_losses(
             clean token.
         soft: whether draft tokens learn the teacher row's distribution instead of the target token.
         temperature: of the soft targets.
+        base_logits: [C, V] of another model for the C clean tokens, in their order: clean and draft tokens learn its
+            distributions, whatever `soft` says.
 
     Returns:
         [R] float32.
     """
+    is_draft = teacher_rows >= 0
+    if base_logits is not None:
+        own_rows = torch.arange(len(logits), device=logits.device)
+        clean_index = (~is_draft).cumsum(dim=0) - 1
+        targets = base_logits[clean_index[torch.where(is_draft, teacher_rows, own_rows)]]
+        return distribution_losses(logits, targets, temperature=temperature)
     if not soft:
         return token_losses(logits, target_ids)
-    is_draft = teacher_rows >= 0
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     losses[~is_draft] = token_losses(logits[~is_draft], target_ids[~is_draft])
     losses[is_draft] = distribution_losses(logits[is_draft], logits[teacher_rows[is_draft]], temperature=temperature)

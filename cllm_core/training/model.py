@@ -5,6 +5,7 @@ large, runs only on rows that have something to predict, a chunk of them at a ti
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from cllm_core.errors import ConfigError
 from cllm_core.training.attention import PackAttention
 from cllm_core.training.losses import row_losses
-from cllm_core.training.packing import PackedExample, PackLayout, build_layout
+from cllm_core.training.packing import PackedExample, PackLayout, build_layout, without_blocks
 from cllm_core.training.unrolling import advance_drafts, count_blocks, learning_depths
 
 LossOfLogits = Callable[[Tensor], Tensor]
@@ -33,7 +34,9 @@ class PackedModel(nn.Module):
         ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
         depth_decay: weight of a draft token over that of the one before it, from the first wrong one on.
         soft: consistency targets are distributions (see `losses`), else tokens.
-        temperature: of soft targets.
+        temperature: of targets that are distributions.
+        base: switches the adapter off while its context lasts; where given, the model without it makes the targets of
+            both losses.
         unroll: Jacobi iterations that blocks go through first, each block a random number of them up to this.
         chunk_rows: rows whose logits exist at once; one example's rows always do.
 
@@ -52,6 +55,7 @@ class PackedModel(nn.Module):
         depth_decay: float = 1.0,
         soft: bool = True,
         temperature: float = 1.0,
+        base: Callable[[], AbstractContextManager[None]] | None = None,
         unroll: int = 0,
         chunk_rows: int = 256,
     ) -> None:
@@ -62,6 +66,7 @@ class PackedModel(nn.Module):
         self._depth_decay = depth_decay
         self._soft = soft
         self._temperature = temperature
+        self._base = base
         self._unroll = unroll
         self._chunk_rows = chunk_rows
         self._no_split_modules = causal_lm._no_split_modules  # FSDP wraps these layers
@@ -88,20 +93,23 @@ class PackedModel(nn.Module):
             0 where the pack has no such rows.
         """
         layout = self._unrolled(PackLayout(**pack))
+        base_hidden = self._base_hidden(layout)
         hidden = self._hidden(layout)
         is_clean = layout.teacher_rows < 0
         depths = learning_depths(layout)
         weights = self._row_weights(is_clean, depths)
         head = self.causal_lm.get_output_embeddings()
-        totals, losses = [], []
+        totals, losses, num_clean = [], [], 0
         for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
             teachers = layout.teacher_rows[first:end]
+            first_clean, num_clean = num_clean, num_clean + int(is_clean[first:end].sum())
             loss_of = partial(
                 row_losses,
                 target_ids=layout.target_ids[first:end],
                 teacher_rows=torch.where(teachers >= 0, teachers - first, teachers),
                 soft=self._soft,
                 temperature=self._temperature,
+                base_logits=None if base_hidden is None else _logits(head, base_hidden[first_clean:num_clean]),
             )
             total, chunk = _chunk_losses(hidden[layout.row_index[first:end]], head, loss_of, weights[first:end])
             totals.append(total)
@@ -125,6 +133,15 @@ class PackedModel(nn.Module):
         return hidden[0]
 
     @torch.no_grad()
+    def _base_hidden(self, layout: PackLayout) -> Tensor | None:
+        """[C, H] last hidden states of the base at the clean rows; None where it makes no targets."""
+        if self._base is None:
+            return None
+        clean = without_blocks(layout)
+        with self._base():
+            return self._hidden(clean)[clean.row_index]
+
+    @torch.no_grad()
     def _unrolled(self, layout: PackLayout) -> PackLayout:
         """The pack whose blocks the model has gone on with itself; the global generator draws how far."""
         if not self._unroll:
@@ -145,6 +162,12 @@ class PackedModel(nn.Module):
         by_depth = torch.where(depths > 0, self._depth_decay ** (depths - 1).float(), 0.0)
         learning = self._consistency_weight * by_depth / by_depth.sum().clamp(min=1)
         return clean + learning
+
+
+@torch.no_grad()
+def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    logits: Tensor = head(hidden)
+    return logits
 
 
 def _chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cllm_core.training.examples import NoisyBlock
 
@@ -84,6 +85,28 @@ def build_layout(groups: Sequence[Sequence[PackedExample]]) -> PackLayout:
     for group in groups:
         builder.add_group(group)
     return builder.build()
+
+
+def without_blocks(layout: PackLayout) -> PackLayout:
+    """The pack of the same prompts and answers alone: its rows are the clean ones of `layout`, in their order."""
+    is_draft = layout.teacher_rows >= 0
+    kept = torch.ones_like(layout.input_ids, dtype=torch.bool)
+    kept[layout.row_index[is_draft]] = False
+    kept_before = functional.pad(kept.cumsum(dim=0), (1, 0))  # [T + 1], where a token or a border moves to
+    clean_before = functional.pad((~is_draft).cumsum(dim=0), (1, 0))
+    return PackLayout(
+        input_ids=layout.input_ids[kept],
+        position_ids=layout.position_ids[kept],
+        segments=layout.segments[kept],
+        parents=layout.parents[kept],
+        grandparents=layout.grandparents[kept],
+        starts=layout.starts[kept],
+        row_index=kept_before[layout.row_index[~is_draft]],
+        target_ids=layout.target_ids[~is_draft],
+        teacher_rows=layout.teacher_rows[~is_draft],
+        chunk_ends=clean_before[layout.chunk_ends],
+        spans=kept_before[layout.spans],
+    )
 
 
 def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:

@@ -154,6 +154,7 @@ def _train(
         depth_decay=loss.depth_decay,
         soft=loss.target == "soft",
         temperature=loss.temperature,
+        base=trainable.peft_model.disable_adapter if loss.target == "base" and trainable.peft_model else None,
         unroll=noise.unroll,
     )
     arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)

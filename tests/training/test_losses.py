@@ -62,6 +62,15 @@ def test_hard_targets_ignore_the_teacher_rows() -> None:
     assert torch.equal(losses, token_losses(logits, targets))
 
 
+def test_base_logits_are_the_target_of_clean_and_draft_rows() -> None:
+    """Rows: clean 0, draft of the second clean token, clean 1, draft of the first."""
+    generator = torch.Generator().manual_seed(0)
+    logits, base = torch.randn(4, 5, generator=generator), torch.randn(2, 5, generator=generator)
+    teachers = torch.tensor([-1, 2, -1, 0])
+    losses = row_losses(logits, torch.zeros(4, dtype=torch.int64), teachers, soft=True, base_logits=base)
+    assert torch.equal(losses, distribution_losses(logits, base[[0, 1, 1, 0]]))
+
+
 def test_losses_of_half_precision_logits_are_computed_in_float32() -> None:
     logits = torch.tensor([[300.0, 0.0]], dtype=torch.bfloat16)
     assert token_losses(logits, torch.tensor([1])).item() == pytest.approx(300.0)

@@ -1,7 +1,9 @@
 """Packed losses equal unpacked ones, and packs hold what they should."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from cllm_core.training.packing import (
     find_families,
     plan_packs,
     shared_prefix_length,
+    visible,
+    without_blocks,
 )
 from tests.architectures import Architecture
 from tests.training.factories import make_group, make_model, random_ids
@@ -57,6 +61,53 @@ def test_packed_losses_and_gradients_equal_unpacked_ones(architecture: Architect
     (0.7 * ar_loss + 1.3 * consistency_loss).backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_targets_of_the_base_reach_clean_and_draft_tokens() -> None:
+    groups = [make_group(seed=1), make_group(seed=2, prefix=0)]
+    model, base = make_model(), make_model(packed=False)
+    with torch.no_grad():
+        base.get_decoder().layers[0].mlp.up_proj.weight.mul_(1.5)
+    clean, noisy = [], []
+    for example in (example for group in groups for example in group):
+        first = len(example.prompt_ids) - 1
+        text = torch.tensor([example.prompt_ids + example.output_ids[:-1]])
+        targets = base(input_ids=text).logits[0, first:]
+        clean.append(distribution_losses(model_logits(text)[first:], targets))
+        for block in example.blocks:
+            draft = torch.tensor([example.prompt_ids + example.output_ids[: block.start] + block.draft_ids])
+            found = model_logits(draft)[-len(block.draft_ids) :]
+            noisy.append(distribution_losses(found, targets[block.start + 1 :][: len(block.draft_ids)]))
+
+    @contextmanager
+    def as_base() -> Iterator[None]:
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(base.state_dict())
+        yield
+        model.load_state_dict(own)
+
+    found = PackedModel(model, base=as_base, chunk_rows=16)(**build_layout(groups).as_dict())
+    torch.testing.assert_close(found["ar_loss"], torch.cat(clean).mean().detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["consistency_loss"], torch.cat(noisy).mean().detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_pack_without_blocks_is_that_of_its_clean_examples() -> None:
+    groups = [make_group(seed=1), make_group(seed=2, prefix=0)]
+    found = without_blocks(build_layout(groups))
+    expected = build_layout([[replace(example, blocks=()) for example in group] for group in groups])
+    for name in (
+        "input_ids",
+        "position_ids",
+        "starts",
+        "row_index",
+        "target_ids",
+        "teacher_rows",
+        "chunk_ends",
+        "spans",
+    ):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    everything = torch.arange(len(expected.input_ids))
+    assert torch.equal(visible(found, everything, everything), visible(expected, everything, everything))
 
 
 def test_deeper_draft_tokens_count_less_by_the_decay() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import safetensors.torch
 import torch
@@ -58,6 +59,18 @@ def test_consistency_training_lowers_its_loss_and_says_what_it_made(tiny_llama: 
     assert (card.block_length, card.domain, card.base) == (5, "test", str(tiny_llama))
     assert "| Jacobi block length | 5 |" in (folder / "README.md").read_text()
     assert json.loads((folder / "training.json").read_text())["num_examples"] == 12
+
+
+def test_a_new_adapter_answers_as_its_base_does(tiny_llama: Path, tmp_path: Path) -> None:
+    """A fresh LoRA adapter changes nothing yet, so its answers have no loss against the base; its drafts do."""
+    config = make_train(tiny_llama, write_questions(tmp_path), tmp_path / "out", epochs=8.0, logging_steps=1)
+    folder = run_train(msgspec.structs.replace(config, loss=LossConfig(target="base")), no_progress)
+    entries = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    reports = [(entry["ar_loss"], entry["consistency_loss"]) for entry in entries if "loss" in entry]
+    assert reports[0][0] == pytest.approx(0.0, abs=1e-6)
+    assert reports[0][1] > 0.0
+    assert max(ar for ar, _ in reports) > 0.0
+    assert sum(drafts for _, drafts in reports[-3:]) < sum(drafts for _, drafts in reports[:3])
 
 
 @pytest.mark.parametrize("unroll", [0, 2])
@@ -199,5 +212,12 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         TrainConfig(model=model)
     with pytest.raises(ConfigError, match="target=soft"):
         TrainConfig(model=model, trajectories=tmp_path, noise=NoiseConfig(consistency="local"))
+    with pytest.raises(ConfigError, match="target=base: with full=True"):
+        TrainConfig(
+            model=model,
+            trajectories=tmp_path,
+            weights=WeightsConfig(full=True),
+            loss=LossConfig(target="base"),
+        )
     with pytest.raises(ConfigError, match="temperature=0"):
         LossConfig(temperature=0)
