@@ -51,6 +51,14 @@ def evaluate(
             help="Times each answer is decoded and timed, one request at a time. 0: no times, examples in batches."
         ),
     ] = 2,
+    cached_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--cached-prefixes",
+            help="Take times with the beginning of each prompt, as far as another example has it too, in the prefix "
+            "cache, as a server has it. Left out: whole prompts are computed.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the results; an unfinished run in it goes on. Left out: runs/eval-TASK-TIME."),
@@ -74,6 +82,7 @@ def evaluate(
         "seed": seed,
         "max_tokens": max_tokens,
         "repeats": repeats,
+        "cached_prefixes": cached_prefixes,
         "output": str(folder),
         "allow_code_execution": allow_code_execution,
         "command": shlex.join(["cllm", *sys.argv[1:]]),

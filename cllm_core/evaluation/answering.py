@@ -1,6 +1,7 @@
 """A loaded model that answers examples: messages to prompts, outputs to records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, takewhile
 
 import msgspec
 
@@ -42,18 +43,23 @@ class ChatCodec:
 class AnsweringModel:
     """An engine and its tokenizer.
 
-    Nothing adapts while it is measured: every repeat computes the whole prompt, and every window is the block length.
+    Nothing adapts while it is measured: every window is the block length, and every repeat computes the whole prompt,
+    or the same part of it.
 
     Args:
         role: of the model in the evaluation.
         config: what to load.
         on_progress: called with (stage, fraction) while it loads.
+        prefix_caching: let `decode_behind` find in the cache what comes before.
     """
 
-    def __init__(self, role: str, config: EngineConfig, on_progress: OnProgress) -> None:
+    def __init__(
+        self, role: str, config: EngineConfig, on_progress: OnProgress, *, prefix_caching: bool = False
+    ) -> None:
         self.role = role
         self._adapter = config.adapter
-        fixed = msgspec.structs.replace(config, prefix_caching=False, adaptive_block_length=False)
+        self._num_salts = 0
+        fixed = msgspec.structs.replace(config, prefix_caching=prefix_caching, adaptive_block_length=False)
         self._engine = build_engine(fixed, on_progress)
         self.info = self._engine.info
         self.codec = ChatCodec(self.info.tokenizer, self.info.name)
@@ -95,6 +101,20 @@ class AnsweringModel:
         """Greedy outputs, all decoded together."""
         return decode(self._engine, prompts, block_length=block_length)
 
+    def decode_behind(self, num_cached: int, prompt: Prompt, block_length: int) -> Decoded:
+        """The output for one prompt whose first tokens, as far as they fill blocks of the cache, were computed before.
+
+        Args:
+            num_cached: of these tokens; 0 computes the whole prompt.
+            prompt: longer than that.
+            block_length: n.
+        """
+        self._num_salts += 1
+        salt = f"{self.role} {self._num_salts}"  # so that nothing else of an earlier request is found
+        if num_cached:
+            decode(self._engine, [Prompt(prompt.token_ids[:num_cached], 1)], block_length=1, cache_salt=salt)
+        return decode(self._engine, [prompt], block_length=block_length, cache_salt=salt)[0]
+
     def answer(self, task: Task, example: Example, block_length: int, output: Decoded) -> Answer:
         """The record of an answer, scored, without times."""
         trajectory = output.trajectory
@@ -114,6 +134,17 @@ class AnsweringModel:
             repetition=repetition_rate(output.token_ids),
             scores=dict(task.score(example.example_id, text)),
         )
+
+
+def shared_lengths(prompts: Mapping[str, Prompt]) -> dict[str, int]:
+    """How many tokens each prompt begins with that another one begins with, too, at most all but its last."""
+    order = sorted(prompts, key=lambda name: prompts[name].token_ids)  # nobody begins more alike than a neighbour
+    lengths = dict.fromkeys(prompts, 0)
+    for first, second in pairwise(order):
+        pairs = zip(prompts[first].token_ids[:-1], prompts[second].token_ids[:-1], strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        lengths[first], lengths[second] = max(lengths[first], common), max(lengths[second], common)
+    return lengths
 
 
 def with_times(answer: Answer, outputs: Sequence[Decoded]) -> Answer:

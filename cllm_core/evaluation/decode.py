@@ -42,13 +42,14 @@ class Decoded:
         return self.trajectory.output_ids
 
 
-def decode(engine: Engine, prompts: Sequence[Prompt], *, block_length: int) -> list[Decoded]:
+def decode(engine: Engine, prompts: Sequence[Prompt], *, block_length: int, cache_salt: str = "") -> list[Decoded]:
     """Decode prompts together, greedily.
 
     Args:
         engine: without work; its observer is replaced while this runs.
         prompts: each fits the engine's context.
         block_length: Jacobi block length n in tokens; 1 is AR.
+        cache_salt: only what was decoded with the same one may be found in a prefix cache.
 
     Returns:
         One output per prompt, in order.
@@ -62,7 +63,9 @@ def decode(engine: Engine, prompts: Sequence[Prompt], *, block_length: int) -> l
     with _observed(engine, recordings):
         for index, prompt in enumerate(prompts):
             params = SamplingParams(temperature=0.0, max_tokens=prompt.max_tokens, block_length=block_length)
-            engine.add_request(NewRequest(request_id=str(index), prompt_ids=prompt.token_ids, params=params))
+            engine.add_request(
+                NewRequest(request_id=str(index), prompt_ids=prompt.token_ids, params=params, cache_salt=cache_salt)
+            )
         while engine.has_work():
             for output in engine.step():
                 recordings[output.request_id].commit(output, time.perf_counter() - started)

@@ -34,6 +34,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         command: that was run, "" where it was no command.
         num_examples: answered by every model at every block length.
         seed, repeats, max_tokens: of the run; repeats is 0 where times were not measured.
+        cached_prefixes: whether what prompts share was in the prefix cache when times were taken.
         reference: model whose perplexity is reported, None where it is not.
         models, cells: what was compared, and the figures.
         comparison: model over target, None without a target.
@@ -50,6 +51,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelDescription, ...]
     cells: tuple[Cell, ...]
     comparison: Comparison | None = None
+    cached_prefixes: bool = False
     reference: str | None = None
 
 
@@ -143,6 +145,12 @@ def _facts(results: Results) -> list[str]:
         ("command", f"`{results.command}`" if results.command else "none"),
         ("data", f"{results.data}, {results.num_examples} examples, seed {results.seed}"),
         ("decoding", f"greedy, at most {results.max_tokens} tokens, {results.repeats} timed repeats"),
+        (
+            "prompts",
+            "what another example begins with, too, in the prefix cache"
+            if results.cached_prefixes
+            else "computed whole",
+        ),
         *((model.role, _describe(model)) for model in results.models),
         *([("reference of perplexity", results.reference)] if results.reference else []),
         ("machine", hardware + (f", {machine.gpu}" if machine.gpu else "")),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.errors import ConfigError
-from cllm_core.evaluation.answering import AnsweringModel, ChatCodec, with_times
+from cllm_core.evaluation.answering import AnsweringModel, ChatCodec, shared_lengths, with_times
 from cllm_core.evaluation.machine import describe_machine
 from cllm_core.evaluation.perplexity import LikelihoodScorer
 from cllm_core.evaluation.picture import TrajectoryPicture
@@ -49,6 +49,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: of an answer; None takes the task's.
         repeats: times each answer is decoded and timed, one request at a time; 0 takes no times and decodes the
             examples in batches.
+        cached_prefixes: time prompts whose beginning, as far as another chosen example has it too, is in the prefix
+            cache, as on a server that has answered that one; else the whole prompt is computed.
         allow_code_execution: consent to run what the model wrote (humaneval).
         command: for the report.
     """
@@ -65,6 +67,7 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     max_tokens: int | None = None
     repeats: int = 2
+    cached_prefixes: bool = False
     allow_code_execution: bool = False
     command: str = ""
 
@@ -77,6 +80,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"{name}={value}: must be >= {low}")
         if self.repeats < 0:
             raise ConfigError(f"repeats={self.repeats}: must be >= 0; 0 measures no times")
+        if self.cached_prefixes and not self.repeats:
+            raise ConfigError("cached_prefixes=True: repeats=0 measures no times; leave one of them out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class _Run:
 
     def answer_all(self, role: str, config: EngineConfig) -> _Answered:
         """Load a model, let it answer what it has not answered yet, and drop it."""
-        model = AnsweringModel(role, config, self._on_progress)
+        model = AnsweringModel(role, config, self._on_progress, prefix_caching=self._config.cached_prefixes)
         if self._block_lengths == (AR,):
             self._block_lengths = tuple(dict.fromkeys((AR, model.info.block_length)))
         if self._config.repeats:
@@ -166,6 +171,7 @@ class _Run:
             num_examples=len(self._examples),
             seed=self._config.seed,
             repeats=self._config.repeats,
+            cached_prefixes=self._config.cached_prefixes,
             max_tokens=self._max_tokens,
             machine=describe_machine(),
             models=tuple(model.description for model in models),
@@ -191,11 +197,15 @@ class _Run:
         missing = {key[2] for key in self._keys(model.role) if key not in self._store.answers}
         if not missing:
             return
+        cached = shared_lengths(prompts) if self._config.cached_prefixes else dict.fromkeys(prompts, 0)
         model.warm_up(next(iter(prompts.values())), self._block_lengths)
         for example in tqdm([e for e in self._examples if e.example_id in missing], desc=model.role, unit="example"):
             prompt = prompts[example.example_id]
             turns = [
-                [model.decode([prompt], block_length)[0] for block_length in self._block_lengths]
+                [
+                    model.decode_behind(cached[example.example_id], prompt, block_length)
+                    for block_length in self._block_lengths
+                ]
                 for _ in range(self._config.repeats)
             ]
             for block_length, outputs in zip(self._block_lengths, zip(*turns, strict=True), strict=True):
@@ -259,6 +269,7 @@ def _identity(config: EvalConfig) -> dict[str, object]:
         "seed": config.seed,
         "max_tokens": config.max_tokens,
         "repeats": config.repeats,
+        "cached_prefixes": config.cached_prefixes,
         "model": _model_identity(config.model),
         "target": _model_identity(config.target) if config.target else None,
     }

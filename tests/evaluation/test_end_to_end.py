@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError, PromptTooLong
+from cllm_core.evaluation.answering import AnsweringModel, shared_lengths
+from cllm_core.evaluation.decode import Prompt
 from cllm_core.evaluation.perplexity import LikelihoodScorer
 from cllm_core.evaluation.report import Results
 from cllm_core.evaluation.run import EvalConfig, Evaluation, evaluate
@@ -103,6 +105,32 @@ def test_batches_find_what_single_requests_find(tiny_llama: Path, questions: Pat
     assert [cell.perplexity for cell in batched] == pytest.approx([cell.perplexity for cell in single])
 
 
+def test_cached_prefixes_change_no_answer(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
+    whole = run(chat_config(tiny_llama, questions, tmp_path / "whole")).results
+    cached = run(chat_config(tiny_llama, questions, tmp_path / "cached", cached_prefixes=True)).results
+    assert [cell.perplexity for cell in cached.cells] == pytest.approx([cell.perplexity for cell in whole.cells])
+    assert "- prompts: what another example begins with" in (tmp_path / "cached" / "results.md").read_text()
+    assert "- prompts: computed whole" in (tmp_path / "whole" / "results.md").read_text()
+
+
+def test_only_what_lies_behind_a_cached_prefix_is_computed(tiny_llama: Path) -> None:
+    config = engine_config(tiny_llama, cache_block_size=16)
+    model = AnsweringModel("model", config, lambda stage, fraction: None, prefix_caching=True)
+    prompt = Prompt(tuple(range(3, 43)), 1)
+
+    def num_computed(num_cached: int) -> int:
+        model.decode_behind(num_cached, prompt, 1)
+        return model._engine.stats().num_step_tokens
+
+    assert [num_computed(num_cached) for num_cached in (0, 39, 0, 20, 39)] == [40, 8, 40, 24, 8]
+
+
+def test_prompts_share_what_the_likest_other_one_begins_with() -> None:
+    ids = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 9, 9), "c": (1, 2, 7), "d": (8, 8), "e": (1, 2, 7)}
+    prompts = {name: Prompt(token_ids, 1) for name, token_ids in ids.items()}
+    assert shared_lengths(prompts) == {"a": 3, "b": 3, "c": 2, "d": 0, "e": 2}
+
+
 def test_the_likelihood_of_an_answer_is_the_sum_of_its_tokens(tiny_llama: Path) -> None:
     scorer = LikelihoodScorer(engine_config(tiny_llama), lambda stage, fraction: None)
     whole = scorer.negative_log_likelihood([5, 6], [7, 8, 9])
@@ -121,7 +149,16 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_decoded(
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
-@pytest.mark.parametrize("settings", [{"block_lengths": (1,)}, {"limit": 0}, {"repeats": -1}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_lengths": (1,)},
+        {"limit": 0},
+        {"repeats": -1},
+        {"max_tokens": 0},
+        {"cached_prefixes": True, "repeats": 0},
+    ],
+)
 def test_wrong_settings_are_refused(settings: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises((ConfigError, msgspec.ValidationError), match=next(iter(settings))):
         chat_config(tmp_path, tmp_path, tmp_path, **settings)
