@@ -140,6 +140,8 @@ def _prepare_cpu_layers(
         use_native_head(causal_lm, kernels)
         num_saved = quantise_weights(causal_lm) if config.quantization is not None else 0
         is_all_native = model.attends_natively and use_native_decoder(causal_lm, kernels)
+        if is_all_native:
+            model.use_native_model()
     logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
     pack_linear_layers(causal_lm)
     leave_weights_file(causal_lm)

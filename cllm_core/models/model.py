@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PagedAttention
-from cllm_core.models.native.kernels import Kernels
+from cllm_core.models.native.kernels import LANES, Kernels
 from cllm_core.models.native.step import NativeStep, can_attend
+from cllm_core.models.native.whole_model import NativeModel
 from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, PagedStep, RowSpan
 from cllm_core.models.static_steps import Buckets, NotRecordable, Recorder, StaticSteps
 from cllm_core.models.step_tables import StepShape, StepTables, TableAttention, TableStep, pack_tables
@@ -19,6 +20,7 @@ from cllm_core.models.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
+_NUM_PROBE_TOKENS = 12
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -40,6 +42,7 @@ class PagedModel:
         self.layers = _probe_layers(model)
         self._cache: KVCache | None = None
         self._kernels: Kernels | None = None
+        self._native_model: NativeModel | None = None
         self._adapters: AdapterBank | None = None
         self._attention: TableAttention | None = None
         self._static: StaticSteps | None = None
@@ -48,6 +51,25 @@ class PagedModel:
         """Attend by these kernels where they cover the model's layers and this cache block size; None: by torch."""
         covered = can_attend(self.layers, self.dtype, self.device, block_size=block_size)
         self._kernels = kernels if covered else None
+
+    def use_native_model(self) -> bool:
+        """Call the model's parts without transformers between them where that changes no logit; whether it does so.
+
+        The kernels are in place, and a NativeDecoder for the layers; else nothing happens.
+        """
+        native = None if self._kernels is None else NativeModel.of(self._model)
+        if native is None or self._kernels is None:
+            return False
+        cache = KVCache(self.layers, num_blocks=1, block_size=LANES, dtype=self.dtype, device=self.device)
+        step = NativeStep(self._kernels, cache, [RowSpan(0, _NUM_PROBE_TOKENS, 0, (0,))])
+        index = torch.arange(_NUM_PROBE_TOKENS)
+        with torch.inference_mode():
+            expected = self._logits(index, index, index, step)
+            if not torch.equal(native.logits(index, index, index, step), expected):
+                logger.info("%s does more than call its parts: it is called as a whole", type(self._model).__name__)
+                return False
+        self._native_model = native
+        return True
 
     @property
     def attends_natively(self) -> bool:
@@ -146,6 +168,8 @@ class PagedModel:
 
     def _logits(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
         """See ForwardPass."""
+        if self._native_model is not None and isinstance(step, NativeStep):
+            return self._native_model.logits(input_ids, positions, sampled, step)
         out = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],

@@ -117,6 +117,31 @@ def test_rows_with_adapters_get_their_share(kernels: Kernels) -> None:
     assert not torch.allclose(found, run(make_model("llama", kernels), whole()), atol=0.1)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_transformers_around_the_layers_all_logits_stay(kernels: Kernels, architecture: Architecture) -> None:
+    expected = run(make_model(architecture, kernels), whole()), run(make_model(architecture, kernels), whole(1))
+    paged = make_model(architecture, kernels)
+    assert paged.use_native_model()
+    paged._model.forward = None  # type: ignore[assignment]  # nobody calls it any more
+    assert torch.equal(run(paged, whole()), expected[0])
+    assert torch.equal(run(paged, whole(1)), expected[1])
+
+
+def test_a_model_that_scales_its_logits_is_called_as_a_whole(kernels: Kernels) -> None:
+    paged = make_model("llama", kernels)
+    forward = paged._model.forward
+
+    def scaled(**inputs: object) -> object:
+        out = forward(**inputs)
+        out.logits = 2 * out.logits
+        return out
+
+    paged._model.forward = scaled
+    expected = run(paged, whole())
+    assert not paged.use_native_model()
+    assert torch.equal(run(paged, whole()), expected)
+
+
 def test_layers_that_turn_heads_differently_stay_apart(kernels: Kernels) -> None:
     paged = make_model("llama", kernels, decoder=False)
     model = paged._model
