@@ -11,7 +11,7 @@ after windows under the same cap; windows cut to measure, by the chances of each
 Host only, no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,15 +87,15 @@ class Confirmations:
     depths behind its first wrong token or its end, and a mean over all windows would take short ones for failures.
 
     Args:
-        given_previous: [longest window - 1], where to start from; copied.
+        given_previous: by depth, as many as the longest window has; where to start from; copied.
         rate: weight of a new observation.
         num_prior: observations that the start counts as; a depth with few observations learns faster than at `rate`.
     """
 
-    def __init__(self, given_previous: Floats, *, rate: float, num_prior: float = float("inf")) -> None:
-        self.given_previous = given_previous.copy()
+    def __init__(self, given_previous: Sequence[float], *, rate: float, num_prior: float = float("inf")) -> None:
+        self.given_previous = list(given_previous)  # an array is slower for the few depths that a window has tried
         self._rate = rate
-        self._num_seen = np.full(len(given_previous), num_prior)
+        self._num_seen = [num_prior] * len(self.given_previous)
 
     @property
     def chances(self) -> Floats:
@@ -104,11 +104,10 @@ class Confirmations:
 
     def observe(self, window_length: int, num_matched: int) -> None:
         """Learn from a window of which `num_matched` draft tokens were confirmed."""
-        num_tried = min(num_matched + 1, window_length - 1)
-        self._num_seen[:num_tried] += 1
-        rates = np.maximum(self._rate, 1 / self._num_seen[:num_tried])
-        given = self.given_previous[:num_tried]
-        given[:] = given + rates * ((np.arange(len(given)) < num_matched) - given)
+        for depth in range(min(num_matched + 1, window_length - 1)):
+            self._num_seen[depth] += 1
+            rate = max(self._rate, 1 / self._num_seen[depth])
+            self.given_previous[depth] += rate * ((depth < num_matched) - self.given_previous[depth])
 
 
 class Caps:
@@ -142,10 +141,13 @@ class Caps:
         expected: Floats = 1 + (self._prior - 1) * shortfall[nearest]
         return expected
 
+    def accepted_under(self, index: int) -> float:
+        """The same for one cap."""
+        return float(self._means[index] if self._num_seen[index] else self.accepted()[index])
+
     def observe(self, index: int, num_accepted: int) -> None:
         """Learn from a window under a cap that has settled."""
-        if not self._num_seen[index]:
-            self._means[index] = self.accepted()[index]
+        self._means[index] = self.accepted_under(index)
         self._num_seen[index] += 1
         rate = max(_SHARED_RATE, 1 / (self._num_seen[index] + _SHARED_PRIOR_WINDOWS))
         self._means[index] += rate * (num_accepted - self._means[index])
@@ -185,7 +187,7 @@ class DraftLengths:
     def __init__(self, step_times: StepTimes, max_window: int) -> None:
         self._step_times = step_times
         self._shared = Confirmations(
-            np.full(max_window - 1, _INITIAL_CONFIRMATION), rate=_SHARED_RATE, num_prior=_SHARED_PRIOR_WINDOWS
+            [_INITIAL_CONFIRMATION] * (max_window - 1), rate=_SHARED_RATE, num_prior=_SHARED_PRIOR_WINDOWS
         )
         self._caps = Caps(max_window)
         self._max_window = self._newcomer_window = max_window
@@ -229,14 +231,9 @@ class DraftLengths:
         self, max_windows: Mapping[str, int], max_tokens: int, forced: Mapping[str, int]
     ) -> tuple[dict[str, int], int, float]:
         """Windows by the chances of each row's depths, that of a newcomer, and accepted tokens per second."""
-        explorer = self._next_explorer(len(max_windows))
-        chances = [
-            np.ones(longest - 1)
-            if row == explorer
-            else self._row_chances(request_id, longest, forced.get(request_id, 0))
-            for row, (request_id, longest) in enumerate(max_windows.items())
-        ]
-        num_rows, best = len(chances), np.sort(np.concatenate(chances))[::-1][: max_tokens - len(chances)]
+        num_rows = len(max_windows)
+        chances = self._chances_of_depths(max_windows, forced, self._next_explorer(num_rows))
+        best = np.sort(chances, axis=None)[::-1][: max_tokens - num_rows]
         accepted = num_rows + np.concatenate([[0.0], np.cumsum(best)])
         rates = accepted / self._step_times.table()[num_rows : num_rows + len(accepted)]
         num_added = int(np.argmax(rates))
@@ -244,13 +241,12 @@ class DraftLengths:
         if num_added == 0:
             return dict.fromkeys(max_windows, 1), 1, rate
         threshold = best[num_added - 1]
-        lengths = [1 + int(np.count_nonzero(row > threshold)) for row in chances]
+        num_above = np.count_nonzero(chances > threshold, axis=1)
         # Equally likely tokens stand at the threshold; the oldest rows get them, in the order given.
-        spare = num_rows + num_added - sum(lengths)
-        for index, row in enumerate(chances):
-            taken = min(spare, int(np.count_nonzero(row == threshold)))
-            lengths[index] += taken
-            spare -= taken
+        num_equal = np.count_nonzero(chances == threshold, axis=1)
+        given_before = np.cumsum(num_equal) - num_equal
+        num_taken = np.clip(num_added - num_above.sum() - given_before, 0, num_equal)
+        lengths = (1 + num_above + num_taken).tolist()
         newcomer = 1 + int(np.count_nonzero(self._shared.chances >= threshold))
         return dict(zip(max_windows, lengths, strict=True)), newcomer, rate
 
@@ -275,7 +271,7 @@ class DraftLengths:
         cap = self._caps.index_of(window_length, block_length)
         window_length, num_matched = window_length - num_forced, num_matched - num_forced
         if own.settle(cap) and cap is not None:
-            usual = self._caps.accepted()[cap] - 1
+            usual = self._caps.accepted_under(cap) - 1
             keenness = min(num_matched / usual, _MAX_KEENNESS) if usual > 0 else 1.0
             own.keenness += _REQUEST_RATE * (keenness - own.keenness)
             self._caps.observe(cap, 1 + num_matched)
@@ -297,11 +293,26 @@ class DraftLengths:
         turn, rest = divmod(self._num_steps, EXPLORE_EVERY)
         return None if rest else turn % num_rows
 
-    def _row_chances(self, request_id: str, longest: int, num_forced: int = 0) -> Floats:
-        """Chances of a row's depths, falling; forced ones are certain."""
+    def _chances_of_depths(
+        self, max_windows: Mapping[str, int], forced: Mapping[str, int], explorer: int | None
+    ) -> Floats:
+        """[number of rows, longest window - 1] chances, falling in each row; those forced and the explorer's are 1.
+
+        0 behind the longest window of a row.
+        """
+        num_depths = max(max_windows.values()) - 1
+        given = np.array([self._cut_of(request_id).given_previous[:num_depths] for request_id in max_windows])
+        for row, request_id in enumerate(max_windows) if forced else ():
+            num_forced = min(forced.get(request_id, 0), num_depths)
+            given[row] = np.concatenate([np.ones(num_forced), given[row, : num_depths - num_forced]])
+        if explorer is not None:
+            given[explorer] = 1.0
+        longest = np.array(list(max_windows.values()))
+        return np.where(np.arange(num_depths) < longest[:, None] - 1, np.cumprod(given, axis=1), 0.0)
+
+    def _cut_of(self, request_id: str) -> Confirmations:
         own = self._by_request.get(request_id)
-        cut = self._shared if own is None else own.cut
-        return np.concatenate([np.ones(num_forced), cut.chances])[: longest - 1]
+        return self._shared if own is None else own.cut
 
     def _cap_rates(self, max_windows: Mapping[str, int], max_tokens: int, forced: Mapping[str, int]) -> Floats:
         """Expected accepted tokens per second under each cap; 0 where the windows do not fit."""
@@ -310,12 +321,13 @@ class DraftLengths:
         given = np.array([forced.get(request_id, 0) for request_id in max_windows])
         largest = np.searchsorted(self._caps.lengths, longest)  # the first cap that holds the row's longest window
         beyond_first = self._caps.accepted() - 1
+        caps = np.arange(largest.max() + 1)[:, None]
+        windows = np.minimum(self._caps.lengths[caps], longest)  # [caps, rows]
+        accepted = np.minimum(windows, 1 + given + keenness * beyond_first[np.minimum(caps, largest)])
+        num_tokens = windows.sum(axis=1)
+        fitting = num_tokens <= max_tokens
         rates = np.zeros(len(self._caps.lengths))
-        for cap, length in enumerate(self._caps.lengths[: largest.max() + 1]):
-            windows = np.minimum(length, longest)
-            if windows.sum() <= max_tokens:
-                accepted = np.minimum(windows, 1 + given + keenness * beyond_first[np.minimum(cap, largest)])
-                rates[cap] = accepted.sum() / self._step_times.seconds(int(windows.sum()))
+        rates[: len(caps)][fitting] = accepted.sum(axis=1)[fitting] / self._step_times.table()[num_tokens[fitting]]
         return rates
 
 

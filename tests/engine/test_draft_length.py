@@ -65,14 +65,23 @@ def test_windows_cut_to_measure_reach_the_best_rate_of_all_windows(seed: int) ->
     for request_id in "abc":
         teach_cut(lengths, request_id, num_matched=rng.randrange(4), windows=rng.randrange(1, 12))
 
+    chances = lengths._chances_of_depths(dict.fromkeys("abc", 4), {}, None)
+
     def rate(windows: tuple[int, ...]) -> float:
-        chances = (lengths._row_chances(r, 4)[: w - 1].sum() for r, w in zip("abc", windows, strict=True))
-        return float(3 + sum(chances)) / times.seconds(sum(windows))
+        accepted = 3 + sum(row[: window - 1].sum() for row, window in zip(chances, windows, strict=True))
+        return float(accepted) / times.seconds(sum(windows))
 
     chosen, _, expected = lengths._cut_to_measure(dict.fromkeys("abc", 4), 10, {})
     possible = [w for w in itertools.product(range(1, 5), repeat=3) if sum(w) <= 10]
     assert rate(tuple(chosen.values())) == pytest.approx(max(map(rate, possible)))
     assert rate(tuple(chosen.values())) == pytest.approx(expected)
+
+
+def test_chances_of_depths_end_with_the_window_and_begin_behind_what_is_forced() -> None:
+    lengths = draft_lengths({1: 0.010, 64: 0.100})
+    chances = lengths._chances_of_depths({"a": 4, "b": 2, "c": 3, "d": 1}, {"a": 2}, explorer=2)
+    expected = [[1.0, 1.0, 0.8], [0.8, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert chances == pytest.approx(np.array(expected))
 
 
 def test_depths_that_look_useless_are_tried_again_now_and_then() -> None:
@@ -91,7 +100,7 @@ def test_short_windows_are_not_taken_for_failures() -> None:
     rng = random.Random(1)
     learnt = []
     for window in (3, 8):
-        confirmations = Confirmations(np.full(7, 0.8), rate=0.005, num_prior=8)
+        confirmations = Confirmations([0.8] * 7, rate=0.005, num_prior=8)
         for _ in range(4000):
             num_matched = next((depth for depth in range(window - 1) if rng.random() > 0.7), window - 1)
             confirmations.observe(window, num_matched)
