@@ -6,17 +6,9 @@ from torch import Tensor
 
 from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.native.int8 import quantise_weights
-from cllm_core.models.native.kernels import Kernels, load_kernels
+from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.weights import INT8_GROUP, PANEL, PanelWeight
 from tests.models.test_native_decoder import make_model, run, whole
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    loaded = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None or not loaded.can_decode:
-        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
-    return loaded
 
 
 def make_weight(num_out: int, num_in: int) -> Tensor:

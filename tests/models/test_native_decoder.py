@@ -13,7 +13,7 @@ from cllm_core.models.model import PagedModel
 from cllm_core.models.native.decoder import NativeDecoder, use_native_decoder
 from cllm_core.models.native.head import use_native_head
 from cllm_core.models.native.int8 import quantise_weights
-from cllm_core.models.native.kernels import Kernels, load_kernels
+from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.weights import PANEL, PanelWeight
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
@@ -22,14 +22,6 @@ from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 NUM_TOKENS = 90
 BLOCK_SIZE = 16
 BLOCKS = (3, 9, 1, 4, 12, 6, 15, 2)
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    loaded = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None or not loaded.can_decode:
-        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
-    return loaded
 
 
 def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False) -> PagedModel:
