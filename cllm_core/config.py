@@ -24,7 +24,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What to load and how to run it. None means "chosen at load"; the choice is reported in ModelInfo.
 
     Attributes:
-        model: Hub id, folder, or .gguf file; None is the embedded default model.
+        model: Hub id, folder, .gguf file or built-in name; None is what the adapter stands on, else cllm-chat, or its
+            base SmolLM2-135M-Instruct where adapters are served beside the model.
         adapter: PEFT adapter (folder or Hub id) merged into the weights at load.
         adapters: LoRA adapters (folder or Hub id) by name, served beside the base from one set of its weights.
         adapter_root: folder below which further adapters may be loaded while serving; None refuses to.

@@ -50,7 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker loaded and with which limits.
 
     Attributes:
-        name: what the client asked to load: Hub id, path or the embedded default's name.
+        name: what the client asked to load: Hub id, path or the default's name.
         architecture: class name of the transformers model.
         num_parameters: of the model, adapters merged.
         device, dtype: as torch writes them ("cuda:0", "bfloat16").

@@ -66,7 +66,7 @@ class LLM:
     """A loaded model that decodes batches of prompts.
 
     Args:
-        model: Hub id, folder or .gguf file; None is the embedded default model.
+        model: Hub id, folder, .gguf file or built-in name; None is cllm-chat, the built-in default.
         on_progress: called with (stage, fraction) while the model loads.
         settings: any other field of EngineConfig; adapters={"sql": "path/or/hub-id"} serves adapters beside the model.
 

@@ -14,10 +14,17 @@ esac
 # only the answers are needed: drafts are made up and unrolled while training
 cllm trajectories "$@" --block-length 1 --max-tokens 256 --keep-unfinished --max-repetition 0.6 \
   --max-num-seqs 64 --output "$output/answers"
-# fast and rough first, then slowly and with more weight on the answers, which brings the quality back
-cllm train --trajectories "$output/answers" --domain chat --block-length 8 --blocks-per-example 32 \
-  --synthetic-ratio 1 --unroll 1 --depth-decay 0.8 --epochs 1 --max-steps 220 --learning-rate 1e-3 \
-  --packs-per-step 2 --output "$output/round-1"
-cllm train "$output/round-1" --trajectories "$output/answers" --domain chat --block-length 8 --blocks-per-example 24 \
-  --synthetic-ratio 1 --unroll 1 --depth-decay 0.8 --ar-weight 4 --epochs 1 --max-steps 200 --seed 1 \
-  --learning-rate 4e-4 --packs-per-step 2 --output "$output/cllm-chat"
+round() { # FROM TO OPTION...
+  from=$1 to=$2
+  shift 2
+  cllm train ${from:+"$output/$from"} --trajectories "$output/answers" --domain chat --block-length 8 \
+    --synthetic-ratio 1 --unroll 1 --depth-decay 0.8 --packs-per-step 2 --output "$output/$to" "$@"
+}
+# fast and rough first, then slower and with more weight on the answers, which brings the quality back: hard answers, then
+# the base's own distributions
+round "" round-1 --blocks-per-example 32 --epochs 1 --max-steps 220 --learning-rate 1e-3
+round round-1 round-2 --blocks-per-example 24 --epochs 1 --max-steps 200 --seed 1 --ar-weight 4 --learning-rate 4e-4
+round round-2 round-3 --blocks-per-example 24 --epochs 1 --max-steps 330 --seed 2 --ar-weight 6 --learning-rate 5e-4 \
+  --target base
+round round-3 cllm-chat --blocks-per-example 12 --epochs 2 --max-steps 180 --seed 5 --ar-weight 20 --learning-rate 3e-4 \
+  --target base

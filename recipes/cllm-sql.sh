@@ -17,11 +17,15 @@ cllm train "$output/teacher" --trajectories "$output/answers" --domain text-to-s
 cllm train "$output/round-1" --trajectories "$output/answers" --domain text-to-sql \
   --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --ar-weight 2 \
   --epochs 2 --learning-rate 8e-4 --packs-per-step 4 --output "$output/round-2"
-# once more, on its own answers, schemas renamed too (the shipped one had 5,060 of the 14,000: docs/tries.md)
+# twice more, on its own answers, schemas renamed too (the shipped one had 5,060 of the 14,000 in round 3: docs/tries.md)
 cllm trajectories "$output/round-2" --data "$spider/train_spider.json" --tables "$spider/tables.json" --renamings 1 \
   --block-length 1 --max-tokens 128 --max-num-seqs 64 --output "$output/own-answers"
 cllm train "$output/round-2" --trajectories "$output/own-answers" --domain text-to-sql \
   --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --depth-decay 0.9 --ar-weight 2 \
-  --epochs 1 --max-steps 340 --learning-rate 6e-4 --packs-per-step 2 --output "$output/cllm-sql"
+  --epochs 1 --max-steps 340 --learning-rate 6e-4 --packs-per-step 2 --output "$output/round-3"
+cllm train "$output/round-3" --trajectories "$output/own-answers" --domain text-to-sql \
+  --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --depth-decay 0.9 --ar-weight 2 \
+  --epochs 1 --max-steps 480 --seed 3 --learning-rate 7e-4 --packs-per-step 2 --output "$output/cllm-sql"
 cllm eval "$output/cllm-sql" --target "$output/teacher" --task spider --data "$spider/dev.json" \
-  --tables "$spider/tables.json" --block-lengths 8,10,12 --limit 160 --repeats 1 --output "$output/results"
+  --tables "$spider/tables.json" --block-lengths 8,10,12 --limit 160 --repeats 1 --cached-prefixes \
+  --output "$output/results"

@@ -72,7 +72,7 @@ def serve(settings: ServerSettings) -> None:
     engine = make_engine(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     if settings.worker is None:
-        _log.info("starting", model=settings.model or "embedded default")
+        _log.info("starting", model=settings.model or "default")
     else:
         _log.info("starting", worker=settings.worker)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down

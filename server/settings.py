@@ -48,7 +48,10 @@ class EngineSettings(BaseSettings):
     model: Annotated[
         str | None,
         MODEL,
-        Field(description="Hub id, folder or .gguf file. Left out: the embedded default, SmolLM2-135M-Instruct."),
+        Field(
+            description="Hub id, folder, .gguf file or built-in name. Left out: cllm-chat; with adapters beside it, "
+            "its base SmolLM2-135M-Instruct."
+        ),
     ] = None
     adapters: Annotated[
         CommaSeparated,

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from textwrap import shorten
 
 import peft
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from cllm_core.errors import ModelLoadError
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_MAX_DETAIL = 300  # characters of another library's message
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path, *, base_name: str) -> PreTrainedModel:
@@ -89,7 +91,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trai
             tuned = peft.PeftModel(model, config)
             result = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # PEFT has no error class of its own: shapes, names and files fail in many ways
-        detail = " ".join(str(error).split())
+        detail = shorten(str(error), _MAX_DETAIL, placeholder=" ...")  # PEFT names every weight that does not fit
         raise ModelLoadError(
             f"{folder}: the adapter does not fit {base_name}; was it trained on another base? ({detail})"
         ) from error

@@ -52,12 +52,12 @@ def cache_folder() -> Path:
 
 
 def has_embedded() -> bool:
-    """Whether the package with the default model is installed."""
+    """Whether the package with the embedded model is installed."""
     return importlib.util.find_spec(_MODULE) is not None
 
 
 def embedded_folder(on_progress: OnProgress) -> Path:
-    """Folder of the default model, converted now where the cache has no sound copy.
+    """Folder of the embedded model, converted now where the cache has no sound copy.
 
     Of several processes that ask at once one converts and the others wait for it.
 

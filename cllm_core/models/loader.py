@@ -40,7 +40,7 @@ class LoadedModel:
         model: in eval mode on `device`; no parameter requires a gradient.
         tokenizer: for the process that handles text.
         eos_token_ids: ascending; any of them ends an output. Empty where the checkpoint names none.
-        name: what the user named, or the embedded default's name.
+        name: what the user named, or the default's name.
         block_length: Jacobi block length n of cllm.json in tokens, None where it says none.
         domain: what the model was trained for (cllm.json), None for a plain model.
         max_model_len: longest prompt + output that the model was built for, in tokens.

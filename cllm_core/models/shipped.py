@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cllm_core.errors import ModelLoadError
 
+DEFAULT_MODEL = "cllm-chat"
 SHIPPED_FOLDER = Path(__file__).with_name("shipped")
 
 # Of all built-in names. The Hub's old ids without an owner could collide with no other kind of name.

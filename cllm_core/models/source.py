@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.checkpoint import Checkpoint
@@ -12,7 +14,7 @@ from cllm_core.models.cllm_json import CllmCard, read_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME, embedded_folder, has_embedded
 from cllm_core.models.hub import fetch, is_hub_id
 from cllm_core.models.progress import OnProgress
-from cllm_core.models.shipped import shipped_adapter
+from cllm_core.models.shipped import DEFAULT_MODEL, shipped_adapter
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -22,7 +24,7 @@ class ModelSource:
     """What to load.
 
     Attributes:
-        name: what the user named, or the embedded default's name.
+        name: what the user named, or the default's name.
         checkpoint: the model, or the adapter's base.
         base_name: how the checkpoint itself is called; equal to `name` unless an adapter was named instead of it.
         adapter: folder of a PEFT adapter to merge, None for none.
@@ -39,12 +41,16 @@ class ModelSource:
 def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource:
     """Find the files of `config.model` and `config.adapter`; fetch or convert them where they are not on the disk.
 
-    A model that holds only an adapter, and an adapter without a model, stand on the base that the adapter names. The
-    Hub id of the embedded default, named as such a base, means the embedded copy where its package is installed.
+    Where nothing is named it is the default, a built-in adapter on the embedded model; with adapters served beside it,
+    which stand on the same base, the embedded model alone. A model that holds only an adapter, and an adapter without a
+    model, stand on the base that the adapter names. The Hub id of the embedded model, named as such a base, means the
+    embedded copy where its package is installed.
 
     Raises:
         ModelLoadError: something named does not exist, cannot be had, or is no checkpoint.
     """
+    if config.model is None and config.adapter is None and not config.adapters and config.adapter_root is None:
+        config = msgspec.structs.replace(config, model=DEFAULT_MODEL)
     model = None if config.model is None else _locate(config.model, "model", config, on_progress)
     if model is not None and _is_adapter(model):
         if config.adapters:
@@ -66,6 +72,11 @@ def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource
         return _on_its_base(config.adapter, adapter, config, on_progress)
     checkpoint, name = _checkpoint_or_default(model, config, on_progress)
     return ModelSource(name, checkpoint, name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+
+
+def model_to_train(model: str | None, adapter: str | None) -> str | None:
+    """What to name as the model of a training: by default the embedded model, not the built-in adapter on it."""
+    return EMBEDDED_NAME if model is None and adapter is None else model
 
 
 def locate_adapter(name: str, config: EngineConfig, on_progress: OnProgress) -> Path:

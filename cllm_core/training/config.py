@@ -195,7 +195,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What is trained, and where the result goes."""
 
     model: Annotated[
-        str | None, Meta(description="Hub id or folder. Left out: the embedded default, SmolLM2-135M-Instruct.")
+        str | None,
+        Meta(description="Hub id, folder or built-in name. Left out: the adapter's base, else SmolLM2-135M-Instruct."),
     ] = None
     adapter: Annotated[
         str | None, Meta(description="LoRA adapter to go on from (the teacher's, say); left out: a new one.")
@@ -254,7 +255,7 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Settings of `cllm trajectories`."""
 
     model: Annotated[
-        str | None, Meta(description="The teacher: Hub id, folder or adapter. Left out: the embedded default.")
+        str | None, Meta(description="The teacher: Hub id, folder or adapter. Left out: SmolLM2-135M-Instruct.")
     ] = None
     adapter: Annotated[str | None, Meta(description="PEFT adapter to merge into it.")] = None
     output: Annotated[Path, Meta(description="Folder for the shards; a second run goes on where the first stopped.")]

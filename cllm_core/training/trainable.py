@@ -22,7 +22,7 @@ from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from cllm_core.models.loader import find_eos_token_ids
 from cllm_core.models.placement import choose_device, has_bfloat16
 from cllm_core.models.progress import OnProgress
-from cllm_core.models.source import ModelSource, resolve_source
+from cllm_core.models.source import ModelSource, model_to_train, resolve_source
 from cllm_core.models.tokenizer import build_bundle
 from cllm_core.training.attention import PACK_ATTENTION, register_pack_attention
 from cllm_core.training.config import ModelConfig, Precision, RunConfig, WeightsConfig
@@ -70,7 +70,12 @@ def load_trainable(
         ConfigError: the settings do not fit the model.
     """
     source = resolve_source(
-        EngineConfig(model=model.model, adapter=model.adapter, trust_remote_code=model.trust_remote_code), on_progress
+        EngineConfig(
+            model=model_to_train(model.model, model.adapter),
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
+        ),
+        on_progress,
     )
     config = read_config(source.checkpoint)
     check_architecture(source.checkpoint, config, attention=PACK_ATTENTION)
@@ -151,7 +156,7 @@ def _wants_bf16(run: RunConfig) -> bool:
 
 
 def _base_name(source: ModelSource) -> str:
-    """The embedded default goes by the Hub id it comes from; a folder by its full path, as adapters move."""
+    """The embedded model goes by the Hub id it comes from; a folder by its full path, as adapters move."""
     if source.base_name == EMBEDDED_NAME:
         return EMBEDDED_HUB_ID
     path = Path(source.base_name).expanduser()

@@ -15,6 +15,7 @@ from cllm_core.engine.build import build_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.source import model_to_train
 from cllm_core.request import NewRequest, SamplingParams
 from cllm_core.training.cleaning import reason_to_drop
 from cllm_core.training.config import TrajectoryConfig
@@ -204,7 +205,7 @@ def _record(engine: Engine, prompts: list[Prompt], writer: TrajectoryWriter, con
 
 def _engine_config(config: TrajectoryConfig) -> EngineConfig:
     return EngineConfig(
-        model=config.model,
+        model=model_to_train(config.model, config.adapter),
         adapter=config.adapter,
         device=config.device,
         num_threads=config.num_threads,

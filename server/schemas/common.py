@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import BOUNDS, Bounds, SamplingParams
 
-EXAMPLE_MODEL = "SmolLM2-135M-Instruct"
+EXAMPLE_MODEL = "cllm-chat"
 """Model of the examples in the OpenAPI document: the embedded one."""
 
 

@@ -1,4 +1,4 @@
-"""The laws of exactness on a model that speaks: the embedded default, plain questions, fp32 and bf16."""
+"""The laws of exactness on a model that speaks: the embedded model, plain questions, fp32 and bf16."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The default model is converted once, whole or not at all, whoever asks and however often."""
+"""The embedded model is converted once, whole or not at all, whoever asks and however often."""
 
 import importlib.util
 import threading
@@ -32,7 +32,7 @@ def convert() -> Path:
 
 
 def test_converted_copy_is_the_gguf_in_bfloat16(package: Path, tiny_llama: Path, load: Load) -> None:
-    loaded = load(None, dtype="bfloat16")
+    loaded = load("SmolLM2-135M-Instruct", dtype="bfloat16")
     assert loaded.name == "SmolLM2-135M-Instruct"
     assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama, torch.bfloat16))
 
@@ -59,7 +59,7 @@ def test_damaged_copy_is_built_again(package: Path, file: str, damage: str, load
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
-    assert load(None).max_model_len > 0
+    assert load("SmolLM2-135M-Instruct").max_model_len > 0
     assert path.read_bytes() == content
 
 
@@ -126,7 +126,7 @@ def test_embedded_model_answers_and_encodes_as_transformers_does(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLLM_CACHE_DIR", str(tmp_path))
-    loaded = load(None)
+    loaded = load("SmolLM2-135M-Instruct")
     tokenizer = AutoTokenizer.from_pretrained(convert())
     backend = Tokenizer.from_str(loaded.tokenizer.tokenizer_json)
     for text in ("", "Hello  world 123", " naïve\n\tcafé 日本語 🙂", "<|im_start|>user\nhi<|im_end|>"):

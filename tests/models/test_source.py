@@ -8,7 +8,8 @@ import pytest
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.models import hub, source
-from cllm_core.models.source import resolve_source
+from cllm_core.models.shipped import SHIPPED_FOLDER
+from cllm_core.models.source import model_to_train, resolve_source
 from tests.checkpoints import write_adapter
 
 
@@ -87,6 +88,22 @@ def test_the_embedded_base_can_be_named(tiny_llama: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(source, "embedded_folder", lambda on_progress: tiny_llama)
     found = resolve(model="SmolLM2-135M-Instruct")
     assert (found.name, found.checkpoint.folder, found.adapter) == ("SmolLM2-135M-Instruct", tiny_llama, None)
+
+
+def test_what_is_loaded_where_nothing_is_named(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cllm-chat; its base alone under adapters, and in training, which would start from an adapter else."""
+    monkeypatch.setattr(source, "embedded_folder", lambda on_progress: tiny_llama)
+    default = resolve()
+    assert (default.name, default.base_name) == ("cllm-chat", "SmolLM2-135M-Instruct")
+    assert default.adapter == SHIPPED_FOLDER / "cllm-chat"
+    base = ("SmolLM2-135M-Instruct", None)
+    for settings in ({"adapters": {"sql": "cllm-sql"}}, {"adapter_root": str(tiny_llama)}):
+        found = resolve(**settings)
+        assert (found.name, found.adapter) == base
+    to_train = resolve(model=model_to_train(None, None))
+    assert (to_train.name, to_train.adapter) == base
+    assert model_to_train(None, "an/adapter") is None
+    assert model_to_train("a/model", None) == "a/model"
 
 
 def test_folder_named_as_adapter_that_is_none_is_refused(tiny_llama: Path) -> None:
