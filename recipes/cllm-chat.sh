@@ -26,5 +26,5 @@ round "" round-1 --blocks-per-example 32 --epochs 1 --max-steps 220 --learning-r
 round round-1 round-2 --blocks-per-example 24 --epochs 1 --max-steps 200 --seed 1 --ar-weight 4 --learning-rate 4e-4
 round round-2 round-3 --blocks-per-example 24 --epochs 1 --max-steps 330 --seed 2 --ar-weight 6 --learning-rate 5e-4 \
   --target base
-round round-3 cllm-chat --blocks-per-example 12 --epochs 2 --max-steps 180 --seed 5 --ar-weight 20 --learning-rate 3e-4 \
-  --target base
+# a tenth less of it, which brings back the rest; then judge it (docs/tries.md)
+python "$(dirname "$0")/scale_adapter.py" "$output/round-3" 0.9 "$output/cllm-chat"
