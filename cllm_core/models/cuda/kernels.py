@@ -17,8 +17,33 @@ import triton.language as tl
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+@triton.jit
+def _find_row(query_starts_ptr, num_rows, tile, tile_queries: tl.constexpr, MAX_ROWS: tl.constexpr):  # noqa: N803
+    """The row that a tile is of, where its queries begin, how many they are, and the first of them in the tile."""
+    # Row r owns the tiles from query_starts[r] // tile_queries + r on: enough for its queries, whatever the others are.
+    index = tl.arange(0, MAX_ROWS)
+    starts = tl.load(query_starts_ptr + index, mask=index < num_rows, other=0)
+    row = tl.sum(((starts // tile_queries + index <= tile) & (index < num_rows)).to(tl.int32)) - 1
+    row_start = tl.load(query_starts_ptr + row)
+    num_queries = tl.load(query_starts_ptr + row + 1) - row_start
+    return row, row_start, num_queries, (tile - row_start // tile_queries - row) * tile_queries
+
+
+@triton.jit
+def _fold(scores, values, maximum, total, weighted):
+    """The running maximum, sum of weights and weighted sum of values with one more turn's scores and values in them."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    # Where nothing was visible yet, -inf - -inf would make NaN.
+    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    weights = tl.exp2(scores - shift[:, None])
+    kept = tl.exp2(maximum - shift)
+    weighted = weighted * kept[:, None]
+    weighted += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    return new_maximum, total * kept + tl.sum(weights, 1), weighted
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_splits", "window"])
-def attend(  # noqa: PLR0917, PLR0915 - a kernel takes its tensors and their strides one by one
+def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one by one
     query_ptr,  # [T, H, D_k]
     keys_ptr,  # [blocks, PAGE, H_kv, D_k], contiguous
     values_ptr,  # [blocks, PAGE, H_kv, D_v], contiguous
@@ -52,13 +77,7 @@ def attend(  # noqa: PLR0917, PLR0915 - a kernel takes its tensors and their str
     repeat: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     tile_queries: tl.constexpr = BLOCK_M // repeat
 
-    # Row r owns the tiles from query_starts[r] // tile_queries + r on: enough for its queries, whatever the others are.
-    index = tl.arange(0, MAX_ROWS)
-    starts = tl.load(query_starts_ptr + index, mask=index < num_rows, other=0)
-    row = tl.sum(((starts // tile_queries + index <= tile) & (index < num_rows)).to(tl.int32)) - 1
-    row_start = tl.load(query_starts_ptr + row)
-    num_queries = tl.load(query_starts_ptr + row + 1) - row_start
-    first_query = (tile - row_start // tile_queries - row) * tile_queries
+    row, row_start, num_queries, first_query = _find_row(query_starts_ptr, num_rows, tile, tile_queries, MAX_ROWS)
     if first_query >= num_queries:
         return
 
@@ -77,10 +96,10 @@ def attend(  # noqa: PLR0917, PLR0915 - a kernel takes its tensors and their str
         other=0.0,
     )
 
-    # Keys that some query of the tile sees, and of these the tiles of this split.
-    end = tl.minimum(context_length, context_length - num_queries + first_query + tile_queries)
-    begin = tl.maximum(context_length - num_queries + first_query - window + 1, 0)
-    first_turn, end_turn = begin // BLOCK_N, tl.cdiv(end, BLOCK_N)
+    # Keys that some query of the tile sees, and of these the turns of this split.
+    first_position = context_length - num_queries + first_query
+    end = tl.minimum(context_length, first_position + tile_queries)
+    first_turn, end_turn = tl.maximum(first_position - window + 1, 0) // BLOCK_N, tl.cdiv(end, BLOCK_N)
     num_turns = tl.cdiv(tl.maximum(end_turn - first_turn, 0), num_splits)
     first_turn += split * num_turns
     end_turn = tl.minimum(first_turn + num_turns, end_turn)
@@ -102,20 +121,12 @@ def attend(  # noqa: PLR0917, PLR0915 - a kernel takes its tensors and their str
         scores = tl.dot(queries, keys, input_precision="ieee") * (scale * _LOG2_E)
         behind = position[:, None] - key_position[None, :]
         scores = tl.where((behind >= 0) & (behind < window) & is_query[:, None], scores, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        # Where nothing was visible yet, -inf - -inf would make NaN.
-        shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        weights = tl.exp2(scores - shift[:, None])
-        kept = tl.exp2(maximum - shift)
         values = tl.load(
             values_ptr + slot_head[:, None] * VALUE_SIZE + value_dim[None, :],
             mask=is_key[:, None] & (value_dim < VALUE_SIZE)[None, :],
             other=0.0,
         )
-        total = total * kept + tl.sum(weights, 1)
-        weighted = weighted * kept[:, None]
-        weighted += tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-        maximum = new_maximum
+        maximum, total, weighted = _fold(scores, values, maximum, total, weighted)
 
     place_out = token * NUM_HEADS + head
     is_out = is_query[:, None] & (value_dim < VALUE_SIZE)[None, :]
