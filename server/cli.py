@@ -11,7 +11,7 @@ from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
 from server import bench_command, eval_command, export_command, local, training_commands
 from server.options import exit_with, settings_command
 from server.settings import EngineSettings, ServerSettings
-from server.struct_options import struct_command
+from server.struct_options import struct_command, with_struct_options
 
 app = typer.Typer(
     name="cllm",
@@ -62,7 +62,9 @@ app.command()(settings_command(serve, ServerSettings))
 app.command()(settings_command(worker, EngineSettings))
 app.command()(settings_command(local.generate, EngineSettings))
 app.command()(settings_command(local.chat, EngineSettings))
-app.command("eval")(settings_command(eval_command.evaluate, EngineSettings))
+app.command("eval")(
+    settings_command(with_struct_options(eval_command.evaluate, eval_command.EvalOptions), EngineSettings)
+)
 app.command()(struct_command(training_commands.sft, SftConfig))
 app.command()(struct_command(training_commands.trajectories, TrajectoryConfig))
 app.command()(struct_command(training_commands.train, TrainConfig))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
+from msgspec import Meta
 from rich.console import Console
 
 from cllm_core.config import EngineConfig
@@ -26,65 +27,60 @@ if TYPE_CHECKING:
 INTERRUPTED_EXIT_CODE = 130
 
 
-def evaluate(
-    settings: EngineSettings,
-    *,
-    task: Annotated[TaskName, typer.Option(help="What the data holds.")],
-    data: Annotated[Path, typer.Option(help="Examples, as the data set publishes them: JSON, JSON lines, or .gz.")],
-    tables: Annotated[Path | None, typer.Option(help="tables.json of Spider, for task spider.")] = None,
+class EvalOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of `cllm eval` beside those of the model; what they mean for the library: EvalConfig."""
+
+    task: Annotated[TaskName, Meta(description="What the data holds.")]
+    data: Annotated[Path, Meta(description="Examples, as the data set publishes them: JSON, JSON lines, or .gz.")]
+    tables: Annotated[Path | None, Meta(description="tables.json of Spider, for task spider.")] = None
     target: Annotated[
-        str | None, typer.Option(help="Model that MODEL was trained from, to compare with. Left out: MODEL alone.")
-    ] = None,
+        str | None, Meta(description="Model that MODEL was trained from, to compare with. Left out: MODEL alone.")
+    ] = None
     reference: Annotated[
         str | None,
-        typer.Option(help="Model under which the perplexity of chat answers is measured. Left out: the target."),
-    ] = None,
+        Meta(description="Model under which the perplexity of chat answers is measured. Left out: the target."),
+    ] = None
     block_lengths: Annotated[
-        str, typer.Option(help="Block lengths to compare beside AR, as in 16,32,64. Left out: the model's.")
-    ] = "",
-    limit: Annotated[int | None, typer.Option(help="Examples, drawn at random. Left out: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Of that draw, and of the rows that SQL is run on.")] = 0,
-    max_tokens: Annotated[int | None, typer.Option(help="Limit of an answer. Left out: the task's.")] = None,
+        str, Meta(description="Block lengths to compare beside AR, as in 16,32,64. Left out: the model's.")
+    ] = ""
+    limit: Annotated[int | None, Meta(description="Examples, drawn at random. Left out: all.")] = None
+    seed: Annotated[int, Meta(description="Of that draw, and of the rows that SQL is run on.")] = 0
+    max_tokens: Annotated[int | None, Meta(description="Limit of an answer. Left out: the task's.")] = None
     repeats: Annotated[
         int,
-        typer.Option(
-            help="Times each answer is decoded and timed, one request at a time. 0: no times, examples in batches."
+        Meta(
+            description="Times each answer is decoded and timed, one request at a time. 0: no times, examples in "
+            "batches."
         ),
-    ] = 2,
+    ] = 2
     cached_prefixes: Annotated[
         bool,
-        typer.Option(
-            "--cached-prefixes",
-            help="Take times with the beginning of each prompt, as far as another example has it too, in the prefix "
-            "cache, as a server has it. Left out: whole prompts are computed.",
+        Meta(
+            description="Take times with the beginning of each prompt, as far as another example has it too, in the "
+            "prefix cache, as a server has it. Left out: whole prompts are computed."
         ),
-    ] = False,
+    ] = False
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the results; an unfinished run in it goes on. Left out: runs/eval-TASK-TIME."),
-    ] = None,
+        Meta(description="Folder of the results; an unfinished run in it goes on. Left out: runs/eval-TASK-TIME."),
+    ] = None
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run the code that the model writes, for task humaneval.")
-    ] = False,
-) -> None:
+        bool, Meta(description="Run the code that the model writes, for task humaneval.")
+    ] = False
+
+
+def evaluate(settings: EngineSettings, options: EvalOptions) -> None:
     """Measure the quality and speed of a model and, beside it, of the model it was trained from."""
-    folder = output or Path("runs") / f"eval-{task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder = options.output or Path("runs") / f"eval-{options.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     model = _single_model(settings)
-    given: dict[str, object] = {
-        "task": task,
-        "data": str(data),
-        "tables": None if tables is None else str(tables),
+    given = msgspec.structs.asdict(options) | {
+        "data": str(options.data),
+        "tables": None if options.tables is None else str(options.tables),
         "model": model,
-        "target": _other_model(model, target),
-        "reference": _other_model(model, reference),
-        "block_lengths": _read_lengths(block_lengths),
-        "limit": limit,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "repeats": repeats,
-        "cached_prefixes": cached_prefixes,
+        "target": _other_model(model, options.target),
+        "reference": _other_model(model, options.reference),
+        "block_lengths": _read_lengths(options.block_lengths),
         "output": str(folder),
-        "allow_code_execution": allow_code_execution,
         "command": shlex.join(["cllm", *sys.argv[1:]]),
     }
     _show(_run(given, folder), folder)

@@ -1,7 +1,7 @@
 """Command-line options made from a settings struct: flag, default and help come from its fields.
 
 A field that is a struct itself becomes a panel of options; `model` is the command's argument. For the commands whose
-settings are msgspec structs of `cllm_core.training.config`.
+settings are msgspec structs: those of `cllm_core.training.config`, and `cllm eval`.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from cllm_core.errors import ConfigError
 from server.options import describe_command, exit_with
 
 Config = TypeVar("Config", bound=msgspec.Struct)
+Settings = TypeVar("Settings")
 
 _POSITIONAL = "model"
 
@@ -29,6 +30,16 @@ def struct_command(run: Callable[[Config], None], config_type: type[Config]) -> 
         run(_build(config_type, given))
 
     return describe_command(command, like=run, parameters=_parameters(config_type, panel=None))
+
+
+def with_struct_options(run: Callable[[Settings, Config], None], config_type: type[Config]) -> Callable[..., None]:
+    """The same for a command that takes other settings, too: a function of both, for `settings_command`."""
+
+    def command(settings: Settings, **given: object) -> None:
+        run(settings, _build(config_type, given))
+
+    own = inspect.Parameter("settings", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return describe_command(command, like=run, parameters=[own, *_parameters(config_type, panel=None)])
 
 
 def _build(config_type: type[Config], given: dict[str, object]) -> Config:
