@@ -26,6 +26,7 @@ cllm train "$output/round-2" --trajectories "$output/own-answers" --domain text-
 cllm train "$output/round-3" --trajectories "$output/own-answers" --domain text-to-sql \
   --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --depth-decay 0.9 --ar-weight 2 \
   --epochs 1 --max-steps 480 --seed 3 --learning-rate 7e-4 --packs-per-step 2 --output "$output/cllm-sql"
+# cllm.json of the shipped one says 10, which was the fastest
 cllm eval "$output/cllm-sql" --target "$output/teacher" --task spider --data "$spider/dev.json" \
   --tables "$spider/tables.json" --block-lengths 8,10,12 --limit 160 --repeats 1 --cached-prefixes \
   --output "$output/results"

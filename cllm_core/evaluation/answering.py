@@ -1,7 +1,7 @@
 """A loaded model that answers examples: messages to prompts, outputs to records."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 import msgspec
 
@@ -17,6 +17,7 @@ from cllm_core.info import TokenizerBundle
 from cllm_core.models.progress import OnProgress
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.prefixes import shared_prefix_length
 
 _WARM_UP_TOKENS = 8
 
@@ -141,8 +142,7 @@ def shared_lengths(prompts: Mapping[str, Prompt]) -> dict[str, int]:
     order = sorted(prompts, key=lambda name: prompts[name].token_ids)  # nobody begins more alike than a neighbour
     lengths = dict.fromkeys(prompts, 0)
     for first, second in pairwise(order):
-        pairs = zip(prompts[first].token_ids[:-1], prompts[second].token_ids[:-1], strict=False)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        common = shared_prefix_length([prompts[first].token_ids, prompts[second].token_ids])
         lengths[first], lengths[second] = max(lengths[first], common), max(lengths[second], common)
     return lengths
 

@@ -26,6 +26,7 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
         seconds: wall time of the training, interruptions not counted.
         final_losses: means over the last report.
         machine: device, processor and versions.
+        adapter_scale: what the adapter was multiplied by after the training.
     """
 
     title: str
@@ -41,6 +42,7 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     final_losses: dict[str, float]
     machine: str
+    adapter_scale: float = 1.0
 
 
 def write_facts(folder: Path, facts: TrainingFacts) -> None:
@@ -90,6 +92,7 @@ def model_card(facts: TrainingFacts, results: Sequence[str] = ()) -> str:
         ("packed tokens", facts.num_tokens),
         ("wall time", f"{facts.seconds / 60:.1f} min"),
         ("machine", facts.machine),
+        *([("adapter multiplied afterwards by", facts.adapter_scale)] if facts.adapter_scale != 1 else []),
         *((name.replace("_", " ") + ", last report", value) for name, value in facts.final_losses.items()),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cllm_core.text.prefixes import shared_prefix_length
 from cllm_core.training.examples import NoisyBlock
 
 _NONE = -1
@@ -107,13 +108,6 @@ def without_blocks(layout: PackLayout) -> PackLayout:
         chunk_ends=clean_before[layout.chunk_ends],
         spans=kept_before[layout.spans],
     )
-
-
-def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts begin with; the last token of a prompt is never shared, as it predicts the answer."""
-    first, last = min(prompts), max(prompts)  # in lexical order these two differ the earliest
-    limit = min(len(prompt) for prompt in prompts) - 1
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i >= limit), limit)
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cllm_core.text.prefixes import shared_prefix_length
 from cllm_core.training.examples import NoisyBlock
 from cllm_core.training.losses import distribution_losses, token_losses
 from cllm_core.training.model import PackedModel
@@ -19,7 +20,6 @@ from cllm_core.training.packing import (
     build_layout,
     find_families,
     plan_packs,
-    shared_prefix_length,
     visible,
     without_blocks,
 )

@@ -13,6 +13,7 @@ from cllm_core.errors import ConfigError, DataError, ModelLoadError
 from cllm_core.llm import LLM
 from cllm_core.models.cllm_json import read_card
 from cllm_core.request import SamplingParams
+from cllm_core.training.card import TrainingFacts, rewrite_card, write_facts
 from cllm_core.training.config import (
     DataConfig,
     LossConfig,
@@ -221,3 +222,11 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         )
     with pytest.raises(ConfigError, match="temperature=0"):
         LossConfig(temperature=0)
+
+
+def test_the_card_says_that_an_adapter_was_scaled(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = run_sft(make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", epochs=1.0), no_progress)
+    facts = msgspec.json.decode((folder / "training.json").read_bytes(), type=TrainingFacts)
+    assert "multiplied" not in (folder / "README.md").read_text()
+    write_facts(folder, msgspec.structs.replace(facts, adapter_scale=0.9))
+    assert "| adapter multiplied afterwards by | 0.9 |" in rewrite_card(folder, []).read_text()
