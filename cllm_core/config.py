@@ -16,6 +16,7 @@ QuantizationName = Literal["int8"]
 
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
+MAX_STREAM_INTERVAL = 1.0
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
@@ -47,6 +48,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         num_cache_blocks: blocks of the KV cache; None sizes it from cache_memory_gib or free memory.
         cache_memory_gib: memory of the KV cache in GiB; None takes a share of free memory.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and cache may use together.
+        stream_interval: seconds that accepted tokens, but a request's first, may wait to be sent with those of the
+            next steps, as every message takes time from the cores that compute; 0 sends them after every step.
         prefix_caching: share KV blocks of equal prompt prefixes.
         trust_remote_code: let transformers run code that comes with the checkpoint.
         native_kernels: compile kernels in C for this processor on first use (CPU, bfloat16), where there is a compiler.
@@ -74,6 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_cache_blocks: int | None = None
     cache_memory_gib: float | None = None
     gpu_memory_utilization: float = 0.9
+    stream_interval: float = 0.02
     prefix_caching: bool = True
     trust_remote_code: bool = False
     native_kernels: bool = True
@@ -108,6 +112,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         self._check_quantization()
         if self.cache_memory_gib is not None and not self.cache_memory_gib > 0:
             raise ConfigError(f"cache_memory_gib={self.cache_memory_gib}: must be > 0 GiB")
+        if not 0 <= self.stream_interval <= MAX_STREAM_INTERVAL:
+            raise ConfigError(
+                f"stream_interval={self.stream_interval}: must lie in [0, {MAX_STREAM_INTERVAL}] seconds; 0 sends "
+                "tokens after every step"
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")
 

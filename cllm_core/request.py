@@ -183,10 +183,12 @@ class DecodingStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step brought one request; exactly one of them, the last, has a finish_reason.
+    """What one step, or several that followed one another, brought one request.
+
+    Exactly one of a request's outputs, the last, has a finish_reason.
 
     Attributes:
-        token_ids: accepted in this step, in order.
+        token_ids: accepted, in order.
         logprobs: one per token of token_ids where the request asked for them, else None.
         prompt_logprobs: in the first output, where the request asked for them: one per prompt token but the first,
             which follows nothing. Else None.
@@ -206,6 +208,15 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     draft_ids: tuple[int, ...] = ()
     stats: DecodingStats
+
+    def followed_by(self, later: "RequestOutput") -> "RequestOutput":
+        """This output and the next one of the same request as one."""
+        return msgspec.structs.replace(
+            later,
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=None if later.logprobs is None else (self.logprobs or ()) + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+        )
 
 
 def _check_number(field: str, value: float | int | None, bounds: Bounds) -> None:

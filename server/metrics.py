@@ -67,13 +67,13 @@ class Metrics:
         self._gap.labels(model).observe(seconds)
 
     def observe_step(self, report: StepReport) -> None:
-        """Count what one engine step accepted; a step listener of the engine."""
+        """Count what engine steps accepted; a step listener of the engine."""
         base = self._models.name_or_empty
-        stats = report.stats
-        adapters = stats.adapter_per_row or ("",) * len(stats.accepted_per_row)
-        for num_tokens, adapter in zip(stats.accepted_per_row, adapters, strict=True):
-            self._forward_passes.labels(adapter or base).inc()
-            self._accepted.labels(adapter or base).observe(num_tokens)
+        for step in report.steps:
+            adapters = step.adapter_per_row or ("",) * len(step.accepted_per_row)
+            for num_tokens, adapter in zip(step.accepted_per_row, adapters, strict=True):
+                self._forward_passes.labels(adapter or base).inc()
+                self._accepted.labels(adapter or base).observe(num_tokens)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ("model", *labels), registry=self._registry)

@@ -114,6 +114,14 @@ class EngineSettings(BaseSettings):
     max_batched_tokens: Annotated[
         int, DECODING, Field(description="Token budget of one step, shared by prompt chunks and Jacobi blocks.")
     ] = 1024
+    stream_interval: Annotated[
+        float,
+        DECODING,
+        Field(
+            description="Seconds that tokens, but a request's first, may wait to be sent with those of the next steps; "
+            "0 sends them after every step."
+        ),
+    ] = 0.02
     prefix_caching: Annotated[
         bool, DECODING, Field(description="Compute equal prompt beginnings once and share them.")
     ] = True

@@ -270,8 +270,8 @@ class WorkerClient:
 
     def _handle(self, message: Loading | Ready | StepReport | Rejected | AdapterDone) -> None:
         match message:
-            case StepReport(outputs, stats):
-                self._stats = stats
+            case StepReport(outputs, steps):
+                self._stats = steps[-1]
                 for output in outputs:
                     self._streams.deliver(output)
                 self._tell_listeners(message)

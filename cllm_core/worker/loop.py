@@ -1,4 +1,4 @@
-"""WorkerLoop: drives the engine for the clients of a channel, one step and one report at a time.
+"""WorkerLoop: drives the engine for the clients of a channel, one step at a time, and reports what it brings.
 
 It knows which client owns which request; it never looks into an output beyond its finish_reason.
 """
@@ -23,6 +23,7 @@ from cllm_core.worker.messages import (
     Submit,
     UnloadAdapter,
 )
+from cllm_core.worker.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +72,34 @@ class WorkerLoop:
         engine: driven by this loop alone.
         channel: not closed by the loop.
         should_stop: asked whenever the channel was read.
+        stream_interval: see EngineConfig.
     """
 
-    def __init__(self, engine: StepEngine, channel: WorkerChannel, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        engine: StepEngine,
+        channel: WorkerChannel,
+        should_stop: Callable[[], bool],
+        *,
+        stream_interval: float = 0.0,
+    ) -> None:
         self._engine = engine
         self._channel = channel
         self._should_stop = should_stop
         self._shutdown = False
         self._owners: dict[str, ClientId] = {}
+        self._impatient: set[str] = set()  # requests that look at every step
+        self._stream_interval = stream_interval
+        self._outboxes: dict[ClientId, Outbox] = {}
 
     def run(self) -> None:
-        """Serve to the end. Exceptions of the engine's step() pass through."""
+        """Serve to the end. Exceptions of the engine's step() pass through, after what the steps before it brought."""
+        try:
+            self._serve()
+        finally:
+            self._send_rest()
+
+    def _serve(self) -> None:
         while not self._leaving():
             for client, command in self._channel.receive(0 if self._is_busy() else None):
                 self._obey(client, command)
@@ -118,6 +136,9 @@ class WorkerLoop:
             self._channel.send(client, Rejected(request.request_id, str(error)))
         else:
             self._owners[request.request_id] = client
+            # A draft is shown while it lasts; what is decoded behind a stop string is thrown away.
+            if request.wants_draft or request.params.stop:
+                self._impatient.add(request.request_id)
 
     def _change_adapters(self, client: ClientId, call_id: str, change: Callable[[], None]) -> None:
         """Tell all clients of the change before the one that asked hears that it is done."""
@@ -138,11 +159,22 @@ class WorkerLoop:
             self._engine.abort(request_id)
 
     def _report(self, outputs: list[RequestOutput]) -> None:
-        stats = self._engine.stats()
+        step = self._engine.stats()
         by_client = self._by_client(outputs)
         for client in self._channel.clients:
-            if not self._channel.send(client, StepReport(tuple(by_client[client]), stats)):
-                self._abort(id for id, owner in self._owners.items() if owner == client)
+            outbox = self._outboxes.setdefault(client, Outbox(self._stream_interval))
+            mine = by_client[client]
+            outbox.add(mine, step, urgent=any(output.request_id in self._impatient for output in mine))
+            self._send(client, outbox.take_due() if self._is_busy() else outbox.take())
+
+    def _send(self, client: ClientId, report: StepReport | None) -> None:
+        if report is not None and not self._channel.send(client, report):
+            del self._outboxes[client]
+            self._abort(id for id, owner in self._owners.items() if owner == client)
+
+    def _send_rest(self) -> None:
+        for client, outbox in tuple(self._outboxes.items()):
+            self._send(client, outbox.take())
 
     def _by_client(self, outputs: list[RequestOutput]) -> defaultdict[ClientId, list[RequestOutput]]:
         by_client: defaultdict[ClientId, list[RequestOutput]] = defaultdict(list)
@@ -150,4 +182,5 @@ class WorkerLoop:
             by_client[self._owners[output.request_id]].append(output)
             if output.finish_reason is not None:
                 del self._owners[output.request_id]
+                self._impatient.discard(output.request_id)
         return by_client

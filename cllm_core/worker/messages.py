@@ -20,7 +20,7 @@ import msgspec
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of these messages. Raised with every change that an older peer would misread."""
 
 
@@ -75,10 +75,15 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
-    """What one step brought to all requests, in one message."""
+    """What the steps since the last report brought to a client's requests, in one message.
+
+    Attributes:
+        outputs: one of each request that got anything.
+        steps: figures of the steps, oldest first, at least one; the last ones are the state now.
+    """
 
     outputs: tuple[RequestOutput, ...]
-    stats: EngineStats
+    steps: tuple[EngineStats, ...]
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):

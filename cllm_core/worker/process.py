@@ -113,17 +113,20 @@ def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENG
             # What is not ours may pass: memory not given back yet, a network that is away.
             channel.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
             return EXIT_LOAD_FAILED
-        return _serve(channel, loaded, [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT])
+        stop_signals = [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT]
+        return _serve(channel, loaded, stop_signals, stream_interval=config.stream_interval)
 
 
-def _serve(channel: WorkerChannel, engine: StepEngine, stop_signals: Sequence[signal.Signals]) -> int:
+def _serve(
+    channel: WorkerChannel, engine: StepEngine, stop_signals: Sequence[signal.Signals], *, stream_interval: float
+) -> int:
     # Only now: until here the default handlers end the process at once, also inside a long call of a loader.
     stop = StopSignals(stop_signals)
     channel.wake_on(stop)
     channel.announce(Ready(engine.info))
     logger.info("ready: %s", engine.info.name)
     try:
-        WorkerLoop(engine, channel, stop.requested).run()
+        WorkerLoop(engine, channel, stop.requested, stream_interval=stream_interval).run()
     except Exception as error:
         logger.exception("the engine failed")
         channel.announce(Failed(error=f"the engine failed: {_describe(error)}", retry=True))

@@ -241,7 +241,7 @@ class ScriptedEngine:
         if output.finish_reason is not None:
             del self._players[output.request_id]
         self._streams.deliver(output)
-        report = StepReport((output,), EngineStats(accepted_per_row=(len(output.token_ids),)))
+        report = StepReport((output,), (EngineStats(accepted_per_row=(len(output.token_ids),)),))
         for listener in self._listeners:
             listener(report)
 

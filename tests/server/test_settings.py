@@ -67,6 +67,8 @@ def test_keys_stay_out_of_what_is_printed() -> None:
         (["--dtype", "int3"], "--dtype (CLLM_DTYPE) = 'int3'"),
         (["--max-num-seqs", "0"], "max_num_seqs=0: must be in 1..4096"),
         (["--max-num-seqs", "64", "--max-batched-tokens", "8"], "max_batched_tokens=8"),
+        (["--stream-interval", "-0.1"], "stream_interval=-0.1"),
+        (["--stream-interval", "nan"], "stream_interval=nan"),
         (["--worker", "nonsense"], "endpoint='nonsense'"),
         (["--adapter", "a", "--adapter", "b"], "adapters=a, b: only one can be merged"),
         (["--adapter", "a=x", "--adapter", "a=y"], "adapters: the name 'a' is given twice (x, y)"),

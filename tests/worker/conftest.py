@@ -29,8 +29,9 @@ StartSupervised = Callable[..., Coroutine[Any, Any, tuple[WorkerClient, WorkerPr
 class ThreadWorker:
     """A WorkerLoop over a fake engine, in a thread of this process."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, stream_interval: float = 0.0) -> None:
         self.endpoint = endpoint
+        self._stream_interval = stream_interval
         self.engine = FakeEngine(EngineConfig(max_num_seqs=2))
         self.channel = WorkerChannel(endpoint, Loading("starting", 0.0))
         self._bell, self._rope = socket.socketpair()
@@ -49,7 +50,7 @@ class ThreadWorker:
         with self.channel as channel:
             channel.wake_on(self._bell)
             channel.announce(Ready(self.engine.info))
-            WorkerLoop(self.engine, channel, self._stop.is_set).run()
+            WorkerLoop(self.engine, channel, self._stop.is_set, stream_interval=self._stream_interval).run()
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ async def start_supervised(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sta
 
     async def start(engine: str = FAKE_ENGINE, *, max_failed_starts: int = 3) -> tuple[WorkerClient, WorkerProcess]:
         policy = RestartPolicy(first_delay=0.01, max_delay=0.05, max_failed_starts=max_failed_starts)
-        host = WorkerProcess(EngineConfig(), ("--engine", engine, "--log-level", "error"))
+        host = WorkerProcess(EngineConfig(stream_interval=0.0), ("--engine", engine, "--log-level", "error"))
         client = WorkerClient(host, max_waiting=100, policy=policy)
         clients.append(client)
         await client.start()

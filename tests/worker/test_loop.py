@@ -1,13 +1,16 @@
 """WorkerLoop and WorkerChannel against bare sockets, so that the client's own care cannot hide a fault."""
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import pytest
 import zmq
 
-from cllm_core.request import RequestOutput
+from cllm_core.config import EngineConfig
+from cllm_core.request import RequestOutput, SamplingParams
+from cllm_core.worker.channel import WorkerChannel
+from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import (
     Abort,
     Failed,
@@ -21,7 +24,7 @@ from cllm_core.worker.messages import (
     ToWorker,
 )
 from tests.worker.conftest import ThreadWorker
-from tests.worker.fake_engine import REFUSED, SLOW_STEPS, make_request
+from tests.worker.fake_engine import REFUSED, SLOW_STEPS, FakeEngine, make_request
 
 ENDLESS = 10**6
 
@@ -68,6 +71,15 @@ class Peer:
         return outputs
 
 
+class EngineThatFails(FakeEngine):
+    """In its fifth step."""
+
+    def step(self) -> list[RequestOutput]:
+        if self._num_steps == 4:
+            raise RuntimeError("device-side assert triggered")
+        return super().step()
+
+
 @pytest.fixture
 def peer(worker: ThreadWorker) -> Iterator[Peer]:
     with Peer(worker.endpoint) as peer:
@@ -78,6 +90,39 @@ def test_each_step_is_one_report(peer: Peer) -> None:
     peer.send(Submit(make_request(prompt=(1, 2, 3), max_tokens=3)))
     reports = [peer.receive() for _ in range(3)]
     assert [report.outputs[0].token_ids for report in reports if isinstance(report, StepReport)] == [(4,), (5,), (6,)]
+
+
+@pytest.fixture
+def patient_peer(endpoint: str) -> Iterator[Peer]:
+    """Of a worker that would gather outputs for a minute."""
+    worker = ThreadWorker(endpoint, stream_interval=60.0)
+    with Peer(endpoint) as peer:
+        yield peer.greet()
+    worker.stop()
+
+
+def test_first_and_last_tokens_do_not_wait_for_the_stream_interval(patient_peer: Peer) -> None:
+    patient_peer.send(Submit(make_request(prompt=(0,), max_tokens=50)))
+    assert [output.token_ids for output in patient_peer.outputs()] == [(1,), tuple(range(2, 51))]
+
+
+@pytest.mark.parametrize("change", [{"wants_draft": True}, {"params": SamplingParams(max_tokens=3, stop=("x",))}])
+def test_requests_that_look_at_every_step_wait_for_none(patient_peer: Peer, change: dict[str, Any]) -> None:
+    patient_peer.send(Submit(msgspec.structs.replace(make_request(prompt=(0,)), **change)))
+    assert [output.token_ids for output in patient_peer.outputs()] == [(1,), (2,), (3,)]
+
+
+def test_tokens_that_waited_come_before_the_failure_of_the_engine(endpoint: str) -> None:
+    engine = EngineThatFails(EngineConfig())
+    with WorkerChannel(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
+        peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=ENDLESS)))
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            WorkerLoop(engine, channel, lambda: False, stream_interval=60.0).run()
+        reports = [peer.receive() for _ in range(3)][1:]  # behind the greeting
+        outputs = [
+            output.token_ids for report in reports if isinstance(report, StepReport) for output in report.outputs
+        ]
+        assert outputs == [(1,), (2, 3, 4)]
 
 
 def test_a_refused_request_ends_and_the_others_go_on(peer: Peer) -> None:

@@ -54,7 +54,7 @@ TO_WORKER = [
 FROM_WORKER = [
     Loading("weights", 0.25),
     Ready(make_info()),
-    StepReport((OUTPUT,), EngineStats(num_running=1, accepted_per_row=(2, 1))),
+    StepReport((OUTPUT,), (EngineStats(), EngineStats(num_running=1, accepted_per_row=(2, 1)))),
     Rejected("chat-1", "too long"),
     AdapterDone("7", "no such folder"),
     Failed("out of memory", retry=True),

@@ -309,7 +309,8 @@ def test_the_event_loop_of_the_server_serves_as_well(monkeypatch: pytest.MonkeyP
         assert output.finish_reason == "error"
         await happens(lambda: client.status.num_restarts == 1)
         await reaches(client, "ready")
-        assert len(await collect(client.submit(make_request()))) == 3
+        outputs = await collect(client.submit(make_request(prompt=(0,))))
+        assert [token_id for output in outputs for token_id in output.token_ids] == [1, 2, 3]
         await client.stop()
 
     uvloop.run(live())

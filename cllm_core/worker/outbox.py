@@ -1,0 +1,63 @@
+"""Outbox: what one client of the worker has not been sent yet.
+
+Steps are short beside what one message costs both processes and the client, which is taken from the cores that compute.
+So what brings nobody news can wait a little, and goes with the next steps.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from cllm_core.info import EngineStats
+from cllm_core.request import RequestOutput
+from cllm_core.worker.messages import StepReport
+
+
+class Outbox:
+    """Gathers outputs and figures of steps into reports.
+
+    First and last outputs of a request go at once, and all others with them.
+
+    Args:
+        interval: seconds from a report to the next, where nothing in it is urgent; 0 makes a report of every step.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
+        self._clock = clock
+        self._outputs: dict[str, RequestOutput] = {}  # by request
+        self._steps: list[EngineStats] = []
+        self._is_urgent = False
+        self._due_at = 0.0
+
+    def add(self, outputs: Iterable[RequestOutput], step: EngineStats, *, urgent: bool = False) -> None:
+        """Put in what a step brought.
+
+        Args:
+            outputs: of the client's requests.
+            step: figures of the step.
+            urgent: it must not wait.
+        """
+        self._steps.append(step)
+        self._is_urgent = self._is_urgent or urgent
+        for output in outputs:
+            before = self._outputs.get(output.request_id)
+            self._outputs[output.request_id] = output if before is None else before.followed_by(output)
+            is_first = output.stats.num_output_tokens == len(output.token_ids)
+            self._is_urgent = self._is_urgent or is_first or output.finish_reason is not None
+
+    def take_due(self) -> StepReport | None:
+        """Everything, if it is time to send it."""
+        now = self._clock()
+        if not self._is_urgent and now < self._due_at:
+            return None
+        self._due_at = now + self._interval
+        return self.take()
+
+    def take(self) -> StepReport | None:
+        """Everything; None where there is nothing."""
+        if not self._steps:
+            return None
+        report = StepReport(tuple(self._outputs.values()), tuple(self._steps))
+        self._outputs, self._steps, self._is_urgent = {}, [], False
+        return report
