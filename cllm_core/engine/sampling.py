@@ -19,6 +19,9 @@ from cllm_core.engine.sampling_batch import Draw, Penalty, SamplingBatch
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
 
+# Tokens whose largest score is found before the one among them: divides nearly every vocabulary.
+_ARGMAX_BLOCK = 128
+
 
 def sample(logits: Tensor, batch: SamplingBatch, history: Tensor | None = None) -> Tensor:
     """Choose one token per position.
@@ -40,12 +43,32 @@ def sample(logits: Tensor, batch: SamplingBatch, history: Tensor | None = None) 
     _check(logits, batch, history)
     logits = _process(logits, batch, history)
     if batch.has_greedy or not batch.draws:
-        tokens = logits.argmax(-1)
+        tokens = largest(logits)
     else:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for group in batch.draws:
         tokens.index_copy_(0, group.positions, _draw(logits, group))
     return tokens
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Index of the largest score of each row, the lowest of equal ones: argmax, by way of the largest of each block.
+
+    On CPUs torch finds a maximum several times as fast as its place.
+
+    Args:
+        scores: [T, V] float.
+
+    Returns:
+        [T] int64.
+    """
+    if scores.device.type != "cpu" or scores.shape[-1] % _ARGMAX_BLOCK:
+        return scores.argmax(-1)
+    blocks = scores.view(len(scores), scores.shape[-1] // _ARGMAX_BLOCK, _ARGMAX_BLOCK)
+    best = blocks.amax(-1).argmax(-1)
+    within = blocks[torch.arange(len(scores)), best].argmax(-1)
+    index: Tensor = best * _ARGMAX_BLOCK + within
+    return index
 
 
 def _check(logits: Tensor, batch: SamplingBatch, history: Tensor | None) -> None:
@@ -102,4 +125,4 @@ def _draw_chunk(logits: Tensor, group: Draw, rows: slice, words: Tensor) -> Tens
         scores = processors.keep_top_p(scores, group.top_p[rows])
     if group.min_p is not None:
         scores = processors.keep_min_p(scores, group.min_p[rows])
-    return scores.add_(gumbel_noise(group.keys[rows], words)).argmax(-1)
+    return largest(scores.add_(gumbel_noise(group.keys[rows], words)))

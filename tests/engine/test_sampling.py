@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from cllm_core.engine.sampling import sample
+from cllm_core.engine.sampling import largest, sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.request import SamplingParams
 
@@ -43,6 +43,16 @@ def make_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> Tensor:
 
 def draw(logits: Tensor, *rows: RowSampling, history: Tensor | None = None) -> Tensor:
     return sample(logits, SamplingBatch.build(rows, CPU), history)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 100, 128, 1000, 1280])
+@pytest.mark.parametrize("num_values", [2, 5, 10**6])
+def test_the_largest_score_is_the_first_of_equal_ones_whatever_the_size(vocab_size: int, num_values: int) -> None:
+    generator = torch.Generator().manual_seed(vocab_size + num_values)
+    scores = torch.randint(num_values, (50, vocab_size), generator=generator).float() - num_values / 2
+    scores[::5, : vocab_size // 2] = -math.inf  # as a grammar's mask
+    expected = [row.index(max(row)) for row in scores.tolist()]
+    assert largest(scores).tolist() == expected
 
 
 def assert_distributed(tokens: Tensor, probabilities: np.ndarray) -> None:
