@@ -2,8 +2,8 @@
 # cllm-chat: SmolLM2-135M-Instruct answering as before, only faster: distilled from its own greedy answers.
 # usage: recipes/cllm-chat.sh PROMPTS OUTPUT
 #   PROMPTS  .jsonl or .jsonl.gz with a "prompt" a line, or a number: the model writes so many prompts itself;
-#            recipes/chat-prompts.jsonl.gz has those it wrote for the shipped cllm-chat. Its first three rounds had the first 1,714
-#            of them and 500 of GSM8K, its fourth all
+#            recipes/chat-prompts.jsonl.gz has those it wrote for the shipped cllm-chat. Its first three rounds had the
+#            first 1,714 of them and 500 of GSM8K, its fourth these and the other 2,500
 #   OUTPUT   folder for everything; a second run goes on where the first stopped
 set -eu
 prompts=$1 output=$2

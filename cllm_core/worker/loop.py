@@ -89,8 +89,7 @@ class WorkerLoop:
         self._shutdown = False
         self._owners: dict[str, ClientId] = {}
         self._impatient: set[str] = set()  # requests that look at every step
-        self._stream_interval = stream_interval
-        self._outboxes: dict[ClientId, Outbox] = {}
+        self._outboxes: defaultdict[ClientId, Outbox] = defaultdict(lambda: Outbox(stream_interval))
 
     def run(self) -> None:
         """Serve to the end. Exceptions of the engine's step() pass through, after what the steps before it brought."""
@@ -162,8 +161,7 @@ class WorkerLoop:
         step = self._engine.stats()
         by_client = self._by_client(outputs)
         for client in self._channel.clients:
-            outbox = self._outboxes.setdefault(client, Outbox(self._stream_interval))
-            mine = by_client[client]
+            outbox, mine = self._outboxes[client], by_client[client]
             outbox.add(mine, step, urgent=any(output.request_id in self._impatient for output in mine))
             self._send(client, outbox.take_due() if self._is_busy() else outbox.take())
 
