@@ -14,6 +14,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,7 +36,11 @@ _COUNTS = ("tokens", "examples")
 
 
 class ConsistencyTrainer(Trainer):
-    """Trains a PackedModel on the packs of a PackDataset, one pack per device and micro-step."""
+    """Trains a PackedModel on the packs of a PackDataset, one pack per device and micro-step.
+
+    Raises:
+        ConfigError: the environment asks for FSDP in a way that cannot be had.
+    """
 
     def __init__(self, model: PackedModel, arguments: TrainingArguments, packs: PackDataset, curves: Path) -> None:
         super().__init__(
@@ -44,6 +50,7 @@ class ConsistencyTrainer(Trainer):
             data_collator=_only_pack,
             callbacks=[_CurveCallback(curves)],
         )
+        require_sharding(self.accelerator.state)
         if not arguments.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_ProgressCallback())
@@ -80,9 +87,14 @@ class ConsistencyTrainer(Trainer):
         super().log(logs, start_time)
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """What was trained, by parameter name, on the CPU; every process has to call it, the first gets all values."""
-        state_dict = self.accelerator.get_state_dict(self.model_wrapped) if self.is_fsdp_enabled else None
-        return trained_weights(self._packed_model(), state_dict)
+        """What was trained, by parameter name, on the CPU.
+
+        Every process has to call it; with FSDP the first one alone gets values.
+        """
+        if not self.is_fsdp_enabled:
+            return trained_weights(self._packed_model())
+        gathered = self.accelerator.get_state_dict(self.model_wrapped)
+        return trained_weights(self._packed_model(), gathered) if self.is_world_process_zero() else {}
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -173,6 +185,21 @@ def require_reporters(report_to: str) -> None:
             raise ConfigError(f"report_to={report_to}: {name!r} is unknown; give {', '.join(_REPORTERS)} or none")
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"report_to={report_to}: package {name} is not installed; run `pip install {name}`")
+
+
+def require_sharding(state: AcceleratorState) -> None:
+    """Raise ConfigError where the environment asks for FSDP and accelerate would shard nothing, or could not."""
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin is None and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ConfigError(
+            "ACCELERATE_USE_FSDP=true: accelerate shards among several processes with a GPU each, and this is "
+            f"{state.num_processes} on {state.device.type}; start them with torchrun, or unset it"
+        )
+    if plugin is not None and plugin.fsdp_version == 1:
+        raise ConfigError(
+            "FSDP_VERSION=1, accelerate's default: it cannot shard frozen bfloat16 weights and float32 adapters "
+            "together; set FSDP_VERSION=2"
+        )
 
 
 def _reporters(report_to: str) -> list[str]:

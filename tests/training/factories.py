@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
@@ -94,3 +95,14 @@ def make_train(checkpoint: Path, data: Path, output: Path, *, unroll: int = 0, *
 
 def no_progress(stage: str, fraction: float) -> None:
     """Take progress and show none."""
+
+
+def read_losses(folder: Path) -> list[float]:
+    """The loss of every report."""
+    entries = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter that a training wrote."""
+    return safetensors.torch.load_file(folder / "adapter_model.safetensors")

@@ -28,16 +28,16 @@ from cllm_core.training.run import run_sft, run_train
 from cllm_core.training.trajectories import record_trajectories
 from tests.architectures import Architecture
 from tests.conftest import CheckpointFactory
-from tests.training.factories import make_run, make_sft, make_train, no_progress, write_lines, write_questions
-
-
-def read_losses(folder: Path) -> list[float]:
-    entries = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [entry["loss"] for entry in entries if "loss" in entry]
-
-
-def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "adapter_model.safetensors")
+from tests.training.factories import (
+    make_run,
+    make_sft,
+    make_train,
+    no_progress,
+    read_adapter,
+    read_losses,
+    write_lines,
+    write_questions,
+)
 
 
 def test_fine_tuning_lowers_the_loss_and_the_adapter_serves(tiny_llama: Path, tmp_path: Path) -> None:
