@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cllm_core.request import RequestOutput, TokenLogprobs
+from cllm_core.request import TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import PlacedLogprobs
 
@@ -42,17 +42,23 @@ def score_prompt(
 
 
 def place_output(
-    entries: Sequence[PlacedLogprobs], output: RequestOutput, *, num_echoed: int, num_chars: int
+    entries: Sequence[PlacedLogprobs],
+    logprobs: Sequence[TokenLogprobs] | None,
+    stop_token_id: int | None,
+    *,
+    num_echoed: int,
+    num_chars: int,
 ) -> tuple[PlacedLogprobs, ...]:
     """Entries of a step's output behind an echo, and one for the token that ended the output.
 
     Args:
         entries: placed in the output's own text.
-        output: of the step.
+        logprobs: of all tokens of the step.
+        stop_token_id: the last of them where it ended the output, else None.
         num_echoed: characters of the echo.
         num_chars: characters of echo and output so far.
     """
     placed = [msgspec.structs.replace(entry, text_offset=entry.text_offset + num_echoed) for entry in entries]
-    if output.stop_token_id is not None and output.logprobs:
-        placed.append(PlacedLogprobs(output.stop_token_id, num_chars, output.logprobs[-1]))
+    if stop_token_id is not None and logprobs:
+        placed.append(PlacedLogprobs(stop_token_id, num_chars, logprobs[-1]))
     return tuple(placed)

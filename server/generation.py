@@ -206,6 +206,7 @@ class Generation:
         Raises:
             EngineFailed: the worker died or failed at one of them.
             EngineUnavailable: the engine stopped before they were done.
+            InvalidRequest: the worker, which knows the model, did not take one.
         """
         # One choice needs no task beside the reader's own: nothing is merged.
         return self._deltas_of(self._choices[0]) if len(self._choices) == 1 else self._merged_deltas()
@@ -345,7 +346,11 @@ def _raise_if_broken(output: RequestOutput) -> None:
 def _logprobs(choice: _Choice, delta: TextDelta, output: RequestOutput) -> tuple[PlacedLogprobs, ...]:
     if choice.request.params.prompt_logprobs is None:
         return delta.logprobs
-    return place_output(delta.logprobs, output, num_echoed=len(choice.echo), num_chars=choice.num_chars)
+    # a stop string leaves out what the step brought behind it
+    stop_token_id = output.stop_token_id if len(delta.token_ids) == len(output.token_ids) else None
+    return place_output(
+        delta.logprobs, output.logprobs, stop_token_id, num_echoed=len(choice.echo), num_chars=choice.num_chars
+    )
 
 
 def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:

@@ -12,7 +12,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cllm_core.errors import CllmError, InvalidRequest
+from cllm_core.errors import CllmError, RequestError
 from cllm_core.request import DecodingStats, SamplingParams
 from server.options import exit_with
 from server.settings import EngineSettings
@@ -49,15 +49,15 @@ def generate(
 ) -> None:
     """Complete prompts, all in one batch, and print the outputs."""
     prompts = read_prompts(prompt or [], prompt_file)
+    params = _params(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
     llm = _load(settings)
     try:
-        params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
         if chat:
             asked = [[{"role": "user", "content": text}] for text in prompts]
             results = llm.chat(asked, params, adapter=use_adapter)
         else:
             results = llm.generate(prompts, params, adapter=use_adapter)
-    except InvalidRequest as error:
+    except RequestError as error:
         exit_with(str(error))
     for text, result in zip(prompts, results, strict=True):
         sys.stdout.write(_as_json_line(text, result) if as_json else f"{result.text}\n")
@@ -75,8 +75,8 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal and watch its tokens arrive; /reset forgets the conversation, /exit leaves."""
     console = Console()
+    params = _params(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
     llm = _load(settings)
-    params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
     opening = [{"role": "system", "content": system}] if system else []
     console.print(f"[bold]{llm.info.name}[/] on {llm.info.device}, block length {llm.info.block_length}. /exit leaves.")
     messages = list(opening)
@@ -86,7 +86,10 @@ def chat(
         elif text:
             messages.append({"role": "user", "content": text})
             answer = _answer(console, llm, messages, params, adapter=use_adapter)
-            messages.append({"role": "assistant", "content": answer})
+            if answer is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": answer})
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:
@@ -114,6 +117,13 @@ class _PromptLine(msgspec.Struct):
     prompt: str
 
 
+def _params(*, temperature: float, top_p: float, seed: int | None, max_tokens: int | None) -> SamplingParams:
+    try:
+        return SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
+    except RequestError as error:
+        exit_with(str(error))
+
+
 def _load(settings: EngineSettings) -> "LLM":
     from cllm_core.llm import LLM  # noqa: PLC0415
 
@@ -138,8 +148,8 @@ def _ask(console: Console) -> str | None:
 
 def _answer(
     console: Console, llm: "LLM", messages: list[dict[str, str]], params: SamplingParams, *, adapter: str
-) -> str:
-    """Stream one answer to the terminal; Ctrl-C ends it early and keeps what came."""
+) -> str | None:
+    """Stream one answer to the terminal; Ctrl-C ends it early and keeps what came. None: it was refused."""
     started = time.perf_counter()
     pieces: list[str] = []
     stats: DecodingStats | None = None
@@ -150,8 +160,9 @@ def _answer(
             console.out(delta.text, end="", highlight=False)
     except KeyboardInterrupt:
         pass
-    except InvalidRequest as error:
-        console.print(f"[red]{error}[/]")
+    except RequestError as error:
+        console.print(str(error), style="red", markup=False)
+        return None
     console.print()
     if stats is not None:
         seconds = time.perf_counter() - started

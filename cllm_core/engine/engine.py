@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import msgspec
@@ -132,6 +132,7 @@ class Engine:
         if self.observer is not None:
             self.observer(plan, result)
         outputs = self.scheduler.commit(plan, result)
+        accepting = [output for output in outputs if output.token_ids]
         seconds = time.perf_counter() - started
         if self._draft_lengths is not None and plan.rows:
             self._draft_lengths.observe_step(plan.num_tokens, seconds)
@@ -140,8 +141,8 @@ class Engine:
             num_steps=self._last_step.num_steps + 1,
             step_seconds=seconds,
             num_step_tokens=plan.num_tokens,
-            accepted_per_row=tuple(row.num_accepted for row in result.rows if row.num_accepted),
-            adapter_per_row=self._adapter_per_row(plan, result),
+            accepted_per_row=tuple(len(output.token_ids) for output in accepting),
+            adapter_per_row=self._adapter_per_row(plan, accepting),
         )
         if self._adapters is not None and self._adapters.has_leaving:
             self._adapters.drop_unused(self.scheduler.adapter_ids())
@@ -177,15 +178,12 @@ class Engine:
     def _update_info(self, adapters: ServedAdapters) -> None:
         self.info = msgspec.structs.replace(self.info, adapters=adapters.infos)
 
-    def _adapter_per_row(self, plan: StepPlan, result: StepResult) -> tuple[str, ...]:
-        """Names of the adapters of the rows that accepted tokens; empty where no row has one."""
+    def _adapter_per_row(self, plan: StepPlan, accepting: Iterable[RequestOutput]) -> tuple[str, ...]:
+        """Names of the adapters of the requests that accepted tokens; empty where no row has one."""
         if self._adapters is None or not any(row.adapter_id for row in plan.rows):
             return ()
-        return tuple(
-            self._adapters.name_of(row.adapter_id)
-            for row, row_result in zip(plan.rows, result.rows, strict=True)
-            if row_result.num_accepted
-        )
+        adapter_ids = {row.request_id: row.adapter_id for row in plan.rows}
+        return tuple(self._adapters.name_of(adapter_ids[output.request_id]) for output in accepting)
 
     def _constrain(self, grammar: str, params: SamplingParams, model: ModelInfo | AdapterInfo) -> Constraint:
         tokenizer_json = (model.tokenizer or self.info.tokenizer).tokenizer_json

@@ -210,7 +210,7 @@ class Scheduler:
         state.block_ids = matched + pool.allocate(num_missing)
         state.num_registered = len(matched)
         state.num_computed = len(matched) * pool.block_size
-        if not state.output_ids:
+        if not state.num_preemptions:  # else it may find its own blocks
             state.num_cached = state.num_computed
         return True
 
@@ -242,7 +242,7 @@ class Scheduler:
         num_taken, finish_reason = state.accept(result.accepted_ids)
         # The last accepted token of the row is final, and so is every draft token that was confirmed.
         state.num_computed = row.last_accepted_position + num_taken
-        state.num_forward_passes += 1
+        state.num_forward_passes += num_taken > 0
         if self._draft_lengths is not None:
             self._draft_lengths.observe_window(
                 state.request_id,

@@ -43,12 +43,13 @@ class AdapterCalls:
 
     def restore(self, info: ModelInfo) -> list[AdapterCall]:
         """Calls to send to a new worker that serves what `info` says, so that it serves what the last one did."""
-        served = {adapter.name for adapter in info.adapters}
-        for name, path in self._changes.items():
-            if path is not None and name not in served:
+        served = {adapter.name: adapter.path for adapter in info.adapters}
+        changed = {name: path for name, path in self._changes.items() if served.get(name) != path}
+        for name in changed.keys() & served.keys():  # first, as they make room
+            self._restore(UnloadAdapter(self._next_id(), name))
+        for name, path in changed.items():
+            if path is not None:
                 self._restore(LoadAdapter(self._next_id(), name, path))
-            elif path is None and name in served:
-                self._restore(UnloadAdapter(self._next_id(), name))
         return list(self._restoring.values())
 
     def settle(self, answer: AdapterDone) -> None:

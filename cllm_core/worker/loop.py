@@ -5,7 +5,7 @@ It knows which client owns which request; it never looks into an output beyond i
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from cllm_core.errors import CllmError, RequestError
@@ -164,11 +164,17 @@ class WorkerLoop:
             outbox, mine = self._outboxes[client], by_client[client]
             outbox.add(mine, step, urgent=any(output.request_id in self._impatient for output in mine))
             self._send(client, outbox.take_due() if self._is_busy() else outbox.take())
+        self._forget_all_but(self._channel.clients)
 
     def _send(self, client: ClientId, report: StepReport | None) -> None:
-        if report is not None and not self._channel.send(client, report):
-            del self._outboxes[client]
-            self._abort(id for id, owner in self._owners.items() if owner == client)
+        if report is not None:
+            self._channel.send(client, report)
+
+    def _forget_all_but(self, clients: Collection[ClientId]) -> None:
+        """Abort what was asked for by clients that turned out to be gone, whatever was to be sent to them then."""
+        for gone in self._outboxes.keys() - clients:
+            del self._outboxes[gone]
+        self._abort(id for id, owner in self._owners.items() if owner not in clients)
 
     def _send_rest(self) -> None:
         for client, outbox in tuple(self._outboxes.items()):

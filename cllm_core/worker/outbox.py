@@ -25,7 +25,8 @@ class Outbox:
     def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
-        self._outputs: dict[str, RequestOutput] = {}  # by request
+        self._outputs: list[RequestOutput] = []
+        self._places: dict[str, int] = {}  # of the latest output of each request
         self._steps: list[EngineStats] = []
         self._is_urgent = False
         self._due_at = 0.0
@@ -41,8 +42,7 @@ class Outbox:
         self._steps.append(step)
         self._is_urgent = self._is_urgent or urgent
         for output in outputs:
-            before = self._outputs.get(output.request_id)
-            self._outputs[output.request_id] = output if before is None else before.followed_by(output)
+            self._add(output)
             is_first = output.stats.num_output_tokens == len(output.token_ids)
             self._is_urgent = self._is_urgent or is_first or output.finish_reason is not None
 
@@ -58,6 +58,15 @@ class Outbox:
         """Everything; None where there is nothing."""
         if not self._steps:
             return None
-        report = StepReport(tuple(self._outputs.values()), tuple(self._steps))
-        self._outputs, self._steps, self._is_urgent = {}, [], False
+        report = StepReport(tuple(self._outputs), tuple(self._steps))
+        self._outputs, self._places, self._steps, self._is_urgent = [], {}, [], False
         return report
+
+    def _add(self, output: RequestOutput) -> None:
+        place = self._places.get(output.request_id)
+        # What came before an end that is none is given to the client, the end itself is not.
+        if place is None or output.finish_reason in {"abort", "error"}:
+            self._places[output.request_id] = len(self._outputs)
+            self._outputs.append(output)
+        else:
+            self._outputs[place] = self._outputs[place].followed_by(output)

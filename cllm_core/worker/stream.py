@@ -27,7 +27,7 @@ class RequestStream(AsyncGenerator[RequestOutput]):
     def __init__(self, request: NewRequest, on_abandon: Callable[[str], None]) -> None:
         self._request_id = request.request_id
         self._on_abandon = on_abandon
-        self._queue: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[RequestOutput | InvalidRequest | None] = asyncio.Queue()
         self._stats = DecodingStats(num_prompt_tokens=len(request.prompt_ids))
         self._is_complete = False
 
@@ -50,8 +50,18 @@ class RequestStream(AsyncGenerator[RequestOutput]):
             RequestOutput(request_id=self._request_id, finish_reason=finish_reason, error=error, stats=self._stats)
         )
 
+    def refuse(self, error: str) -> None:
+        """Let the reader hear InvalidRequest; ignored once the stream is complete."""
+        if not self._is_complete:
+            self._is_complete = True
+            self._queue.put_nowait(InvalidRequest(error))
+
     async def asend(self, value: None) -> RequestOutput:
-        """The next output; StopAsyncIteration after the last one. A cancelled wait abandons the request."""
+        """The next output; StopAsyncIteration after the last one. A cancelled wait abandons the request.
+
+        Raises:
+            InvalidRequest: the worker did not take the request.
+        """
         if self._is_complete and self._queue.empty():
             raise StopAsyncIteration
         try:
@@ -61,6 +71,8 @@ class RequestStream(AsyncGenerator[RequestOutput]):
             raise
         if output is None:
             raise StopAsyncIteration
+        if isinstance(output, InvalidRequest):
+            raise output
         return output
 
     async def athrow(
@@ -124,10 +136,10 @@ class LiveStreams:
             self._remove(output.request_id)
 
     def reject(self, request_id: str, error: str) -> None:
-        """End one stream with an error, for a request that the worker did not take."""
+        """End one stream, for a request that the worker did not take."""
         stream = self._streams.get(request_id)
         if stream is not None:
-            stream.end("error", error)
+            stream.refuse(error)
             self._remove(request_id)
 
     def abort_all(self) -> tuple[str, ...]:

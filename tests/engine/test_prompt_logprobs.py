@@ -79,6 +79,7 @@ def test_preemption_neither_loses_nor_repeats_any(prefix_caching: bool) -> None:
     reader.add(make_request("scored", prompts()[2], SCORED))
     outputs = [output for _ in range(200) for output in reader.step() if output.request_id == "scored"]
     assert outputs[0].stats.num_preemptions > 0
+    assert outputs[0].stats.num_cached_tokens == 0  # blocks of its own that it found again are no gain
     assert_scores(prompts()[2], outputs[0].prompt_logprobs)
 
 
@@ -87,6 +88,7 @@ def test_no_output_tokens_may_be_wanted() -> None:
     for prompt, outputs in zip(prompts(), outputs_of(Setup(max_batched_tokens=16), params), strict=True):
         (only,) = outputs
         assert (only.token_ids, only.finish_reason) == ((), "length")
+        assert only.stats.num_forward_passes == 0
         assert_scores(prompt, only.prompt_logprobs, num_top=0)
 
 

@@ -137,6 +137,19 @@ def test_statistics_describe_the_state_and_the_last_step() -> None:
     assert stats.num_free_blocks == 50 - 7  # 25 tokens in blocks of 4
 
 
+def test_accepted_tokens_are_counted_up_to_the_end_of_their_output() -> None:
+    """The text repeats itself, so that windows are right beyond a stop token within it."""
+    engine = make_scripted_engine(Setup(block_length=8))
+    for number in range(40):
+        params = SamplingParams(temperature=0, max_tokens=60, stop_token_ids=(10 + number,))
+        engine.add_request(make_request(str(number), range(2 + number % 20, 25), params))
+    num_accepted = num_output = 0
+    while engine.has_work():
+        num_output += sum(len(output.token_ids) for output in engine.step())
+        num_accepted += sum(engine.stats().accepted_per_row)
+    assert num_accepted == num_output
+
+
 def test_an_observer_sees_each_window_with_its_predictions() -> None:
     engine = make_scripted_engine(Setup(block_length=4))
     seen: list[tuple[int, ...]] = []

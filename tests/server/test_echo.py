@@ -62,6 +62,15 @@ def test_the_chunks_of_a_stream_add_up_to_the_whole(server: RunningServer) -> No
     assert [offset for entries in found for offset in entries.text_offset or ()] == whole["logprobs"]["text_offset"]
 
 
+def test_a_stop_string_leaves_no_entry_for_what_came_behind_it(server: RunningServer) -> None:
+    """The engine's last step brings the end token with the text that stops."""
+    last_word = ANSWER.split()[-1]
+    body = complete(server, stop=last_word)
+    logprobs = body["choices"][0]["logprobs"]
+    assert body["choices"][0]["text"] == PROMPT + ANSWER.removesuffix(last_word)
+    assert "</s>" not in logprobs["tokens"]
+
+
 def test_a_prompt_can_be_scored_without_any_answer(server: RunningServer) -> None:
     body = complete(server, max_tokens=0)
     assert body["choices"][0]["text"] == PROMPT

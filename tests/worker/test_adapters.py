@@ -29,8 +29,19 @@ async def test_a_new_worker_hears_only_of_what_differs_from_its_settings() -> No
     await change(calls, load="chat")
     await change(calls, unload="sql")
     told = calls.restore(serving("sql"))
-    assert [(type(call), call.name) for call in told] == [(LoadAdapter, "chat"), (UnloadAdapter, "sql")]
+    assert [(type(call), call.name) for call in told] == [(UnloadAdapter, "sql"), (LoadAdapter, "chat")]
     assert AdapterCalls().restore(serving("sql")) == []
+
+
+async def test_a_new_worker_unloads_what_was_replaced_under_its_name() -> None:
+    calls = AdapterCalls()
+    await change(calls, unload="sql")
+    await change(calls, load="sql")
+    told = calls.restore(serving("sql"))
+    assert [(type(call), call.name) for call in told] == [(UnloadAdapter, "sql"), (LoadAdapter, "sql")]
+    loaded = told[-1]
+    assert isinstance(loaded, LoadAdapter)
+    assert loaded.path == "adapters/sql"
 
 
 async def test_a_new_worker_is_ready_once_it_answered_to_all_even_with_an_error() -> None:

@@ -13,9 +13,11 @@ from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import (
     Abort,
+    AdapterDone,
     Failed,
     FromWorker,
     Hello,
+    LoadAdapter,
     Ready,
     Rejected,
     Shutdown,
@@ -168,6 +170,26 @@ def test_the_requests_of_a_client_that_vanished_are_aborted(worker: ThreadWorker
     peer.outputs()
     assert worker.engine.aborted == ["orphan"]
     assert worker.engine.added == ["orphan", "mine"]
+
+
+def test_a_client_found_gone_by_an_announcement_is_forgotten_too(endpoint: str) -> None:
+    """No report would have found it: none is due for an hour."""
+    worker = ThreadWorker(endpoint, stream_interval=3600.0)
+    try:
+        with Peer(endpoint) as peer:
+            peer.greet()
+            with Peer(endpoint) as other:
+                other.greet().send(Submit(make_request("orphan", prompt=(SLOW_STEPS,), max_tokens=ENDLESS)))
+                other.receive()
+            for number in range(100):
+                peer.send(LoadAdapter(str(number), f"adapter-{number}", "adapters/any"))
+                while not isinstance(peer.receive(), AdapterDone):
+                    pass
+                if worker.engine.aborted:
+                    break
+        assert worker.engine.aborted == ["orphan"]
+    finally:
+        worker.stop()
 
 
 def test_a_client_of_another_release_is_turned_away(worker: ThreadWorker) -> None:

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from cllm_core.info import EngineStats
 from cllm_core.request import DecodingStats, FinishReason, RequestOutput, TokenLogprobs
 from cllm_core.worker.messages import StepReport
@@ -57,6 +59,17 @@ def test_the_last_tokens_go_at_once_with_those_that_waited() -> None:
     assert tokens(report) == (2, 3)
     assert report is not None
     assert report.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("reason", ["error", "abort"])
+def test_tokens_that_waited_come_before_an_end_that_is_none(reason: FinishReason) -> None:
+    """What reads an error gives no tokens to its client any more."""
+    sender = Sender()
+    for _ in range(3):
+        sender.step()
+    report = sender.step(reason)
+    assert report is not None
+    assert [(output.token_ids, output.finish_reason) for output in report.outputs] == [((2, 3), None), ((4,), reason)]
 
 
 def test_one_urgent_output_takes_all_along() -> None:

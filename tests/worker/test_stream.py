@@ -28,6 +28,17 @@ async def test_a_stream_yields_what_was_pushed_and_ends_after_the_last_output() 
     assert abandoned == []
 
 
+async def test_a_refused_request_raises_what_was_wrong_with_it_once() -> None:
+    stream, abandoned = make_stream()
+    stream.refuse("prompt holds token 900")
+    stream.end("error")
+    with pytest.raises(InvalidRequest, match="holds token 900"):
+        await anext(stream)
+    assert [read async for read in stream] == []
+    await stream.aclose()
+    assert abandoned == []
+
+
 async def test_a_stream_closed_before_its_first_output_is_abandoned_once() -> None:
     stream, abandoned = make_stream()
     await stream.aclose()
