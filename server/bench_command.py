@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cllm_core.errors import CllmError
-from server.local import read_prompts
+from cllm_core.errors import CllmError, DataError
+from cllm_core.tasks.records import read_json_lines
 from server.options import exit_with
 from server.settings import EngineSettings
 
@@ -37,7 +37,9 @@ def engine(
     """Compare AR and Jacobi decoding with transformers.generate, and show what the time of a step is made of."""
     from cllm_core.bench.engine import BUILT_IN_PROMPTS, as_markdown, bench_engine  # noqa: PLC0415
 
-    texts = list(BUILT_IN_PROMPTS) if prompts is None else read_prompts([], prompts)
+    texts = list(BUILT_IN_PROMPTS) if prompts is None else _read_prompts(prompts)
+    if output is not None:
+        _make_folder(output)
     try:
         bench = bench_engine(
             settings.to_single_model_config(),
@@ -52,10 +54,27 @@ def engine(
     page = as_markdown(bench, machine=_machine(), commit=_commit())
     sys.stdout.write(page)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         record = {"machine": _machine(), "commit": _commit(), "time": datetime.now(UTC).isoformat(), "bench": bench}
         (output / "engine.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
         (output / "engine.md").write_text(page)
+
+
+class _Prompt(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        return [record.prompt for record in read_json_lines(path, _Prompt)]
+    except DataError as error:
+        exit_with(f"--prompts {error}")
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        exit_with(f"--output {output}: cannot be made ({error}); name another folder")
 
 
 def _machine() -> str:

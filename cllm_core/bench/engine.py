@@ -138,9 +138,7 @@ def bench_engine(
     register_paged_attention()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    engine = assemble_engine(config, load_model(config, _ignore_progress), _ignore_progress)
-    resident_bytes = psutil.Process().memory_info().rss  # before the reference is loaded beside it
-    reference = load_model(config, _ignore_progress, attn_implementation="sdpa").model
+    engine, reference, resident_bytes = _load(config)
     prompt_ids = _encode(engine, prompts, chat=chat)
     ways: dict[str, Callable[[tuple[int, ...]], _Run]] = {
         "transformers.generate": partial(_run_transformers, reference, max_tokens=max_tokens),
@@ -163,6 +161,19 @@ def bench_engine(
         cache_bytes=engine.info.cache_bytes,
         resident_bytes=resident_bytes,
     )
+
+
+def _load(config: EngineConfig) -> tuple[Engine, PreTrainedModel, int]:
+    """The engine, the same model as transformers runs it, and the bytes resident before the latter's on a CPU.
+
+    On a GPU the reference comes first: the KV cache takes nearly all memory that it finds.
+    """
+    read_reference = partial(load_model, config, _ignore_progress, attn_implementation="sdpa")
+    loaded = load_model(config, _ignore_progress)
+    reference = read_reference() if loaded.model.device.type == "cuda" else None
+    engine = assemble_engine(config, loaded, _ignore_progress)
+    resident_bytes = psutil.Process().memory_info().rss
+    return engine, (reference or read_reference()).model, resident_bytes
 
 
 def _encode(engine: Engine, prompts: Sequence[str], *, chat: bool) -> list[tuple[int, ...]]:

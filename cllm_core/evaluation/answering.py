@@ -59,6 +59,7 @@ class AnsweringModel:
     ) -> None:
         self.role = role
         self._adapter = config.adapter
+        self._max_batched_tokens = config.max_batched_tokens
         self._num_salts = 0
         fixed = msgspec.structs.replace(config, prefix_caching=prefix_caching, adaptive_block_length=False)
         self._engine = build_engine(fixed, on_progress)
@@ -97,6 +98,16 @@ class AnsweringModel:
         short = Prompt(prompt.token_ids, min(prompt.max_tokens, _WARM_UP_TOKENS))
         for block_length in block_lengths:
             decode(self._engine, [short], block_length=block_length)
+
+    def num_together(self, prompts: Sequence[Prompt], block_length: int) -> int:
+        """How many of these prompts, at least one, can be decoded together without a window cut for want of room.
+
+        Half of a step's tokens do for the windows, since the other half is kept for prompts that are being read.
+        """
+        longest = max(len(prompt.token_ids) + prompt.max_tokens for prompt in prompts)
+        num_blocks = -(-longest // self.info.cache_block_size)
+        num_windows = self._max_batched_tokens // (2 * block_length)
+        return max(1, min(self.info.max_num_seqs, num_windows, self.info.num_cache_blocks // num_blocks))
 
     def decode(self, prompts: Sequence[Prompt], block_length: int) -> list[Decoded]:
         """Greedy outputs, all decoded together."""
@@ -137,12 +148,12 @@ class AnsweringModel:
         )
 
 
-def shared_lengths(prompts: Mapping[str, Prompt]) -> dict[str, int]:
+def shared_lengths(prompts: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """How many tokens each prompt begins with that another one begins with, too, at most all but its last."""
-    order = sorted(prompts, key=lambda name: prompts[name].token_ids)  # nobody begins more alike than a neighbour
+    order = sorted(prompts, key=lambda name: prompts[name])  # nobody begins more alike than a neighbour
     lengths = dict.fromkeys(prompts, 0)
     for first, second in pairwise(order):
-        common = shared_prefix_length([prompts[first].token_ids, prompts[second].token_ids])
+        common = shared_prefix_length([prompts[first], prompts[second]])
         lengths[first], lengths[second] = max(lengths[first], common), max(lengths[second], common)
     return lengths
 

@@ -75,7 +75,7 @@ def _head(problem: Problem) -> str:
 
 def _run(path: Path, token: str, timeout: float) -> str:
     """Standard output of the program's process; empty where the time was up."""
-    process = subprocess.Popen(
+    with subprocess.Popen(  # whose end closes the pipes: a child in a session of its own may hold them for ever
         [sys.executable, "-I", "-S", str(_RUNNER), str(path), str(int(timeout) + 1)],
         cwd=path.parent,
         env={"PATH": os.defpath, "HOME": str(path.parent)},
@@ -83,13 +83,12 @@ def _run(path: Path, token: str, timeout: float) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(f"{token}\n".encode(), timeout=timeout)
-        return output[-_MAX_ANSWER_BYTES:].decode("utf-8", "replace")
-    except subprocess.TimeoutExpired:
-        return ""
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it and its children may have ended
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    ) as process:
+        try:
+            output, _ = process.communicate(f"{token}\n".encode(), timeout=timeout)
+            return output[-_MAX_ANSWER_BYTES:].decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            return ""
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it and its children may have ended
+                os.killpg(process.pid, signal.SIGKILL)

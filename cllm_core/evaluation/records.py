@@ -13,6 +13,13 @@ from cllm_core.tasks.records import decode_lines
 RUN_FILE = "run.json"
 ANSWERS_FILE = "answers.jsonl"
 
+_MODEL_FILES = (
+    *("*.safetensors", "*.bin", "*.gguf", "*.index.json"),
+    *("config.json", "generation_config.json", "adapter_config.json", "cllm.json", "*.py"),
+    *("tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    "chat_template*",
+)
+
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of one model at one block length.
@@ -119,15 +126,33 @@ class AnswerStore:
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of a file's content, or of the names, sizes and times of a folder's files."""
-    digest = hashlib.sha256()
+    """Digest of a file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        if path.is_dir():
-            for file in sorted(path.iterdir()):
-                stat = file.stat()
-                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        else:
-            digest.update(path.read_bytes())
+        return _short_digest(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); name a readable file") from error
-    return digest.hexdigest()[:16]
+
+
+def fingerprint_model(path: Path) -> str:
+    """Digest of the names, sizes and times of what a model is read from: a file, or those of a folder.
+
+    Model cards, results and the checkpoints of a training may lie there too, and change nothing.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        entries = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [file for file in entries if any(file.match(pattern) for pattern in _MODEL_FILES)]
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); name a readable model") from error
+    return _short_digest("\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats).encode())
+
+
+def _short_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

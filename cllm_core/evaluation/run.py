@@ -20,12 +20,13 @@ from cllm_core.evaluation.answering import AnsweringModel, ChatCodec, shared_len
 from cllm_core.evaluation.machine import describe_machine
 from cllm_core.evaluation.perplexity import LikelihoodScorer
 from cllm_core.evaluation.picture import TrajectoryPicture
-from cllm_core.evaluation.records import Answer, AnswerStore, fingerprint
+from cllm_core.evaluation.records import Answer, AnswerStore, fingerprint, fingerprint_model
 from cllm_core.evaluation.report import ModelDescription, Results, save
 from cllm_core.evaluation.summary import AR, best_cell, compare, summarise
 from cllm_core.evaluation.tasks import Task, TaskName, choose_examples, load_task
 from cllm_core.info import TokenizerBundle
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.source import resolve_source
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: of an answer; None takes the task's.
         repeats: times each answer is decoded and timed, one request at a time; 0 takes no times and decodes the
             examples in batches.
-        cached_prefixes: time prompts whose beginning, as far as another chosen example has it too, is in the prefix
-            cache, as on a server that has answered that one; else the whole prompt is computed.
+        cached_prefixes: time prompts whose beginning, as far as another example has it too, chosen or not, is in the
+            prefix cache, as on a server that has answered that one; else the whole prompt is computed.
         allow_code_execution: consent to run what the model wrote (humaneval).
         command: for the report.
     """
@@ -111,7 +112,7 @@ def evaluate(config: EvalConfig, on_progress: OnProgress) -> Evaluation:
         seed=config.seed,
         allow_code_execution=config.allow_code_execution,
     )
-    run = _Run(config, task, AnswerStore(Path(config.output), _identity(config)), on_progress)
+    run = _Run(config, task, AnswerStore(Path(config.output), _identity(config, on_progress)), on_progress)
     models = [run.answer_all(MODEL, config.model)]
     if config.target is not None:
         models.append(run.answer_all(TARGET, config.target))
@@ -197,7 +198,7 @@ class _Run:
         missing = {key[2] for key in self._keys(model.role) if key not in self._store.answers}
         if not missing:
             return
-        cached = shared_lengths(prompts) if self._config.cached_prefixes else dict.fromkeys(prompts, 0)
+        cached = self._shared_lengths(model) if self._config.cached_prefixes else dict.fromkeys(prompts, 0)
         model.warm_up(next(iter(prompts.values())), self._block_lengths)
         for example in tqdm([e for e in self._examples if e.example_id in missing], desc=model.role, unit="example"):
             prompt = prompts[example.example_id]
@@ -215,18 +216,23 @@ class _Run:
     def _answer_in_batches(self, model: AnsweringModel) -> None:
         """Many requests together, which is faster but says nothing on the speed of one."""
         prompts = {example.example_id: model.prompt(example, self._max_tokens) for example in self._examples}
-        size = model.info.max_num_seqs
         with tqdm(total=len(prompts) * len(self._block_lengths), desc=model.role, unit="answer") as bar:
             for block_length in self._block_lengths:
                 answered = {key[2] for key in self._store.answers if key[:2] == (model.role, block_length)}
                 missing = [example for example in self._examples if example.example_id not in answered]
                 bar.update(len(prompts) - len(missing))
+                size = model.num_together(list(prompts.values()), block_length)
                 for start in range(0, len(missing), size):
                     batch = missing[start : start + size]
                     outputs = model.decode([prompts[example.example_id] for example in batch], block_length)
                     for example, output in zip(batch, outputs, strict=True):
                         self._store.add(model.answer(self._task, example, block_length, output))
                         bar.update()
+
+    def _shared_lengths(self, model: AnsweringModel) -> dict[str, int]:
+        """Of all examples, chosen or not: a higher limit must not change what the times of others mean."""
+        ids = {example.example_id: model.codec.prompt_ids(example.message) for example in self._task.examples}
+        return shared_lengths(ids)
 
     def _draw(self, model: AnsweringModel) -> TrajectoryPicture:
         """The first example at the model's best block length; saved where matplotlib is installed."""
@@ -260,7 +266,7 @@ class _Run:
         return {answer.key: by_text[answer.example, answer.token_ids] for answer in answers}, scorer.name
 
 
-def _identity(config: EvalConfig) -> dict[str, object]:
+def _identity(config: EvalConfig, on_progress: OnProgress) -> dict[str, object]:
     """What the answers depend on. Block lengths and limit are not part of it: a run can be extended by both."""
     return {
         "task": config.task,
@@ -270,18 +276,18 @@ def _identity(config: EvalConfig) -> dict[str, object]:
         "max_tokens": config.max_tokens,
         "repeats": config.repeats,
         "cached_prefixes": config.cached_prefixes,
-        "model": _model_identity(config.model),
-        "target": _model_identity(config.target) if config.target else None,
+        "model": _model_identity(config.model, on_progress),
+        "target": _model_identity(config.target, on_progress) if config.target else None,
     }
 
 
-def _model_identity(config: EngineConfig) -> dict[str, object]:
-    """The settings without those of capacity, and a fingerprint of what lies in a folder: it may be trained anew."""
+def _model_identity(config: EngineConfig, on_progress: OnProgress) -> dict[str, object]:
+    """The settings without those of capacity, and fingerprints of the files: what is named may be trained anew."""
     names = ("model", "adapter", "revision", "dtype", "quantization", "device", "max_model_len", "num_threads")
     identity = {name: value for name, value in msgspec.structs.asdict(config).items() if name in names}
-    for name in ("model", "adapter"):
-        path = Path(identity[name]).expanduser() if identity[name] else None
-        identity[f"{name}_files"] = fingerprint(path) if path and path.is_dir() else None
+    source = resolve_source(config, on_progress)
+    identity["files"] = fingerprint_model(source.checkpoint.path)
+    identity["adapter_files"] = fingerprint_model(source.adapter) if source.adapter else None
     return identity
 
 

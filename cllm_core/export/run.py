@@ -8,7 +8,7 @@ from cllm_core.export.config import ExportConfig
 from cllm_core.export.folder import write_folder
 from cllm_core.export.gguf_file import write_gguf
 from cllm_core.export.merged import MergedModel, read_merged
-from cllm_core.models.cllm_json import CARD_FILE, write_card
+from cllm_core.models.cllm_json import CARD_FILE, read_card, write_card
 from cllm_core.models.progress import OnProgress
 
 _WRITING_SHARE = 0.9
@@ -21,11 +21,13 @@ def export_model(config: ExportConfig, on_progress: OnProgress) -> Path:
 
     Raises:
         ModelLoadError: the model cannot be read, or not be written in this format.
-        ConfigError: the output cannot be written.
+        ConfigError: the output cannot be written, or a GGUF file would lie beside another model's cllm.json.
     """
     merged = read_merged(config, on_progress)
     on_progress("writing", _WRITING_SHARE)
     output = config.output.absolute()
+    if config.format == "gguf":
+        _require_own_card(merged, output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
@@ -46,7 +48,17 @@ def _write_file(merged: MergedModel, path: Path) -> None:
         write_gguf(merged, path, Path(scratch))
 
 
+def _require_own_card(merged: MergedModel, output: Path) -> None:
+    """GGUF has no place for cllm.json, so the file is read with the one beside it."""
+    card = read_card(output.parent)
+    if card is not None and card != merged.source.card:
+        raise ConfigError(
+            f"output={output}: {output.parent / CARD_FILE} belongs to another model, whose block length and domain the "
+            "file would get; name a file in another folder"
+        )
+
+
 def _write_card_beside(merged: MergedModel, output: Path) -> None:
-    """GGUF has no place for cllm.json; one that is there already belongs to somebody else."""
+    """One that is there already says the same, and may hold what other tools added."""
     if merged.source.card is not None and not (output.parent / CARD_FILE).exists():
         write_card(output.parent, merged.source.card)

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,12 +14,12 @@ from typer.testing import CliRunner
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError, PromptTooLong
 from cllm_core.evaluation.answering import AnsweringModel, shared_lengths
-from cllm_core.evaluation.decode import Prompt
+from cllm_core.evaluation.decode import Decoded, Prompt
 from cllm_core.evaluation.perplexity import LikelihoodScorer
 from cllm_core.evaluation.report import Results
 from cllm_core.evaluation.run import EvalConfig, Evaluation, evaluate
 from server.cli import app
-from tests.checkpoints import write_adapter
+from tests.checkpoints import write_adapter, write_checkpoint
 
 QUESTIONS = '{"turns": ["Why?"]}\n{"turns": ["What does the server read?"]}\n{"turns": ["How?"]}\n'
 
@@ -105,6 +106,82 @@ def test_batches_find_what_single_requests_find(tiny_llama: Path, questions: Pat
     assert [cell.perplexity for cell in batched] == pytest.approx([cell.perplexity for cell in single])
 
 
+def test_windows_are_whole_in_batches_too(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many requests at a large n shared the tokens of a step, so that n = 64 was measured with 16."""
+    data = tmp_path / "question.jsonl"
+    data.write_text("".join(f'{{"prompt": "What is {number}?"}}\n' for number in range(8)))
+    config = chat_config(tiny_llama, data, tmp_path / "out", max_tokens=24, repeats=0, block_lengths=(8, 16))
+    model = engine_config(tiny_llama, max_num_seqs=8, max_batched_tokens=64)
+    decoded: list[tuple[int, Decoded]] = []
+    decode = AnsweringModel.decode
+
+    def note(self: AnsweringModel, prompts: Sequence[Prompt], block_length: int) -> list[Decoded]:
+        outputs = decode(self, prompts, block_length)
+        decoded.extend((block_length, output) for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(AnsweringModel, "decode", note)
+    run(msgspec.structs.replace(config, model=model))
+    assert len(decoded) == 3 * 8 + 1
+    for block_length, output in decoded:
+        windows = [iteration for iteration in output.trajectory.iterations if not iteration.has_prompt]
+        wanted = [min(block_length, 24 - window.first_position) for window in windows]
+        assert [1 + len(window.draft_ids) for window in windows] == wanted
+
+
+@pytest.mark.parametrize(
+    ("limits", "together"),
+    [
+        ({}, 4),
+        ({"max_batched_tokens": 64}, 2),
+        ({"max_batched_tokens": 16}, 1),
+        ({"num_cache_blocks": 6}, 3),
+        ({"num_cache_blocks": 1}, 1),
+    ],
+)
+def test_as_many_are_decoded_together_as_have_room(tiny_llama: Path, limits: dict[str, int], together: int) -> None:
+    config = engine_config(tiny_llama, **{"max_num_seqs": 4, "cache_block_size": 16, **limits})
+    model = AnsweringModel("model", config, lambda stage, fraction: None)
+    assert model.num_together([Prompt((1, 2), 3), Prompt((1,) * 12, 8)], 16) == together
+
+
+def test_the_limit_does_not_change_what_is_cached_of_a_prompt(
+    tiny_llama: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was what the chosen examples share, so that a run that was extended held two kinds of times."""
+    seen: dict[tuple[int, ...], set[int]] = {}
+    decode_behind = AnsweringModel.decode_behind
+
+    def note(self: AnsweringModel, num_cached: int, prompt: Prompt, block_length: int) -> Decoded:
+        seen.setdefault(prompt.token_ids, set()).add(num_cached)
+        return decode_behind(self, num_cached, prompt, block_length)
+
+    monkeypatch.setattr(AnsweringModel, "decode_behind", note)
+    for limit in (1, 3):
+        run(chat_config(tiny_llama, questions, tmp_path / f"{limit}", cached_prefixes=True, limit=limit))
+    assert len(seen) == 3
+    assert all(len(lengths) == 1 and min(lengths) > 0 for lengths in seen.values())
+
+
+def test_a_model_that_was_replaced_is_refused(
+    tiny_llama: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base of an adapter and the files of a built-in name were not looked at."""
+    base = write_checkpoint(tmp_path / "base", "llama")
+    adapter = write_adapter(tmp_path / "shipped" / "cllm-tiny", base)
+    monkeypatch.setattr("cllm_core.models.shipped.SHIPPED_FOLDER", tmp_path / "shipped")
+    config = chat_config(Path("cllm-tiny"), questions, tmp_path / "out", block_lengths=(4,))
+    run(config)
+    run(msgspec.structs.replace(config, block_lengths=(4, 8)))
+    for changed in (adapter / "adapter_model.safetensors", base / "model.safetensors"):
+        before = changed.stat()
+        os.utime(changed, (1, 1))
+        with pytest.raises(ConfigError, match="holds a run with model="):
+            run(config)
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run(config)
+
+
 def test_cached_prefixes_change_no_answer(tiny_llama: Path, questions: Path, tmp_path: Path) -> None:
     whole = run(chat_config(tiny_llama, questions, tmp_path / "whole")).results
     cached = run(chat_config(tiny_llama, questions, tmp_path / "cached", cached_prefixes=True)).results
@@ -127,8 +204,7 @@ def test_only_what_lies_behind_a_cached_prefix_is_computed(tiny_llama: Path) -> 
 
 def test_prompts_share_what_the_likest_other_one_begins_with() -> None:
     ids = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 9, 9), "c": (1, 2, 7), "d": (8, 8), "e": (1, 2, 7)}
-    prompts = {name: Prompt(token_ids, 1) for name, token_ids in ids.items()}
-    assert shared_lengths(prompts) == {"a": 3, "b": 3, "c": 2, "d": 0, "e": 2}
+    assert shared_lengths(ids) == {"a": 3, "b": 3, "c": 2, "d": 0, "e": 2}
 
 
 def test_the_likelihood_of_an_answer_is_the_sum_of_its_tokens(tiny_llama: Path) -> None:

@@ -54,6 +54,20 @@ def test_endless_code_is_stopped_with_all_it_started() -> None:
     assert time.monotonic() - started < 10
 
 
+def test_a_child_in_a_session_of_its_own_holds_nothing_up() -> None:
+    """It is in no group that could be stopped and keeps the pipe open, whose end was waited for without a limit."""
+    started = time.monotonic()
+    code = f"import os, time\nif not os.fork():\n    os.setsid()\n    time.sleep(15)\n    os._exit(0)\n{RIGHT}"
+    passes(read_code(code, PROBLEM), PROBLEM, timeout=0.5)
+    assert time.monotonic() - started < 10
+
+
+def test_what_an_answer_does_as_a_script_is_not_run() -> None:
+    """unittest.main() leaves the process before the tests of the problem, which exec as in the paper never reaches."""
+    script = 'if __name__ == "__main__":\n    import unittest\n\n    unittest.main()\n'
+    assert passes(read_code(RIGHT + script, PROBLEM), PROBLEM)
+
+
 def test_code_does_not_see_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "x")
     code = "import os\ndef total(values):\n    assert 'SECRET_KEY' not in os.environ\n    return sum(values)\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm_core.evaluation.sql.query_text import is_ordered, normalise, read_hints
+from cllm_core.evaluation.sql.query_text import break_ties, is_ordered, normalise, read_hints
 from cllm_core.tasks.spider import ColumnRef
 from tests.evaluation.schemas import music_schema
 
@@ -45,3 +45,12 @@ def test_joins_are_read_through_aliases_and_subqueries() -> None:
 def test_any_text_can_be_read(text: str) -> None:
     read_hints(text, music_schema())
     assert normalise(normalise(text)) == normalise(text) or '"' in text or "'" in text or "`" in text
+
+
+def test_ties_are_broken_behind_the_keys_of_each_order_by() -> None:
+    inner = "(SELECT a FROM t GROUP BY a ORDER BY count(*){} LIMIT 1)"
+    query = f"SELECT b, ';' FROM u WHERE b = {inner} ORDER BY max(b, 1) DESC{{}} LIMIT 2;"
+    spaceless = break_ties(query.format("", ""), 2, descending=True).replace(" ", "")
+    assert spaceless == query.format(", 1 DESC", ", 1 DESC, 2 DESC").replace(" ", "")
+    assert break_ties("SELECT b FROM u ORDER BY b", 1, descending=False).strip() == "SELECT b FROM u ORDER BY b, 1"
+    assert break_ties("SELECT b FROM u", 1, descending=False) == "SELECT b FROM u"

@@ -1,11 +1,12 @@
 """An interrupted run goes on where it stopped, and never mixes with another."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cllm_core.errors import ConfigError, DataError
-from cllm_core.evaluation.records import ANSWERS_FILE, AnswerStore, fingerprint
+from cllm_core.evaluation.records import ANSWERS_FILE, AnswerStore, fingerprint, fingerprint_model
 from tests.evaluation.factories import make_answer
 
 SETTINGS = {"task": "chat", "seed": 0}
@@ -52,8 +53,26 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 def test_a_fingerprint_changes_with_the_content(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_text("a")
-    before = fingerprint(path), fingerprint(tmp_path)
-    path.write_text("bb")
-    after = fingerprint(path), fingerprint(tmp_path)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
+    before = fingerprint(path)
+    path.write_text("b")
+    assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "model-00001-of-00002.safetensors", "tokenizer.json", "cllm.json"])
+def test_what_a_model_is_read_from_changes_its_fingerprint(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("a")
+    before = fingerprint_model(path), fingerprint_model(tmp_path)
+    path.write_text("b")
+    os.utime(path, (1, 1))  # a clock may be too coarse to tell the two apart
+    assert fingerprint_model(path) != before[0]
+    assert fingerprint_model(tmp_path) != before[1]
+
+
+def test_what_lies_beside_a_model_does_not_change_its_fingerprint(tmp_path: Path) -> None:
+    """A model card written anew and deleted checkpoints were taken for another model."""
+    (tmp_path / "adapter_model.safetensors").write_text("a")
+    before = fingerprint_model(tmp_path)
+    (tmp_path / "README.md").write_text("results")
+    (tmp_path / "checkpoints").mkdir()
+    assert fingerprint_model(tmp_path) == before

@@ -3,7 +3,7 @@
 import pytest
 
 from cllm_core.errors import DataError
-from cllm_core.evaluation.sql.judge import SqlJudge
+from cllm_core.evaluation.sql.judge import DATABASE_SIZES, SqlJudge
 from tests.evaluation.schemas import music_schema
 
 SAME = [
@@ -73,6 +73,38 @@ def test_wrong_and_hostile_predictions_do_not_match_and_end(predicted: str) -> N
 def test_a_gold_query_that_does_not_run_is_an_error_that_names_it() -> None:
     with pytest.raises(DataError, match=r"'music' does not run \(no such column: height\).*SELECT height"):
         SqlJudge(music_schema(), "SELECT height FROM singer")
+
+
+@pytest.mark.parametrize("predicted", ["", "-- nothing"])
+def test_what_is_no_query_does_not_match_one_that_finds_nothing(predicted: str) -> None:
+    judge = SqlJudge(music_schema(), "SELECT name FROM singer WHERE age IS NULL")
+    assert judge.num_found == 0
+    assert judge.accepts("SELECT title FROM song WHERE title IS NULL")
+    assert not judge.accepts(predicted)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT singer_id FROM song GROUP BY singer_id ORDER BY count(*) DESC{} LIMIT 1",
+        "SELECT singer_id FROM song GROUP BY singer_id ORDER BY count(*){} LIMIT 3",
+        "SELECT DISTINCT age FROM singer ORDER BY age % 3{} LIMIT 2;",
+        "SELECT open_air, count(*) FROM concert GROUP BY open_air ORDER BY count(*) DESC{}",
+        "SELECT name FROM singer WHERE id IN (SELECT singer_id FROM song GROUP BY singer_id "
+        "ORDER BY count(*) DESC{} LIMIT 1)",
+        "SELECT name, age % 2 AS odd FROM singer UNION SELECT title, 1 FROM song ORDER BY odd{} LIMIT 1",
+    ],
+)
+def test_whatever_breaks_the_ties_of_groups_is_right(query: str) -> None:
+    """SQLite groups by sorting, so that the order of insertion does not show that a tie was broken at will."""
+    judge = SqlJudge(music_schema(), query.format(""))
+    assert judge.accepts(query.format(", 1"))
+    assert judge.accepts(query.format(", 1 DESC"))
+
+
+def test_ties_that_change_nothing_pass_no_database_over() -> None:
+    query = "SELECT max(age) FROM singer GROUP BY 1 = 1 ORDER BY count(*) LIMIT 1"
+    assert SqlJudge(music_schema(), query).num_cases == len(DATABASE_SIZES)
 
 
 def test_databases_on_which_ties_leave_the_gold_result_open_are_passed_over() -> None:

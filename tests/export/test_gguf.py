@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cllm_core.errors import ModelLoadError
+from cllm_core.errors import ConfigError, ModelLoadError
 from cllm_core.export.gguf_file import interleave_rotary
 from cllm_core.models.cllm_json import read_card
 from tests.checkpoints import CHATML_TEMPLATE, IM_END_ID, build_model, build_tokenizer
@@ -64,6 +64,17 @@ def test_a_merged_adapter_read_back_gives_the_logits_of_the_server(
     assert torch.equal(read_back(path), logits_of(load(adapter).model))
     assert read_card(path.parent) == read_card(adapter)
     assert (load(path, dtype="float32").block_length, load(path, dtype="float32").domain) == (8, "sql")
+
+
+def test_a_file_does_not_get_the_block_length_of_another_model(
+    export: Export, adapter: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The cllm.json of the first file was silently that of the second, too."""
+    first = export(adapter, tmp_path / "files" / "first.gguf", format="gguf")
+    with pytest.raises(ConfigError, match=r"cllm.json belongs to another model"):
+        export(tiny_llama, first.with_name("second.gguf"), format="gguf")
+    export(adapter, first.with_name("third.gguf"), format="gguf", dtype="f16")
+    assert sorted(path.name for path in first.parent.iterdir()) == ["cllm.json", "first.gguf", "third.gguf"]
 
 
 @pytest.mark.parametrize("changes", [{"tie_word_embeddings": True}, {"attention_bias": True}, {"head_dim": 32}])

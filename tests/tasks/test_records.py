@@ -36,8 +36,10 @@ def test_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> N
 def test_empty_and_damaged_files_are_refused(tmp_path: Path) -> None:
     empty, damaged = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
     empty.write_text("\n")
-    damaged.write_bytes(b"not gzip")
     with pytest.raises(DataError, match="holds no record"):
         read_json_lines(empty, SpiderExample)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_json_lines(damaged, SpiderExample)
+    whole = gzip.compress(GOOD.encode())
+    for data in (b"not gzip", whole[:20], whole[:10] + b"\xff" * 20):
+        damaged.write_bytes(data)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_json_lines(damaged, SpiderExample)

@@ -77,10 +77,13 @@ class Database:
         """
         self._instructions_left = _MAX_INSTRUCTIONS
         try:
-            rows: Result = self._connection.execute(sql).fetchmany(_MAX_RESULT_ROWS + 1)
+            cursor = self._connection.execute(sql)
+            rows: Result = cursor.fetchmany(_MAX_RESULT_ROWS + 1)
         # ValueError: text that is no UTF-8, or a null character in the query
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
             raise QueryFailed(str(error) or type(error).__name__) from error
+        if cursor.description is None:
+            raise QueryFailed("no statement")
         if len(rows) > _MAX_RESULT_ROWS:
             raise QueryFailed(f"more than {_MAX_RESULT_ROWS} rows")
         return rows

@@ -1,8 +1,8 @@
 """Execution match the test-suite way (Zhong et al. 2020, arXiv:2010.02840).
 
 Gold query and prediction run on several generated databases and must agree on all of them. A database on which the
-gold query itself answers otherwise once its rows are inserted in another order (a tie at LIMIT 1, say) decides
-nothing and is passed over, unless all are such.
+gold query itself answers otherwise once its rows are inserted in another order, or the ties of an ORDER BY are broken
+otherwise, decides nothing and is passed over, unless all are such.
 """
 
 import random
@@ -11,7 +11,7 @@ from cllm_core.errors import DataError
 from cllm_core.evaluation.sql.compare import same_result
 from cllm_core.evaluation.sql.database import Database, QueryFailed, Result
 from cllm_core.evaluation.sql.layout import build_layout
-from cllm_core.evaluation.sql.query_text import is_ordered, read_hints
+from cllm_core.evaluation.sql.query_text import break_ties, is_ordered, read_hints
 from cllm_core.evaluation.sql.rows import Row, generate_rows
 from cllm_core.tasks.spider import Schema
 
@@ -64,14 +64,26 @@ class SqlJudge:
                 return False
 
     def _run_gold(self, gold: str, rows: list[list[Row]], seed: int) -> tuple[Result, bool]:
-        """What the gold query finds, and whether it finds the same when the rows come in another order."""
+        """What the gold query finds, and whether it finds the same whatever the order of rows and of ties."""
         rng = random.Random(seed)
         shuffled = [rng.sample(table, len(table)) for table in rows]
         try:
             with Database(self._layout, rows) as database, Database(self._layout, shuffled) as other:
                 result = database.run(gold)
-                return result, same_result(result, other.run(gold), ordered=self._ordered)
+                is_stable = same_result(result, other.run(gold), ordered=self._ordered)
+                return result, is_stable and not (result and self._has_tie(database, gold, len(result[0])))
         except QueryFailed as error:
             raise DataError(
                 f"gold query on {self._layout.schema.db_id!r} does not run ({error}): {gold!r}; correct or remove it"
             ) from error
+
+    def _has_tie(self, database: Database, gold: str, num_columns: int) -> bool:
+        """Whether a tie decides what the gold query finds.
+
+        SQLite sorts rows to group them, so that groups come in one order whatever the order of insertion.
+        """
+        try:
+            up, down = (database.run(break_ties(gold, num_columns, descending=down)) for down in (False, True))
+        except QueryFailed:  # an ORDER BY with something unusual behind its keys
+            return False
+        return not same_result(up, down, ordered=self._ordered)

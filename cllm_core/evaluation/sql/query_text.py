@@ -58,6 +58,31 @@ def is_ordered(sql: str) -> bool:
     return False
 
 
+def break_ties(sql: str, num_columns: int, *, descending: bool) -> str:
+    """The query whose ORDER BYs, where their keys are equal, go on by the columns of the result, all up or all down.
+
+    Args:
+        sql: the query.
+        num_columns: of its result. Of a query inside it only the first column is taken: how many it has is not known.
+        descending: the direction.
+    """
+    columns = [f", {column}{' DESC' if descending else ''}" for column in range(1, num_columns + 1)]
+    text, start = "", 0
+    is_ordering = [False]  # the query, and what is in the parentheses that are open
+    for match in _TOKEN.finditer(f"{sql};"):
+        token = match.group().lower()
+        if is_ordering[-1] and token in ("limit", ")", ";"):
+            text += sql[start : match.start()] + "".join(columns if len(is_ordering) == 1 else columns[:1]) + " "
+            start, is_ordering[-1] = match.start(), False
+        if token == "(":
+            is_ordering.append(False)
+        elif token == ")":
+            is_ordering.pop()
+        elif token == "order":
+            is_ordering[-1] = True
+    return text + sql[start:]
+
+
 def read_hints(sql: str, schema: Schema) -> QueryHints:
     """Literals and joins of a query on this schema."""
     reader = _Reader(tokenise(sql), schema)
