@@ -2,26 +2,30 @@
 
     python -m benchmarks.gpu --out benchmarks/results/gpu [--model FOLDER] [--seconds 480]
 
-Checks Jacobi output on the device in float32 against transformers on the CPU, token for token; then times steps over
-rows and window lengths and decodes AR and Jacobi, for a small model and for random weights in the shape of a 7B Llama;
-all of it with and without CUDA graphs. Profiles the kernels of single steps. Writes OUT.json and OUT.md. Parts that do
-not fit into --seconds any more are named in the report as left out.
+Checks Jacobi output on the device in float32 against transformers on the CPU, token for token, and the logits of fused
+layers in bfloat16 against those of plain ones. Then times steps over rows and window lengths and decodes AR and Jacobi,
+for a small model and for random weights in the shape of a 7B Llama; all of it with and without CUDA graphs. Profiles
+the kernels of single steps. Writes OUT.json and OUT.md. Parts that do not fit into --seconds any more are named in the
+report as left out. What is wrong is named there too, and the run ends with an error once everything is written.
 """
 
 import argparse
+import copy
 import gc
 import json
 import platform
+import random
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.kernel_profile import KernelProfile, profile_kernels
@@ -30,6 +34,7 @@ from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.info import TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
@@ -61,6 +66,14 @@ SMALL = LlamaConfig(  # the shape of SmolLM2-135M, where no --model is given
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
+CHECKED = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 4, "vocab_size": 2048})
+NUM_TEXTS = 8
+NUM_CHECKED_STEPS = 24
+# Seen on a CPU between bfloat16 and float32: 0.06, and two ways to round differ by more. Attention that loses sight of
+# tokens gives 0.8 and more.
+MAX_RELATIVE_ERROR = 0.15
+
+Step = tuple[Tensor, Tensor, list[RowSpan], Tensor]  # see PagedModel.forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,30 @@ class DecodeSpeed:
     bandwidth_share: float  # bytes of weights read per second, over what a plain copy reads per second
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the parts of a run share.
+
+    Attributes:
+        device: of the run.
+        deadline: time.monotonic() after which no part begins.
+        left_out: parts that had no time.
+        failures: what is wrong, in words.
+    """
+
+    device: torch.device
+    deadline: float
+    left_out: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def has_time(self, part: str) -> bool:
+        """Whether there is time for a part; where there is none, it is noted as left out."""
+        if time.monotonic() <= self.deadline:
+            return True
+        self.left_out.append(part)
+        return False
+
+
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,56 +131,133 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu only tries the script itself")
     parser.add_argument("--without-7b", action="store_true", help="leave the 7B shape out")
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.seconds
     device = torch.device(arguments.device)
+    run = Run(device, time.monotonic() + arguments.seconds)
     register_paged_attention()
-    report: dict[str, object] = {"machine": _machine(device)}
+    report: dict[str, object] = {
+        "machine": describe_machine(device),
+        "failures": run.failures,
+        "left_out": run.left_out,
+    }
     modes = (True, False) if device.type == "cuda" else (False,)
-    report["correctness"] = {_mode(graphs): check_correctness(device, graphs=graphs) for graphs in modes}
+    report["correctness"] = {_mode(graphs): check_correctness(run, graphs=graphs) for graphs in modes}
     bandwidth = measure_bandwidth(device)
     report["bandwidth_gb_per_second"] = bandwidth / 1e9
+    _write(arguments.out, report)
     names = ["small"] if arguments.without_7b else ["small", "llama-7b-shape"]
-    left_out: list[str] = []
-    report["left_out"] = left_out
     for name in names:
         # Graphs first: should the time run out, their figures matter more.
         for graphs in modes:
-            loaded = _loaded_model(name, arguments.model, device)  # anew, since an engine changes its layers
             part = f"{name}, {_mode(graphs)}"
-            engine = _assemble(loaded, graphs=graphs)
-            report[part] = _measure_model(engine, bandwidth, deadline, left_out=left_out, name=part)
+            if run.has_time(part):
+                loaded = _loaded_model(name, arguments.model, device)  # anew, since an engine changes its layers
+                engine = _assemble(loaded, graphs=graphs)
+                report[part] = _measure_model(engine, bandwidth, run, graphs=graphs, name=part)
+                del engine, loaded
+                _free_memory(device)
             _write(arguments.out, report)
-            del engine, loaded
-            _free_memory(device)
     print(arguments.out.with_suffix(".md").read_text())
+    if run.failures:
+        raise SystemExit("\n".join(run.failures))
 
 
-def check_correctness(device: torch.device, *, graphs: bool) -> dict[str, object]:
-    """Jacobi in float32 on the device against transformers' greedy generate on the CPU; raises where they differ."""
-    config = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 4, "vocab_size": 2048})
-    torch.manual_seed(0)
-    reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in reference.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    prompts = [torch.randint(3, 2048, (1, length)) for length in (1, 7, 40, 130)]
+def check_correctness(run: Run, *, graphs: bool) -> dict[str, object]:
+    """Tokens in float32 and logits in bfloat16; what is wrong goes to the run's failures."""
+    found: dict[str, object] = {}
+    for check in (_check_tokens, _check_logits):
+        found |= check(run, graphs=graphs)
+        # An engine is a cycle of references: left to itself, its graphs are destroyed inside of a later capture.
+        _free_memory(run.device)
+    return found
+
+
+def _check_tokens(run: Run, *, graphs: bool) -> dict[str, object]:
+    """Jacobi in float32 on the device against transformers' greedy generate on the CPU."""
+    reference = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.float32).eval()
+    _draw_weights(reference)
+    prompts = [torch.randint(3, CHECKED.vocab_size, (1, length)) for length in (1, 7, 40, 130)]
     expected = [
         reference.generate(p, max_new_tokens=48, do_sample=False, eos_token_id=None)[0, p.shape[1] :].tolist()
         for p in prompts
     ]
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=PAGED_ATTENTION)
+    model = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.float32, attn_implementation=PAGED_ATTENTION)
     model.load_state_dict(reference.state_dict())
-    engine = _assemble(_described(model.to(device).eval(), "correctness"), graphs=graphs)
+    engine = _assemble(_described(model.to(run.device).eval(), "correctness"), graphs=graphs)
     torch.backends.cuda.matmul.allow_tf32 = False
-    checked = 0
+    part, num_equal = f"float32 {_mode(graphs)}", 0
     for block_length in (1, 2, 5, 16, 32):
         outputs = _decode(engine, [tuple(p[0].tolist()) for p in prompts], block_length, max_tokens=48)
         for index, (got, want) in enumerate(zip(outputs, expected, strict=True)):
-            if got != want:
-                raise SystemExit(f"block length {block_length}, prompt {index}: device gives {got}, CPU {want}")
-            checked += len(want)
+            if got == want:
+                num_equal += len(want)
+            else:
+                first = [one == other for one, other in zip(got, want, strict=True)].index(False)
+                difference = f"token {first} is {got[first]}, on the CPU {want[first]}"
+                run.failures.append(f"{part}, n = {block_length}, prompt {index}: {difference}")
     engine.check()
-    return {"tokens_equal": checked, "block_lengths": [1, 2, 5, 16, 32]}
+    run.failures.extend(f"{part}: {path}" for path in slow_paths(_paged_model(engine), run.device, graphs=graphs))
+    return {"tokens_equal": num_equal, "block_lengths": [1, 2, 5, 16, 32]}
+
+
+def _check_logits(run: Run, *, graphs: bool) -> dict[str, object]:
+    """Mixed steps in bfloat16, which alone has fused layers and tensor cores, against a plain model on the device."""
+    model = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.bfloat16, attn_implementation=PAGED_ATTENTION)
+    _draw_weights(model)
+    model = model.to(run.device).eval()
+    plain = PagedModel(copy.deepcopy(model))
+    engine = _assemble(_described(model, "correctness"), graphs=graphs)
+    found = _paged_model(engine)
+    plain.allocate_cache(num_blocks=engine.info.num_cache_blocks, block_size=BLOCK_SIZE)
+    steps = mixed_steps(engine.info.num_cache_blocks, run.device)
+    errors = torch.tensor([relative_error(found.forward(*step), plain.forward(*step)) for step in steps])
+    part = f"bfloat16 {_mode(graphs)}"
+    if not (errors < MAX_RELATIVE_ERROR).all():
+        run.failures.append(f"{part}: logits differ from those of a plain model by {errors.max():.2g} of their size")
+    if run.device.type == "cuda" and not any(isinstance(module, FusedLayer) for module in model.modules()):
+        run.failures.append(f"{part}: no decoder layer is fused")
+    run.failures.extend(f"{part}: {path}" for path in slow_paths(found, run.device, graphs=graphs))
+    return {"logits_error": float(errors.max()), "steps": len(errors)}
+
+
+def _draw_weights(model: PreTrainedModel) -> None:
+    """Wide enough that greedy output varies, and that attention picks some tokens rather than their mean."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def slow_paths(model: PagedModel, device: torch.device, *, graphs: bool) -> list[str]:
+    """What a model that has run steps falls back to on a CUDA device; results are right then, but of other code."""
+    if device.type != "cuda":
+        return []
+    found = [] if model.attends_by_tables else ["attention gathers the cache, its kernels are not used"]
+    return found if model.num_recorded or not graphs else [*found, "no step was recorded as a CUDA graph"]
+
+
+def mixed_steps(num_cache_blocks: int, device: torch.device) -> Iterator[Step]:
+    """Steps in which some of a few texts go on by a token, a window or a prompt each, in blocks of random order."""
+    draw = random.Random(0)
+    lengths = [0] * NUM_TEXTS
+    blocks_per_text = num_cache_blocks // NUM_TEXTS
+    blocks = draw.sample(range(num_cache_blocks), num_cache_blocks)
+    for _ in range(NUM_CHECKED_STEPS):
+        rows, num_tokens = [], 0
+        for text in draw.sample(range(NUM_TEXTS), draw.randint(1, NUM_TEXTS)):
+            start, num_new = lengths[text], draw.choice((1, 16, 130))
+            first_block = text * blocks_per_text
+            num_blocks = -(-(start + num_new) // BLOCK_SIZE)
+            rows.append(RowSpan(num_tokens, num_new, start, tuple(blocks[first_block : first_block + num_blocks])))
+            lengths[text] += num_new
+            num_tokens += num_new
+        input_ids = torch.tensor([draw.randrange(CHECKED.vocab_size) for _ in range(num_tokens)], device=device)
+        positions = torch.cat([torch.arange(row.first_position, row.context_length) for row in rows]).to(device)
+        yield input_ids, positions, rows, torch.arange(num_tokens, device=device)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Size of the difference over that of what is expected."""
+    return float((found - expected).norm() / expected.norm())
 
 
 def measure_bandwidth(device: torch.device) -> float:
@@ -152,26 +266,26 @@ def measure_bandwidth(device: torch.device) -> float:
     return data.nbytes / _median_seconds(data.sum, device)
 
 
-def _measure_model(
-    engine: Engine, bandwidth: float, deadline: float, *, left_out: list[str], name: str
-) -> dict[str, object]:
-    model = engine.runner.model
-    if not isinstance(model, PagedModel):
-        raise SystemExit("the engine does not run a PagedModel")
-    steps = []
-    for rows in ROWS:
-        for window in WINDOWS:
-            if time.monotonic() > deadline:
-                left_out.append(f"{name}: step of {rows} x {window}")
-            elif rows * window <= 2048:
-                steps.append(_time_step(model, engine, rows, window, bandwidth))
-    speeds = []
-    for requests, block_length in [(1, 1), (1, 16), (1, 32), (16, 1), (16, 16), (32, 1), (32, 16)]:
-        if time.monotonic() > deadline:
-            left_out.append(f"{name}: decoding {requests} requests at n = {block_length}")
-            continue
-        speeds.append(_decode_speed(engine, requests, block_length, bandwidth))
-    profiles = {f"{rows} x {window}": _profile_step(model, rows, window) for rows, window in PROFILED}
+def _measure_model(engine: Engine, bandwidth: float, run: Run, *, graphs: bool, name: str) -> dict[str, object]:
+    model = _paged_model(engine)
+    steps = [
+        _time_step(model, engine, rows, window, bandwidth)
+        for rows in ROWS
+        for window in WINDOWS
+        if rows * window <= 2048 and run.has_time(f"{name}: step of {rows} x {window}")
+    ]
+    speeds = [
+        _decode_speed(engine, requests, block_length, bandwidth)
+        for requests, block_length in [(1, 1), (1, 16), (1, 32), (16, 1), (16, 16), (32, 1), (32, 16)]
+        if run.has_time(f"{name}: decoding {requests} requests at n = {block_length}")
+    ]
+    if steps or speeds:
+        run.failures.extend(f"{name}: {path}" for path in slow_paths(model, run.device, graphs=graphs))
+    profiles = {
+        f"{rows} x {window}": _profile_step(model, rows, window)
+        for rows, window in PROFILED
+        if run.has_time(f"{name}: profile of {rows} x {window}")
+    }
     return {
         "parameters": engine.info.num_parameters,
         "weight_gb": engine.info.weight_bytes / 1e9,
@@ -179,6 +293,13 @@ def _measure_model(
         "decoding": [asdict(speed) for speed in speeds],
         "profiles": {step: asdict(found) for step, found in profiles.items() if found is not None},
     }
+
+
+def _paged_model(engine: Engine) -> PagedModel:
+    model = engine.runner.model
+    if not isinstance(model, PagedModel):
+        raise TypeError("the engine does not run a PagedModel")
+    return model
 
 
 def _time_step(model: PagedModel, engine: Engine, rows: int, window: int, bandwidth: float) -> StepTime:
@@ -212,7 +333,8 @@ def _decode_speed(engine: Engine, requests: int, block_length: int, bandwidth: f
     generator = torch.Generator().manual_seed(0)
     vocab = engine.info.vocab_size
     prompts = [tuple(torch.randint(3, vocab, (64,), generator=generator).tolist()) for _ in range(requests)]
-    _decode(engine, prompts, block_length, max_tokens=8)
+    # The same first: its steps have the shapes that the timed ones would otherwise compile and record.
+    _decode(engine, prompts, block_length, max_tokens=128)
     before = engine.stats().num_steps
     started = time.perf_counter()
     outputs = _decode(engine, prompts, block_length, max_tokens=128)
@@ -306,14 +428,22 @@ def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(timings())
 
 
-def _machine(device: torch.device) -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What the figures depend on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def _write(out: Path, report: dict[str, object]) -> None:
@@ -325,7 +455,7 @@ def _write(out: Path, report: dict[str, object]) -> None:
 def _markdown(report: dict[str, object]) -> Iterator[str]:
     yield "# Engine on a CUDA device"
     yield ""
-    for key in ("machine", "correctness", "bandwidth_gb_per_second", "left_out"):
+    for key in ("machine", "failures", "correctness", "bandwidth_gb_per_second", "left_out"):
         yield f"- {key.replace('_', ' ')}: {report[key]}"
     for name, result in report.items():
         if isinstance(result, dict) and "steps" in result:

@@ -8,9 +8,12 @@ import pytest
 
 from tests.architectures import Architecture
 
+# Where drivers of CUDA devices show: gVisor has no /proc/driver, and WSL2 has /dev/dxg alone.
+_CUDA_PATHS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
 # Without a CUDA device, Triton's kernels run in its interpreter. Triton reads this when transformers imports it, which
 # other conftests do before any hook is called.
-if not Path("/proc/driver/nvidia").exists():
+if not any(Path(path).exists() for path in _CUDA_PATHS):
     os.environ["TRITON_INTERPRET"] = "1"
 
 

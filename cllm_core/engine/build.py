@@ -73,7 +73,7 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
     weight_bytes -= _prepare_layers(config, loaded.model, model, bank)
     adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
     report("allocating the KV cache", 0.92)
-    wanted_len = config.max_model_len or loaded.max_model_len
+    wanted_len = _wanted_model_len(config, loaded)
     num_blocks = num_cache_blocks(
         config,
         bytes_per_token=model.cache_bytes_per_token,
@@ -188,14 +188,18 @@ def _time_step(model: PagedModel, index: Tensor, span: RowSpan) -> float:
     return time.perf_counter() - started
 
 
+def _wanted_model_len(config: EngineConfig, loaded: LoadedModel) -> int:
+    if config.max_model_len is not None and config.max_model_len > loaded.max_model_len:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len}: the model was built for {loaded.max_model_len} tokens; lower it"
+        )
+    return config.max_model_len or loaded.max_model_len
+
+
 def _resolve_max_model_len(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> int:
     num_cache_tokens = num_blocks * config.cache_block_size
     if config.max_model_len is None:
         return min(loaded.max_model_len, num_cache_tokens)
-    if config.max_model_len > loaded.max_model_len:
-        raise ConfigError(
-            f"max_model_len={config.max_model_len}: the model was built for {loaded.max_model_len} tokens; lower it"
-        )
     if config.max_model_len > num_cache_tokens:
         raise ConfigError(
             f"max_model_len={config.max_model_len}: the KV cache holds {num_cache_tokens} tokens; "

@@ -5,7 +5,7 @@ import logging
 import torch
 
 from cllm_core.config import EngineConfig
-from cllm_core.models.cuda.graphs import BYTES_PER_GRAPH, GraphRecorder
+from cllm_core.models.cuda.graphs import BYTES_PER_GRAPH, WORKSPACE_BYTES, GraphRecorder
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.static_steps import Buckets, StaticSteps
@@ -23,7 +23,7 @@ def recorded_buckets(model: PagedModel, config: EngineConfig) -> Buckets | None:
 def step_bytes(model: PagedModel, config: EngineConfig, max_model_len: int) -> int:
     """Memory that steps take on a CUDA device beyond weights and cache, recorded ones included."""
     # Sampling keeps a few more copies of the logits than the forward pass does.
-    computing = 2 * activation_bytes(model, config.max_batched_tokens, config.cache_block_size)
+    computing = 2 * activation_bytes(model, config.max_batched_tokens, config.cache_block_size, max_model_len)
     scratch = config.cache_block_size * model.cache_bytes_per_token
     buckets = recorded_buckets(model, config)
     if buckets is None:
@@ -32,19 +32,20 @@ def step_bytes(model: PagedModel, config: EngineConfig, max_model_len: int) -> i
         buckets, max_row_blocks=-(-max_model_len // config.cache_block_size), vocab_size=model.vocab_size
     )
     # Graphs compute in memory of their own, the same for all of them.
-    graphs = buckets.count * BYTES_PER_GRAPH + activation_bytes(model, buckets.max_tokens, config.cache_block_size)
-    return computing + scratch + buffers + graphs
+    computing += activation_bytes(model, buckets.max_tokens, config.cache_block_size, max_model_len)
+    return computing + scratch + buffers + buckets.count * BYTES_PER_GRAPH + WORKSPACE_BYTES
 
 
-def activation_bytes(model: PagedModel, num_tokens: int, block_size: int) -> int:
+def activation_bytes(model: PagedModel, num_tokens: int, block_size: int, max_model_len: int) -> int:
     """Peak memory of a step beyond what is allocated now, measured by running one; the model has no cache yet."""
     num_blocks = -(-num_tokens // block_size)
     model.allocate_cache(num_blocks=num_blocks, block_size=block_size)
     span = RowSpan(0, num_tokens, 0, tuple(range(num_blocks)))
     index = torch.arange(num_tokens, device=model.device)
+    positions = index % max_model_len  # a model may have learned no more of them
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    model.forward(torch.zeros_like(index), index, [span], index)
+    model.forward(torch.zeros_like(index), positions, [span], index)
     peak = torch.cuda.max_memory_allocated(model.device)
     model.free_cache()
     torch.cuda.empty_cache()

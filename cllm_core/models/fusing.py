@@ -8,6 +8,7 @@ reproduce what the layer it replaces made of real inputs, in float32, and is not
 import copy
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,24 +37,27 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters: AdapterBank | None = None) -> int:
-    """Replace every decoder layer that can be; returns how many were. The replaced layers' plain weights are given up.
+    """Replace every decoder layer that can be; returns how many were.
+
+    Each layer's plain weights are given up as it is replaced, so that memory for a few copies of one layer is enough.
 
     Args:
         model: loaded with attn_implementation="cllm_paged".
         kernels: compute norms, rotary embeddings and products of a bfloat16 model; None: torch does.
         adapters: whose share the fused products shall add; None: there are none.
     """
-    places = [(name, layer) for name, layer in model.named_modules() if _has_common_shape(layer)]
-    if not places:
+    names = [name for name, layer in model.named_modules() if _has_common_shape(layer)]
+    if not names:
         return 0
-    calls = _record_calls(model, [layer for _, layer in places])
+    calls = _record_calls(model, names)
     rotations: dict[int, Rotation] = {}  # by the factors that transformers hands the layers
     num_fused = 0
-    for name, layer in places:
-        call = calls.get(layer)
+    for name in names:
+        call = calls.get(name)
         if call is None:
             logger.info("%s of %s is not fused: it turns its heads in another way", name, type(model).__name__)
             continue
+        layer = model.get_submodule(name)
         error = call.relative_error(layer)
         if not error < _MAX_RELATIVE_ERROR:
             logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
@@ -102,18 +106,19 @@ class _LayerCall:
         return float((output - expected).norm() / (expected - before).norm())
 
 
-def _record_calls(model: PreTrainedModel, layers: list[nn.Module]) -> dict[nn.Module, _LayerCall]:
+def _record_calls(model: PreTrainedModel, names: list[str]) -> dict[str, _LayerCall]:
     """Run a few tokens through the model and note the calls of those of these layers whose whole heads are turned."""
     probe = _ProbeAttention()
-    calls: dict[nn.Module, _LayerCall] = {}
+    # By name: layers as keys would stay alive beside the fused ones.
+    calls: dict[str, _LayerCall] = {}
 
-    def record(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _: Tensor) -> None:
+    def record(name: str, _layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
         assert probe.last_call is not None
         match kwargs.get("position_embeddings"):
             case (Tensor() as cos, Tensor() as sin) if cos.shape[-1] == probe.last_call.heads.size:
-                calls[layer] = _LayerCall(args[0], kwargs, (cos, sin), probe.last_call)
+                calls[name] = _LayerCall(args[0], kwargs, (cos, sin), probe.last_call)
 
-    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+    hooks = [model.get_submodule(name).register_forward_hook(partial(record, name), with_kwargs=True) for name in names]
     generator = torch.Generator().manual_seed(0)
     vocab_size = model.config.get_text_config().vocab_size
     token_ids = torch.randint(vocab_size, (1, _NUM_PROBE_TOKENS), generator=generator).to(model.device)

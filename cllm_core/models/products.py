@@ -86,9 +86,13 @@ class PackedGate:
 
 
 def side_by_side(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Weight [out, in] and bias [out] of linear layers as one; all of them have a bias or none has."""
+    """Weight [out, in] and bias [out] of linear layers as one; all of them have a bias or none has.
+
+    The weight of a single layer is not copied.
+    """
+    weights = [linear.weight.detach() for linear in linears]
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    return torch.cat([linear.weight.detach() for linear in linears]), torch.cat(biases) if biases else None
+    return weights[0] if len(weights) == 1 else torch.cat(weights), torch.cat(biases) if biases else None
 
 
 def is_adapted(adapters: AdaptedProduct | None) -> bool:

@@ -117,8 +117,10 @@ def test_a_forward_pass_that_waits_for_the_device_is_not_recorded(device: torch.
     def work() -> None:
         numbers.mul_(float(numbers.sum()))
 
+    before = torch.cuda.current_stream(device)
     with pytest.raises(NotRecordable, match="waits for the device"):
         GraphRecorder(device)(work)
+    assert torch.cuda.current_stream(device) == before
     assert float(numbers.sum()) > 0  # the device is as usable as before
 
 

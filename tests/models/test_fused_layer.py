@@ -1,9 +1,11 @@
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.fusing import fuse_layers
@@ -78,6 +80,28 @@ def test_a_layer_of_another_shape_is_left_alone() -> None:
     model = make_model("qwen3")
     model.get_submodule("model.layers.1.mlp").act_fn = nn.GELU()
     assert fuse_layers(model) == model.config.num_hidden_layers - 1
+
+
+class CountingBank(AdapterBank):
+    """Counts, whenever a layer is fused, how many of the model's own layers are left."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.counts: list[int] = []
+        self._weights = [weakref.ref(module.weight) for module in model.modules() if isinstance(module, nn.Linear)]
+
+    def product(self, *names: str) -> AdaptedProduct:
+        if names[0].endswith("q_proj"):  # the first of a layer
+            self.counts.append(sum(weight() is not None for weight in self._weights))
+        return super().product(*names)
+
+
+def test_a_layer_is_given_up_before_the_next_one_is_fused() -> None:
+    """All plain weights stayed alive beside the fused ones until the last layer was done."""
+    model = make_model("qwen2-sliding")  # of 3 layers with 7 linear layers each, and the output
+    bank = CountingBank(model)
+    fuse_layers(model, adapters=bank)
+    assert bank.counts == [22, 15, 8]
 
 
 def adapted_logits(architecture: Architecture, *, fuse: bool, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -28,6 +28,9 @@ _MIN_TILE = 16
 _LARGE_TILE = 64
 # Bytes of keys held at a time: with values beside them, twice for the pipeline, what every recent device can hold.
 _TILE_BYTES = 16 * 1024
+# Products of float32 are exact, so they run without tensor cores and take their factors from registers. Larger tiles
+# do not fit there: of 64 rows by 32 keys of size 128, 7 KB a thread spill.
+_FLOAT32_TILE_BYTES = 8 * 1024
 _MAX_KEYS = 64
 _MAX_SPLITS = 32
 # Programs per multiprocessor that hide each other's waits.
@@ -85,10 +88,13 @@ class KernelAttention:
         self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
     ) -> Tensor:
         """See TableAttention."""
+        if query.stride(2) != 1:  # the kernel takes strides of tokens and heads alone
+            query = query.contiguous()
         num_tokens, num_heads, key_size = query.shape
         num_kv_heads, value_size = values.shape[2:]
         repeat = num_heads // num_kv_heads
-        tile = tile_size(num_tokens, tables.num_rows, repeat)
+        is_float32 = query.dtype == torch.float32
+        tile = tile_size(num_tokens, tables.num_rows, repeat, is_float32=is_float32)
         num_tiles = num_tokens // (tile // repeat) + tables.num_rows
         num_splits = self._num_splits(num_tiles * num_kv_heads)
         out = query.new_empty(num_tokens, num_heads, value_size)
@@ -97,9 +103,10 @@ class KernelAttention:
         maxima, sums = query.new_empty(2, num_tokens, num_heads, num_splits, dtype=torch.float32)
         padded_key = _power_of_two(max(key_size, _MIN_TILE))
         padded_value = _power_of_two(max(value_size, _MIN_TILE))
-        num_keys = _TILE_BYTES // (max(padded_key, padded_value) * query.element_size())
+        tile_bytes = _FLOAT32_TILE_BYTES if is_float32 else _TILE_BYTES
+        num_keys = tile_bytes // (max(padded_key, padded_value) * query.element_size())
         self._attend[(num_tiles, num_kv_heads, num_splits)](
-            query if query.stride(2) == 1 else query.contiguous(),
+            query,
             keys,
             values,
             parts,
@@ -146,10 +153,11 @@ class KernelAttention:
         return max(1, min(self._num_programs // num_programs, _MAX_SPLITS))
 
 
-def tile_size(num_tokens: int, num_rows: int, repeat: int) -> int:
-    """Queries times heads of a tile: few where rows have few queries, lest matrix products idle."""
+def tile_size(num_tokens: int, num_rows: int, repeat: int, *, is_float32: bool) -> int:
+    """Queries times heads of a tile: few where rows have few queries, lest matrix products idle, and in float32."""
     per_row = num_tokens // num_rows * repeat
-    return max(_MIN_TILE if per_row <= _MIN_TILE else _LARGE_TILE, _power_of_two(repeat))
+    is_small = is_float32 or per_row <= _MIN_TILE
+    return max(_MIN_TILE if is_small else _LARGE_TILE, _power_of_two(repeat))
 
 
 def _power_of_two(number: int) -> int:

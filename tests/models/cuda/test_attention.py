@@ -28,6 +28,7 @@ class Case:
     window: int | None = None
     num_processors: int = 1
     dtype: torch.dtype = torch.float32
+    is_strided: bool = False  # the queries' elements do not lie side by side
 
 
 CASES = [
@@ -39,6 +40,7 @@ CASES = [
     # The interpreter has no matrix product in bfloat16.
     pytest.param(Case(4, 2, 128, 128, dtype=torch.bfloat16, num_processors=132), marks=pytest.mark.gpu),
     Case(num_heads=1, num_kv_heads=1, key_size=160, value_size=160),
+    Case(is_strided=True),
 ]
 
 
@@ -53,6 +55,8 @@ def attend(case: Case, rows: list[RowSpan], shape: StepShape, device: torch.devi
     tables = StepTables.view(torch.from_numpy(packed).to(device), shape)
     # As transformers hands them over: heads before tokens in memory.
     query = draw(case.num_heads, shape.num_tokens, case.key_size).transpose(0, 1)
+    if case.is_strided:
+        query = query.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     keys = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.key_size)
     values = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.value_size)
     scale = case.key_size**-0.5
@@ -85,9 +89,18 @@ def test_padding_gets_zeros_and_changes_nothing(num_processors: int, kernel_devi
 
 def test_a_row_of_many_query_tokens_is_cut_into_tiles(kernel_device: torch.device) -> None:
     rows = [RowSpan(0, 1, 9, (3, 1, 2)), RowSpan(1, 75, 20, tuple(range(4, 28)))]
-    assert tile_size(76, 3, 2) == 64  # 32 queries of 2 heads
-    found, exact = attend(Case(), rows, StepShape(2, 76), kernel_device)
-    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-5)
+    # 32 queries of 2 heads, and 8 of them
+    assert (tile_size(76, 3, 2, is_float32=False), tile_size(76, 3, 2, is_float32=True)) == (64, 16)
+    for case in (Case(dtype=torch.float16), Case()):
+        found, exact = attend(case, rows, StepShape(2, 76), kernel_device)
+        torch.testing.assert_close(found, exact, atol=tolerance(case), rtol=tolerance(case))
+
+
+def test_tiles_of_float32_grow_only_with_the_heads_that_share_keys() -> None:
+    """Larger ones spilt their registers: 7 KB a thread for 64 rows of heads of 128."""
+    for num_tokens, repeat in ((1, 1), (512, 4), (2048, 16)):
+        assert tile_size(num_tokens, 1, repeat, is_float32=True) == 16
+    assert tile_size(512, 1, 20, is_float32=True) == 32
 
 
 def without_compiler(*_: object, **__: object) -> Tensor:

@@ -24,6 +24,11 @@ def test_layers_side_by_side_give_what_each_gives_alone() -> None:
         torch.testing.assert_close(product.plus(x, other), expected + other)
 
 
+def test_the_weight_of_one_layer_is_not_copied() -> None:
+    (layer, _), _ = linears(bias=True)
+    assert PlainProduct.of([layer], None).weight.data_ptr() == layer.weight.data_ptr()
+
+
 @torch.inference_mode()
 def test_a_gate_is_the_silu_of_one_layer_times_the_other() -> None:
     (gate, up), x = linears(bias=False)
