@@ -55,6 +55,13 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError(f"renamings={self.renamings}: needs the schemas of Spider; give tables")
 
 
+def _require_no_options(data: DataConfig, *, instead: str) -> None:
+    """Raise ConfigError where an option of `data` is given that nothing would read."""
+    for name in data.__struct_fields__:
+        if getattr(data, name) != getattr(DataConfig(), name):
+            raise ConfigError(f"{name}={getattr(data, name)}: tells how data is read; with {instead} leave it out")
+
+
 class NoiseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How noisy blocks are chosen."""
 
@@ -238,6 +245,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if (self.trajectories is None) == (self.data.data is None):
             raise ConfigError("trajectories, data: give one of them, recorded states or prompts with answers")
+        if self.trajectories is not None:
+            _require_no_options(self.data, instead="trajectories")
         if self.noise.consistency == "local" and self.loss.target != "hard":
             raise ConfigError(
                 f"target={self.loss.target}: the next state has no distribution at hand; give hard with local "
@@ -282,6 +291,8 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         if (self.data.data is None) == (self.self_written == 0):
             raise ConfigError("data, self_written: give one of them, prompts or how many the model shall write")
+        if self.self_written:
+            _require_no_options(self.data, instead="self_written")
         require(self.self_written >= 0, "self_written", self.self_written, ">= 0")
         require(self.prompt_temperature > 0, "prompt_temperature", self.prompt_temperature, "> 0")
         require(1 <= self.block_length <= MAX_BLOCK_LENGTH, "block_length", self.block_length, f"1..{MAX_BLOCK_LENGTH}")

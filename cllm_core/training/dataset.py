@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from cllm_core.training.config import NoiseConfig, RunConfig
 from cllm_core.training.examples import NoisyBlock, Trajectory
+from cllm_core.training.launch import world_size
 from cllm_core.training.noise import apply_schedule, choose_blocks
 from cllm_core.training.packing import (
     ExampleSize,
@@ -29,7 +30,7 @@ class PackDataset(Dataset[dict[str, Tensor]]):
     Args:
         trajectories: the examples, at least one.
         noise: how noisy blocks are chosen, anew in each epoch; blocks_per_example=0 for fine-tuning.
-        run: pack_length, epochs and seed are used.
+        run: pack_length, epochs and seed are used; max_steps and packs_per_step for the progress of the schedule.
     """
 
     def __init__(self, trajectories: Sequence[Trajectory], noise: NoiseConfig, run: RunConfig) -> None:
@@ -42,6 +43,9 @@ class PackDataset(Dataset[dict[str, Tensor]]):
             plans = self._plan_epoch(epoch, families, run.pack_length)
             share = min(1.0, run.epochs - epoch)
             self._plans += [(epoch, plan) for plan in plans[: math.ceil(share * len(plans))]]
+        self._num_used = len(self._plans)  # packs up to the last step
+        if run.max_steps is not None:
+            self._num_used = min(self._num_used, run.max_steps * run.packs_per_step * world_size())
 
     def __len__(self) -> int:
         return len(self._plans)
@@ -55,7 +59,7 @@ class PackDataset(Dataset[dict[str, Tensor]]):
 
     def _groups(self, index: int) -> list[list[PackedExample]]:
         epoch, plan = self._plans[index]
-        progress = index / len(self._plans)
+        progress = min(1.0, index / self._num_used)
         return [[self._packed(epoch, example, progress) for example in group] for group in plan]
 
     def _packed(self, epoch: int, index: int, progress: float) -> PackedExample:

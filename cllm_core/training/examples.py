@@ -20,10 +20,14 @@ class DraftState(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         num_accepted: output tokens accepted before this iteration; output index of draft_ids[0].
         draft_ids: the n - 1 guesses after them.
+        unaccepted_ids: what the model predicted from here behind the tokens that this iteration accepted, up to output
+            index num_accepted + n - 1; the next draft may be another one, copied from the text. None where it was not
+            recorded, as in folders of earlier versions.
     """
 
     num_accepted: int
     draft_ids: tuple[int, ...]
+    unaccepted_ids: tuple[int, ...] | None = None
 
 
 class Trajectory(msgspec.Struct, frozen=True):
@@ -77,17 +81,25 @@ def global_block(output_ids: Sequence[int], state: DraftState) -> NoisyBlock | N
 
 
 def local_block(output_ids: Sequence[int], state: DraftState, following: DraftState | None) -> NoisyBlock | None:
-    """The block whose targets are the next state of the trajectory (local consistency).
+    """The block whose targets are what one Jacobi iteration makes of the state (local consistency).
 
     Args:
         output_ids: the fixed point.
         state: the state to start from.
-        following: the state after it; None where the fixed point is next, which makes this the global block.
+        following: the state after it, whose draft stands in for predictions that were not recorded, though it may be
+            copied from the text; None where the fixed point is next, which makes this the global block.
     """
     block = global_block(output_ids, state)
-    if block is None or following is None:
+    if block is None:
+        return None
+    if state.unaccepted_ids is not None:
+        next_ids, end = state.unaccepted_ids, state.num_accepted + len(state.draft_ids) + 1
+        first = end - len(next_ids)
+    elif following is not None:
+        next_ids, first = following.draft_ids, following.num_accepted
+        end = first + len(next_ids)
+    else:
         return block
-    first, end = following.num_accepted, following.num_accepted + len(following.draft_ids)
-    indices = range(block.start + 1, min(block.start + 1 + len(block.draft_ids), max(end, first)))
-    targets = tuple(output_ids[i] if i < first else following.draft_ids[i - first] for i in indices)
+    indices = range(block.start + 1, min(block.start + 1 + len(block.draft_ids), end))
+    targets = tuple(output_ids[i] if i < first else next_ids[i - first] for i in indices)
     return NoisyBlock(block.start, block.draft_ids[: len(targets)], targets) if targets else None

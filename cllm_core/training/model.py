@@ -77,11 +77,6 @@ class PackedModel(nn.Module):
         """Of the model inside; the Trainer and its reports ask for it."""
         return self.causal_lm.config
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass; called by the Trainer."""
-        self.causal_lm.activation_checkpointing_enable(activation_checkpointing_kwargs)
-        self.causal_lm.enable_input_require_grads()
-
     def forward(self, **pack: Tensor) -> dict[str, Tensor]:
         """Losses of one pack.
 

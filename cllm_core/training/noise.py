@@ -96,7 +96,7 @@ def _corrected(trajectory: Trajectory, state: DraftState, ratio: float, rng: ran
     draft = [
         right[i] if i < len(right) and rng.random() < ratio else token_id for i, token_id in enumerate(state.draft_ids)
     ]
-    return DraftState(state.num_accepted, tuple(draft))
+    return DraftState(state.num_accepted, tuple(draft), state.unaccepted_ids)
 
 
 def _pick(num_choices: int, index: int, num_picks: int, rng: random.Random) -> int:

@@ -1,5 +1,6 @@
 """Conversations to train on, out of the files and data sets that users have. No torch in here."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Conversation(msgspec.Struct, frozen=True):
 
     messages: tuple[Message, ...]
     answer: str | None = None
+
+    @property
+    def prompt_fingerprint(self) -> str:
+        """Changes with the messages; a chat template that writes today's date does not change it."""
+        return hashlib.sha256(msgspec.json.encode(self.messages)).hexdigest()[:16]
 
 
 def load_conversations(config: DataConfig, *, seed: int = 0) -> list[Conversation]:

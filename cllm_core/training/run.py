@@ -1,5 +1,6 @@
 """One training from settings to result; what `cllm sft` and `cllm train` run."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
-from cllm_core.training.launch import rank, world_size
+from cllm_core.training.launch import rank, take_gpu, world_size
 from cllm_core.training.model import PackedModel
 from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
@@ -52,6 +53,7 @@ def run_sft(config: SftConfig, on_progress: OnProgress) -> Path:
     trainable = _prepare(config.model, config, on_progress)
     conversations = load_conversations(config.data, seed=config.run.seed)
     require_answers(conversations, config.data)
+    _claim_output(config, examples=_fingerprint(conversations))
     examples = encode_examples(conversations, trainable.encoder)
     return _train(config, trainable, examples, _NO_NOISE, _AR_ALONE, data=_shown(config.data.data))
 
@@ -61,10 +63,12 @@ def run_train(config: TrainConfig, on_progress: OnProgress) -> Path:
     trainable = _prepare(config.model, config, on_progress)
     if config.trajectories is not None:
         examples = read_trajectories(config.trajectories, trainable.bundle)
+        _claim_output(config, examples=_fingerprint(examples))
         shown = _shown(str(config.trajectories))
     else:
         conversations = load_conversations(config.data, seed=config.run.seed)
         require_answers(conversations, config.data)
+        _claim_output(config, examples=_fingerprint(conversations))
         examples = encode_examples(conversations, trainable.encoder)
         shown = _shown(config.data.data)
     return _train(config, trainable, examples, config.noise, config.loss, data=shown)
@@ -100,29 +104,40 @@ def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: O
     """Everything that can be refused before the weights are read, then the model."""
     require_plotting()
     require_reporters(config.run.report_to)
-    if rank() == 0:
-        _claim_output(model.output, config)
+    if rank() == 0 and not config.run.resume:
+        shutil.rmtree(model.output / CHECKPOINTS, ignore_errors=True)
+    _claim_output(config)
+    take_gpu(config.run.device)
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
     return load_trainable(model, config.weights, config.run, on_progress)
 
 
-def _claim_output(folder: Path, config: SftConfig | TrainConfig) -> None:
-    """Note the settings in the output folder; they must be those of the run that is resumed there."""
-    settings = msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(config, enc_hook=str)))
+def _claim_output(config: SftConfig | TrainConfig, *, examples: str | None = None) -> None:
+    """Note in the output folder what makes the run; it must be that of the run that is resumed there.
+
+    Args:
+        config: the settings.
+        examples: fingerprint of the data, None before it is read.
+    """
+    if rank() != 0:
+        return
+    folder = config.model.output
     path = folder / CHECKPOINTS / SETTINGS_FILE
-    if not config.run.resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    elif last_checkpoint(folder) is not None and path.exists():
-        changed = _changed(msgspec.json.decode(path.read_bytes()), msgspec.json.decode(settings))
-        if changed:
-            raise ConfigError(
-                f"{folder} holds a run with other settings ({', '.join(changed)}): give --no-resume to start anew, "
-                "or another output folder"
-            )
+    resumes = config.run.resume and last_checkpoint(folder) is not None and path.exists()
+    before = msgspec.json.decode(path.read_bytes()) if resumes else {}
+    facts = {"num_processes": world_size(), "examples": examples or before.get("examples")}
+    settings = msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(config, enc_hook=str))) | facts
+    noted = {name: value for name, value in before.items() if value is not None}
+    changed = _changed(facts | noted, settings) if resumes else []  # versions before noted no facts
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}): give --no-resume to start anew, "
+            "or another output folder"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(settings + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
     except OSError as error:
         raise ConfigError(f"output={folder}: cannot be written ({error}); name another folder") from error
 
@@ -183,6 +198,14 @@ def _train(
         )
         write_result(output, trainable, weights, facts)
     return output
+
+
+def _fingerprint(examples: Iterable[Conversation] | Iterable[Trajectory]) -> str:
+    """Changes with the data. Conversations count as they are given: a chat template may write today's date."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(msgspec.json.encode(example))
+    return digest.hexdigest()[:16]
 
 
 def _total(history: Iterable[Mapping[str, float]], name: str) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from cllm_core.errors import ConfigError, DataError
 from cllm_core.info import TokenizerBundle
@@ -29,11 +30,17 @@ _COMPRESSION_LEVEL = 6
 class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
     """How the trajectories of a folder were recorded; a run that goes on must do the same.
 
+    What is unset was not noted, as in folders of earlier versions; a run that goes on may do as it likes there.
+
     Attributes:
         model: name of the teacher.
         tokenizer: fingerprint of its tokenizer, which the model to train must share.
         block_length, max_tokens: of the decoding, in tokens.
         prompts: where the prompts came from.
+        adapter: merged into the teacher.
+        split, prompt_column, tables, renamings: how the data was read.
+        prompt_temperature: of self-written prompts, None where there are none.
+        keep_unfinished, max_repetition: of the cleaning.
     """
 
     model: str
@@ -41,6 +48,14 @@ class StoreMeta(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int
     max_tokens: int
     prompts: str
+    adapter: str | UnsetType | None = UNSET
+    split: str | UnsetType = UNSET
+    prompt_column: str | UnsetType = UNSET
+    tables: str | UnsetType | None = UNSET
+    renamings: int | UnsetType = UNSET
+    prompt_temperature: float | UnsetType | None = UNSET
+    keep_unfinished: bool | UnsetType = UNSET
+    max_repetition: float | UnsetType = UNSET
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -50,11 +65,13 @@ class Record(msgspec.Struct, frozen=True):
         index: of the prompt.
         trajectory: without states where it was dropped.
         dropped: why cleaning left it out, None where it is good.
+        prompt: fingerprint of the prompt as it was given; None in folders of earlier versions.
     """
 
     index: int
     trajectory: Trajectory
     dropped: str | None = None
+    prompt: str | None = None
 
 
 class TrajectoryWriter:

@@ -62,7 +62,7 @@ def load_trainable(
     Args:
         model: names both; `model.model` may be an adapter, which is then gone on with.
         weights: what learns. Its LoRA shape counts for a new adapter; an existing one keeps its own.
-        run: precision, device and seed are used.
+        run: precision, device, gradient_checkpointing and seed are used.
         on_progress: called with the stage and the fraction of the load.
 
     Raises:
@@ -87,6 +87,8 @@ def load_trainable(
     )
     torch.manual_seed(run.seed)  # a new adapter starts at random
     peft_model = _set_free(causal_lm, source, weights)
+    if run.gradient_checkpointing:
+        recompute_activations(causal_lm)
     tokenizer = read_tokenizer(source.checkpoint, config)
     bundle = build_bundle(tokenizer, model_name=source.base_name)
     return TrainableModel(
@@ -98,6 +100,13 @@ def load_trainable(
         base_name=model.base_name or _base_name(source),
         bf16=bf16,
     )
+
+
+def recompute_activations(causal_lm: PreTrainedModel) -> None:
+    """Compute activations anew in the backward pass instead of keeping them."""
+    # Not left to the Trainer: its option and what it calls on the model have other names in older transformers.
+    enable = getattr(causal_lm, "activation_checkpointing_enable", None) or causal_lm.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _set_free(causal_lm: PreTrainedModel, source: ModelSource, weights: WeightsConfig) -> peft.PeftModel | None:
@@ -146,9 +155,9 @@ def _linear_names(causal_lm: PreTrainedModel) -> list[str]:
 
 def _wants_bf16(run: RunConfig) -> bool:
     precision: Precision = run.precision
+    device = choose_device(run.device)  # whatever the precision: a GPU that is asked for and missing is refused here
     if precision != "auto":
         return precision == "bfloat16"
-    device = choose_device(run.device)
     if not has_bfloat16(device):
         logger.warning("%s has no bfloat16 in hardware: training in float32, which takes twice the memory", device)
         return False

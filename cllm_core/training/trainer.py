@@ -5,6 +5,7 @@ as packs are a function of their number, a resumed run follows the curve of an u
 """
 
 import importlib.util
+import logging
 import math
 import time
 from collections import defaultdict
@@ -19,7 +20,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cllm_core.errors import ConfigError
 from cllm_core.training.config import RunConfig
@@ -27,6 +29,8 @@ from cllm_core.training.curves import draw_curves, write_curves
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.launch import world_size
 from cllm_core.training.model import PackedModel
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 _WEIGHTS_FILE = "trained.safetensors"
@@ -144,7 +148,7 @@ def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bo
     if run.max_steps is not None:
         num_steps = min(num_steps, run.max_steps)
     use_cuda = run.device != "cpu" and torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=run.packs_per_step,
@@ -155,8 +159,6 @@ def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bo
         weight_decay=run.weight_decay,
         max_grad_norm=run.max_grad_norm,
         bf16=bf16,
-        activation_checkpointing=run.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if run.gradient_checkpointing else None,
         logging_steps=run.logging_steps,
         save_steps=run.save_steps,
         save_total_limit=2,
@@ -170,12 +172,23 @@ def training_arguments(run: RunConfig, output: Path, *, num_packs: int, bf16: bo
         ddp_find_unused_parameters=False,
         report_to=_reporters(run.report_to),
     )
+    if arguments.n_gpu > 1:
+        logger.warning("%d GPUs are visible and one is used: start as many processes with torchrun", arguments.n_gpu)
+        # As the Trainer does itself for a split model. More means DataParallel, which wants a batch of packs to split.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def last_checkpoint(output: Path) -> str | None:
-    """The checkpoint to resume from, None where there is none."""
+    """The checkpoint to resume from, None where there is none.
+
+    One without the Trainer's state, which is written last, is left from an interruption.
+    """
     folder = output / CHECKPOINTS
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    numbers = [path.parent.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*/{TRAINER_STATE_NAME}")]
+    steps = [int(number) for number in numbers if number.isdigit()]
+    return str(folder / f"{prefix}{max(steps)}") if steps else None
 
 
 def require_reporters(report_to: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.build import build_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan, StepResult
+from cllm_core.errors import DataError
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import model_to_train
 from cllm_core.request import NewRequest, SamplingParams
@@ -21,8 +22,8 @@ from cllm_core.training.cleaning import reason_to_drop
 from cllm_core.training.config import TrajectoryConfig
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import DraftState, Trajectory
-from cllm_core.training.launch import rank, world_size
-from cllm_core.training.prompts import load_conversations
+from cllm_core.training.launch import rank, take_gpu, world_size
+from cllm_core.training.prompts import Conversation, load_conversations
 from cllm_core.training.self_written import load_or_write_prompts
 from cllm_core.training.store import Record, StoreMeta, TrajectoryWriter, read_records, tokenizer_fingerprint
 
@@ -45,23 +46,18 @@ def record_trajectories(config: TrajectoryConfig, on_progress: OnProgress) -> Pa
         ConfigError: the folder cannot be written, or a package is missing.
     """
     conversations = load_conversations(config.data) if config.data.data is not None else None
+    take_gpu(config.device)
     engine = build_engine(_engine_config(config), on_progress)
     encoder = ConversationEncoder(engine.info.tokenizer, engine.info.eos_token_ids)
-    if conversations is None:
-        conversations = load_or_write_prompts(engine, encoder, config)
-    meta = StoreMeta(
-        model=engine.info.name,
-        tokenizer=tokenizer_fingerprint(engine.info.tokenizer),
-        block_length=config.block_length,
-        max_tokens=config.max_tokens,
-        prompts=config.data.data or f"self-written, seed {config.seed}",
-    )
-    with TrajectoryWriter(config.output, meta, shard_size=config.shard_size) as writer:
-        done = {record.index for record in read_records(config.output)}
+    with TrajectoryWriter(config.output, _meta(engine, config), shard_size=config.shard_size) as writer:
+        if conversations is None:
+            conversations = load_or_write_prompts(engine, encoder, config)
+        done = _recorded_before(config.output, conversations)
         share = range(rank(), len(conversations), world_size())
         prompts = [(i, encoder.encode_prompt(conversations[i])) for i in share if i not in done]
         logger.info("%d prompts, %d of them recorded before", len(share), len(share) - len(prompts))
-        _record(engine, prompts, writer, config)
+        for record in _record(engine, prompts, config):
+            writer.write(msgspec.structs.replace(record, prompt=conversations[record.index].prompt_fingerprint))
     write_statistics(config.output)
     return config.output
 
@@ -117,7 +113,7 @@ class Recorder:
             if found.num_accepted and self._params.block_length != 1:  # AR has no drafts to record
                 recording = self._running[row.request_id]
                 num_accepted = row.last_accepted_position + 1 - len(recording.prompt_ids)
-                recording.states.append(DraftState(num_accepted, found.window_ids[1:]))
+                recording.states.append(DraftState(num_accepted, found.window_ids[1:], found.unaccepted_ids))
 
     def _abort_all(self) -> None:
         for request_id in self._running:
@@ -177,14 +173,53 @@ def write_statistics(folder: Path) -> Statistics:
     return statistics
 
 
-def _record(engine: Engine, prompts: list[Prompt], writer: TrajectoryWriter, config: TrajectoryConfig) -> None:
+def _meta(engine: Engine, config: TrajectoryConfig) -> StoreMeta:
+    """All that the records depend on, but for `limit`: a run with a higher one records what is missing."""
+    data = config.data
+    return StoreMeta(
+        model=engine.info.name,
+        tokenizer=tokenizer_fingerprint(engine.info.tokenizer),
+        block_length=config.block_length,
+        max_tokens=config.max_tokens,
+        prompts=data.data or f"self-written, seed {config.seed}",
+        adapter=config.adapter,
+        split=data.split,
+        prompt_column=data.prompt_column,
+        tables=None if data.tables is None else str(data.tables),
+        renamings=data.renamings,
+        prompt_temperature=config.prompt_temperature if config.self_written else None,
+        keep_unfinished=config.keep_unfinished,
+        max_repetition=config.max_repetition,
+    )
+
+
+def _recorded_before(folder: Path, conversations: Sequence[Conversation]) -> set[int]:
+    """Indices of the prompts that the folder holds.
+
+    Raises:
+        DataError: it holds another prompt under an index.
+    """
+    done = set()
+    for record in read_records(folder):
+        is_known = record.prompt is not None and record.index < len(conversations)
+        if is_known and record.prompt != conversations[record.index].prompt_fingerprint:
+            raise DataError(
+                f"{folder} holds trajectories of other data (prompt {record.index + 1} differs): "
+                "name another output folder"
+            )
+        done.add(record.index)
+    return done
+
+
+def _record(engine: Engine, prompts: list[Prompt], config: TrajectoryConfig) -> Iterator[Record]:
+    """Records of the prompts, in the order of their ends."""
     limit = engine.info.max_model_len - config.max_tokens
     fitting = []
     for index, prompt_ids in prompts:
         if len(prompt_ids) <= limit:
             fitting.append((index, prompt_ids))
         else:
-            writer.write(Record(index, Trajectory((), ()), dropped="prompt too long"))
+            yield Record(index, Trajectory((), ()), dropped="prompt too long")
     # prompts that begin alike one after another: their beginnings are computed once (prefix cache)
     fitting.sort(key=lambda prompt: prompt[1])
     recorder = Recorder(engine, block_length=config.block_length, max_tokens=config.max_tokens)
@@ -194,7 +229,7 @@ def _record(engine: Engine, prompts: list[Prompt], writer: TrajectoryWriter, con
             reason = reason_to_drop(
                 trajectory, keep_unfinished=config.keep_unfinished, max_repetition=config.max_repetition
             )
-            writer.write(Record(index, Trajectory((), ()) if reason else trajectory, reason))
+            yield Record(index, Trajectory((), ()) if reason else trajectory, reason)
             num_tokens += len(trajectory.output_ids)
             num_states += len(trajectory.states)
             num_dropped += reason is not None

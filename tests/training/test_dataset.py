@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from cllm_core.training.config import NoiseConfig
@@ -40,6 +41,19 @@ def test_noise_differs_between_epochs_and_seeds() -> None:
     other = PackDataset(make_trajectories(1), NoiseConfig(block_length=4), make_run(epochs=2.0, seed=1))
     texts = [tuple(dataset[i]["input_ids"].tolist()) for dataset in (packs, other) for i in range(2)]
     assert len(set(texts)) == 4
+
+
+def test_growing_blocks_are_full_at_their_share_of_the_packs_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They grew over the packs of all epochs, so that a run ended by max_steps never saw full ones."""
+    noise = NoiseConfig(block_length=6, schedule="growing", growing_until=0.5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    used = 8  # of the packs
+    packs = PackDataset(make_trajectories(), noise, make_run(epochs=4.0, max_steps=2, packs_per_step=2))
+    full = PackDataset(make_trajectories(), NoiseConfig(block_length=6), make_run(epochs=4.0))
+    assert len(packs) > 2 * used
+    assert len(packs[used // 4]["input_ids"]) < len(full[used // 4]["input_ids"])
+    for index in (used // 2, used - 1, len(packs) - 1):
+        assert torch.equal(packs[index]["input_ids"], full[index]["input_ids"])
 
 
 def test_packs_keep_the_limit_with_their_noise() -> None:

@@ -47,6 +47,14 @@ def test_local_targets_that_the_next_state_accepted_are_final() -> None:
     assert block == NoisyBlock(1, (90, 12, 92), (12, 80, 81))
 
 
+def test_local_targets_are_predictions_though_the_next_draft_is_a_copy() -> None:
+    """Copies were learned as what the model makes of the state."""
+    state = DraftState(1, (90, 91, 92), unaccepted_ids=(70, 71, 72))
+    assert local_block(ANSWER, state, DraftState(2, (80, 81, 82))) == NoisyBlock(1, (90, 91, 92), (70, 71, 72))
+    state = DraftState(1, (90, 12, 92), unaccepted_ids=(71,))
+    assert local_block(ANSWER, state, DraftState(4, (80, 81, 82))) == NoisyBlock(1, (90, 12, 92), (12, 13, 71))
+
+
 def test_local_block_of_the_last_state_is_the_global_one() -> None:
     state = DraftState(2, (99, 98))
     assert local_block(ANSWER, state, None) == global_block(ANSWER, state)

@@ -23,6 +23,7 @@ from cllm_core.training.packing import (
     visible,
     without_blocks,
 )
+from cllm_core.training.trainable import recompute_activations
 from tests.architectures import Architecture
 from tests.training.factories import make_group, make_model, random_ids
 
@@ -142,9 +143,9 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = make_model()
-        packed = PackedModel(model).train()
         if checkpointing:
-            packed.activation_checkpointing_enable()
+            recompute_activations(model)
+        packed = PackedModel(model).train()
         packed(**layout.as_dict())["loss"].backward()
         gradients.append(model.get_decoder().layers[0].mlp.up_proj.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])

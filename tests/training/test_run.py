@@ -2,12 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import safetensors.torch
 import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import TrainingArguments
 
 from cllm_core.errors import ConfigError, DataError, ModelLoadError
 from cllm_core.llm import LLM
@@ -25,6 +29,7 @@ from cllm_core.training.config import (
     WeightsConfig,
 )
 from cllm_core.training.run import run_sft, run_train
+from cllm_core.training.trainer import last_checkpoint
 from cllm_core.training.trajectories import record_trajectories
 from tests.architectures import Architecture
 from tests.conftest import CheckpointFactory
@@ -90,6 +95,71 @@ def test_resumed_run_follows_the_uninterrupted_curve(
     assert read_losses(parts) == pytest.approx(read_losses(whole), rel=1e-5)
     for name, value in read_adapter(whole).items():
         torch.testing.assert_close(read_adapter(parts)[name], value)
+
+
+def test_recomputed_activations_change_no_loss(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option ended in a TypeError: the Trainer passed more to the model than was accepted."""
+    calls = []
+
+    def counted(function: Callable[..., object], *args: Any, **kwargs: Any) -> object:
+        calls.append(function)
+        return checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    losses = []
+    for option in (False, True):
+        assert not calls
+        config = make_train(
+            tiny_llama,
+            write_questions(tmp_path),
+            tmp_path / str(option),
+            unroll=1,
+            max_steps=4,
+            gradient_checkpointing=option,
+        )
+        losses.append(read_losses(run_train(config, no_progress)))
+    assert calls
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_command_without_torchrun_uses_one_gpu(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer put as many packs into a batch as it saw GPUs, which was refused."""
+    complete: Callable[[TrainingArguments], None] = TrainingArguments.__post_init__
+
+    def complete_with_two_gpus(self: TrainingArguments) -> None:
+        complete(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", complete_with_two_gpus)
+    folder = run_sft(make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", max_steps=2), no_progress)
+    assert len(read_losses(folder)) == 2
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_gpu_that_is_asked_for_and_missing_is_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", device="cuda", precision=precision)
+    with pytest.raises(ModelLoadError, match="torch sees no CUDA device"):
+        run_sft(config, no_progress)
+
+
+def test_a_checkpoint_left_half_written_is_passed_over(tiny_llama: Path, tmp_path: Path) -> None:
+    config = make_train(tiny_llama, write_questions(tmp_path), tmp_path / "out", save_steps=2)
+    folder = run_train(config, no_progress)
+    losses = read_losses(folder)
+    checkpoints = folder / "checkpoints"
+    whole = last_checkpoint(folder)
+    unfinished = checkpoints / "checkpoint-1000"
+    unfinished.mkdir()
+    (unfinished / "trained.safetensors").write_bytes(b"")
+    assert last_checkpoint(folder) == whole
+    assert read_losses(run_train(config, no_progress)) == losses
 
 
 def interrupt_at_pack(patch: pytest.MonkeyPatch, index: int) -> None:
@@ -178,6 +248,34 @@ def test_other_settings_in_a_used_folder_are_refused_unless_started_anew(tiny_ll
     assert len(read_losses(run_sft(anew, no_progress))) == 2
 
 
+def test_a_run_goes_on_with_as_many_processes_and_the_same_data(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else packs would be left out or taken twice."""
+    config = make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", max_steps=2, save_steps=1)
+    run_sft(config, no_progress)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"other settings \(num_processes\)"):
+        run_sft(config, no_progress)
+    monkeypatch.delenv("WORLD_SIZE")
+    write_questions(tmp_path, count=11)
+    with pytest.raises(ConfigError, match=r"other settings \(examples\)"):
+        run_sft(config, no_progress)
+    write_questions(tmp_path)
+    run_sft(config, no_progress)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tiny_llama: Path, tmp_path: Path) -> None:
+    """It noted settings alone."""
+    config = make_sft(tiny_llama, write_questions(tmp_path), tmp_path / "out", max_steps=2, save_steps=1)
+    noted = run_sft(config, no_progress) / "checkpoints" / "settings.json"
+    settings = json.loads(noted.read_text())
+    facts = {name: settings.pop(name) for name in ("num_processes", "examples")}
+    noted.write_text(json.dumps(settings))
+    run_sft(config, no_progress)
+    assert json.loads(noted.read_text()) == settings | facts
+
+
 def test_adapter_of_another_base_is_refused(tiny_checkpoint: CheckpointFactory, tmp_path: Path) -> None:
     data = write_questions(tmp_path)
     llama = run_sft(make_sft(tiny_checkpoint("llama"), data, tmp_path / "out", max_steps=1), no_progress)
@@ -211,6 +309,8 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
     model = ModelConfig(output=tmp_path)
     with pytest.raises(ConfigError, match="trajectories, data: give one of them"):
         TrainConfig(model=model)
+    with pytest.raises(ConfigError, match=r"limit=5: .*with trajectories leave it out"):
+        TrainConfig(model=model, trajectories=tmp_path, data=DataConfig(limit=5))
     with pytest.raises(ConfigError, match="target=soft"):
         TrainConfig(model=model, trajectories=tmp_path, noise=NoiseConfig(consistency="local"))
     with pytest.raises(ConfigError, match="target=base: with full=True"):

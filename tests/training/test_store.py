@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
+import zstandard
 
 from cllm_core.errors import DataError
 from cllm_core.info import TokenizerBundle
@@ -59,6 +61,25 @@ def test_run_in_another_way_is_refused(tmp_path: Path) -> None:
     other = StoreMeta(model="m", tokenizer=META.tokenizer, block_length=8, max_tokens=8, prompts="p.jsonl")
     with pytest.raises(DataError, match="block_length was 4, is 8"):
         write(tmp_path, 1, meta=other)
+
+
+def test_what_a_folder_did_not_note_may_be_anything(tmp_path: Path) -> None:
+    """Folders of earlier versions noted less; from then on it is noted."""
+    write(tmp_path, 0)
+    noted = msgspec.structs.replace(META, adapter="a", keep_unfinished=True)
+    write(tmp_path, 1, meta=noted)
+    assert [record.index for record in read_records(tmp_path)] == [0, 1]
+    with pytest.raises(DataError, match="adapter was 'a', is None"):
+        write(tmp_path, 2, meta=msgspec.structs.replace(noted, adapter=None))
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They have neither the prompt's fingerprint nor predictions."""
+    write(tmp_path, 0)
+    trajectory = b'{"prompt_ids":[1],"output_ids":[3],"states":[[0,[9]]],"finished":true}'
+    line = b'{"index":0,"trajectory":' + trajectory + b',"dropped":null}\n'
+    (tmp_path / "part-00000.jsonl.zst").write_bytes(zstandard.compress(line))
+    assert list(read_records(tmp_path)) == [Record(0, Trajectory((1,), (3,), (DraftState(0, (9,)),)))]
 
 
 def test_dropped_trajectories_are_not_trained_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cllm_core.engine.engine import Engine
@@ -10,7 +11,7 @@ from cllm_core.errors import ConfigError, DataError
 from cllm_core.llm import LLM
 from cllm_core.request import SamplingParams
 from cllm_core.training.config import DataConfig, TrajectoryConfig
-from cllm_core.training.examples import Trajectory
+from cllm_core.training.examples import Trajectory, local_block
 from cllm_core.training.store import read_records
 from cllm_core.training.trajectories import Recorder, record_trajectories
 from tests.training.factories import no_progress, write_lines
@@ -81,6 +82,28 @@ def test_states_lead_to_the_fixed_point(engine: Engine) -> None:
             assert len(state.draft_ids) == min(BLOCK_LENGTH, MAX_TOKENS - state.num_accepted) - 1
 
 
+def test_local_targets_are_what_the_model_predicts(llm: LLM, engine: Engine) -> None:
+    """The drafts of states may be copies of the text; a random model repeats itself, so that many are."""
+    num_copied = 0
+    for trajectory in record(engine).values():
+        for state, following in zip(trajectory.states, trajectory.states[1:], strict=False):
+            assert state.unaccepted_ids is not None
+            num_copied += following.draft_ids[: len(state.unaccepted_ids)] != state.unaccepted_ids
+            block = local_block(trajectory.output_ids, state, following)
+            if block is None:
+                continue
+            seen = trajectory.prompt_ids + trajectory.output_ids[: block.start]
+            for depth, target in enumerate(block.target_ids, start=1):
+                assert target == greedy(llm, seen + block.draft_ids[:depth])
+    assert num_copied
+
+
+def greedy(llm: LLM, prompt_ids: tuple[int, ...]) -> int:
+    """The model's token behind the prompt."""
+    found = llm.generate([prompt_ids], SamplingParams(temperature=0, max_tokens=1), progress=False)
+    return found[0].outputs[0].token_ids[0]
+
+
 def test_closing_early_frees_the_engine(engine: Engine) -> None:
     run = Recorder(engine, block_length=BLOCK_LENGTH, max_tokens=MAX_TOKENS).run(PROMPTS)
     next(run)
@@ -100,6 +123,39 @@ def test_second_run_records_only_what_is_missing(tiny_llama: Path, tmp_path: Pat
     after = list(read_records(parts / "out"))
     assert after[:2] == before
     assert sorted(after, key=lambda r: r.index) == sorted(read_records(whole / "out"), key=lambda r: r.index)
+
+
+def test_prompts_that_changed_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """Their indices were taken for recorded, so that one folder held the answers of two files."""
+    record_trajectories(make_config(tiny_llama, tmp_path), no_progress)
+    config = make_config(tiny_llama, tmp_path)
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"the token {i}"} for i in (0, 7, 2, 3, 4, 5)])
+    with pytest.raises(DataError, match=r"of other data \(prompt 2 differs\)"):
+        record_trajectories(config, no_progress)
+
+
+def test_recording_in_another_way_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_llama, tmp_path)
+    record_trajectories(config, no_progress)
+    data = msgspec.structs.replace(config.data, split="test", limit=3)
+    changed = make_config(tiny_llama, tmp_path, data=data, keep_unfinished=False, max_repetition=0.5)
+    with pytest.raises(DataError) as refusal:
+        record_trajectories(changed, no_progress)
+    for message in ("split was 'train'", "keep_unfinished was True", "max_repetition was 1.0, is 0.5"):
+        assert message in str(refusal.value)
+    assert "limit" not in str(refusal.value)
+
+
+def test_prompts_are_not_written_in_another_way(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cllm_core.training.self_written._TRIES", 200)
+    folder = record_trajectories(make_config(tiny_llama, tmp_path, data=DataConfig(), self_written=1), no_progress)
+    written = (folder / "prompts.jsonl").read_bytes()
+    hotter = make_config(tiny_llama, tmp_path, data=DataConfig(), self_written=2, prompt_temperature=1.5)
+    with pytest.raises(DataError, match=r"prompt_temperature was 1\.0, is 1\.5"):
+        record_trajectories(hotter, no_progress)
+    assert (folder / "prompts.jsonl").read_bytes() == written
 
 
 def test_prompts_that_do_not_fit_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
@@ -153,6 +209,8 @@ def test_block_length_1_records_answers_alone(tiny_llama: Path, tmp_path: Path) 
 def test_wrong_settings_and_data_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data, self_written"):
         make_config(tiny_llama, tmp_path, self_written=3)
+    with pytest.raises(ConfigError, match=r"limit=2: .*with self_written leave it out"):
+        make_config(tiny_llama, tmp_path, data=DataConfig(limit=2), self_written=3)
     with pytest.raises(ConfigError, match=r"block_length=0"):
         make_config(tiny_llama, tmp_path, block_length=0)
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
