@@ -294,15 +294,19 @@ def _completion_logprobs(part: ChoiceDelta | ChoiceResult, codec: TextCodec) -> 
     return CompletionLogprobs(
         tokens=[codec.token_text(token_id) for token_id in ids],
         token_logprobs=[None if entry is None else entry.logprob for entry in logprobs],
-        top_logprobs=[None if entry is None else _top_texts(entry, codec) for entry in logprobs],
+        top_logprobs=[
+            None if entry is None else _top_texts(token_id, entry, codec)
+            for token_id, entry in zip(ids, logprobs, strict=True)
+        ],
         text_offset=offsets,
     )
 
 
-def _top_texts(entry: TokenLogprobs, codec: TextCodec) -> dict[str, float]:
-    return {
-        codec.token_text(token_id): logprob for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)
-    }
+def _top_texts(chosen_id: int, entry: TokenLogprobs, codec: TextCodec) -> dict[str, float]:
+    tops = zip(entry.top_ids, entry.top_logprobs, strict=True)
+    texts = {codec.token_text(token_id): logprob for token_id, logprob in tops}
+    texts.setdefault(codec.token_text(chosen_id), entry.logprob)
+    return texts
 
 
 def _chat_reason(reason: FinishReason | None, *, is_calling: bool) -> ChatFinishReason | None:

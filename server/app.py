@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 
-from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
@@ -46,23 +46,23 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    app.include_router(operations.router)
-    app.include_router(_api_router(settings))
+    _add_routes(app, settings)
     _add_error_handlers(app)
     _add_middleware(app, services)
     return app
 
 
-def _api_router(settings: ServerSettings) -> APIRouter:
+def _add_routes(app: FastAPI, settings: ServerSettings) -> None:
     # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
-    router = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
-    router.include_router(models.router)
-    router.include_router(completions.router)
-    router.include_router(responses.router)
-    router.include_router(tokens.router)
+    with_key = [Security(HTTPBearer(auto_error=False))]
+    # Tried one after the other with each request: those that most requests want stand first, in no router of routers.
+    app.include_router(completions.router, dependencies=with_key)
+    app.include_router(responses.router, dependencies=with_key)
+    app.include_router(models.router, dependencies=with_key)
+    app.include_router(tokens.router, dependencies=with_key)
     if settings.adapter_root is not None:
-        router.include_router(adapters.router)
-    return router
+        app.include_router(adapters.router, dependencies=with_key)
+    app.include_router(operations.router)
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -75,7 +75,9 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
             yield
         finally:
             watcher.cancel()
-            await engine.drain(services.settings.drain_seconds)
+            # DrainingServer has drained, and a second time would wait in vain for a worker that hangs.
+            if engine.status.state != "draining":
+                await engine.drain(services.settings.drain_seconds)
             await engine.stop()
 
     return lifespan
@@ -92,9 +94,9 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
 
 

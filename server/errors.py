@@ -6,11 +6,13 @@ RequestError (cllm_core.errors)
 |-- BodyTooLarge            the request body is over the limit
 |-- UnsupportedMediaType    the request body is not declared as JSON
 CllmError
-`-- ClientDisconnected      the client left before its answer was complete
+`-- ClientDisconnected      the client left before its request or its answer was complete
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from fastapi.exceptions import RequestValidationError
@@ -55,7 +57,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class ClientDisconnected(CllmError):
-    """The client left before its answer was complete; nobody reads the response."""
+    """The client left before its request or its answer was complete; nobody reads the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ def error_body(error: CllmError, *, request_id: str) -> ErrorBody:
         _log.error("internal error", request_id=request_id, exc_info=error)
         return internal_error_body(request_id)
     param = error.param if isinstance(error, RequestError) else None
+    if param is not None:
+        param = _shortened(param, _MAX_QUOTED)
     message = _shortened(str(error), _MAX_MESSAGE)
     return ErrorBody(error=ErrorDetail(message=message, type=row.type, param=param, code=row.code))
 
@@ -150,19 +154,44 @@ def http_exception_response(error: HTTPException) -> JSONResponse:
 def request_error_of(error: RequestValidationError) -> RequestError:
     """The first thing pydantic found wrong, as an error that names the field.
 
-    A RequestError raised inside a validator comes through as it is.
+    A RequestError raised inside a validator comes through as it is; one that names no field gets its own.
     """
     first = error.errors()[0]
+    param = _shortened(_field(first["loc"], error.body, is_missing=first["type"] == "missing"), _MAX_QUOTED) or None
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
+        cause.param = cause.param or param
         return cause
-    param = _shortened(".".join(str(part) for part in first["loc"] if part != "body"), _MAX_QUOTED) or None
     if first["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param}: this server does not know the field; leave it out", param=param)
     if first["type"] == "missing":
         return InvalidRequest(f"{param or 'the request body'} is required", param=param)
     value = _shortened(repr(first.get("input")), _MAX_QUOTED)
     return InvalidRequest(f"{param or 'body'}={value}: {first['msg']}", param=param)
+
+
+def _field(place: Sequence[str | int], body: Any, *, is_missing: bool) -> str:
+    """The path of a field in the body, without what pydantic adds to it: which form of a value it tried.
+
+    Args:
+        place: pydantic's path, from "body" on.
+        is_missing: the last part of the path is a field that is not there.
+    """
+    parts: list[str] = []
+    value = body
+    for num_seen, part in enumerate(place[1:], start=2):
+        if _holds(value, part):
+            value = value[part]
+        elif not (is_missing and num_seen == len(place)):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _holds(value: object, part: str | int) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def _shortened(text: str, length: int) -> str:

@@ -1,8 +1,9 @@
 """Checks the grammars that requests bring before the engine hears of them: off the event loop, and not for long."""
 
 import asyncio
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar_compiler import GrammarCompiler
@@ -14,10 +15,33 @@ from server.schemas.structured import OutputForm
 _NUM_THREADS = 2
 # Vocabularies laid out for grammars: of the base and of adapters that bring their own.
 _NUM_VOCABULARIES = 4
+# Grammars of one vocabulary that are known to be good; each may be as long as a request's tools.
+_NUM_PASSED = 32
+
+_VocabularyKey = tuple[str, int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """One vocabulary laid out, and the grammars that passed lately with it, the latest last."""
+
+    compiler: GrammarCompiler
+    passed: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def has_passed(self, grammar: str) -> bool:
+        if grammar not in self.passed:
+            return False
+        self.passed.move_to_end(grammar)
+        return True
+
+    def remember(self, grammar: str) -> None:
+        self.passed[grammar] = None
+        if len(self.passed) > _NUM_PASSED:
+            self.passed.popitem(last=False)
 
 
 class GrammarChecker:
-    """Writes grammars and compiles them for a model, those seen lately from memory.
+    """Writes grammars and compiles them for a model, those seen lately from memory. For one event loop.
 
     Args:
         max_seconds: that one check may take.
@@ -26,7 +50,8 @@ class GrammarChecker:
     def __init__(self, *, max_seconds: float) -> None:
         self._max_seconds = max_seconds
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
-        self._compiler_of = lru_cache(maxsize=_NUM_VOCABULARIES)(GrammarCompiler)
+        self._vocabularies: OrderedDict[_VocabularyKey, _Vocabulary] = OrderedDict()
+        self._laying_out = asyncio.Lock()
 
     async def check(self, form: OutputForm, model: LoadedModel) -> str:
         """The grammar of a form, for SamplingParams.
@@ -36,9 +61,16 @@ class GrammarChecker:
             UnsupportedParameter: this model's outputs cannot follow grammars.
             EngineBusy: checks of others took all the time.
         """
-        # Laying out a vocabulary takes a while too, but once, and is not the grammar's fault.
-        compiler = await asyncio.get_running_loop().run_in_executor(self._pool, self._compiler, model)
-        started = self._pool.submit(_check, form, compiler)
+        vocabulary = await self._vocabulary(model)
+        written = _written(form) if form.is_quick else None
+        if written is not None and vocabulary.has_passed(written):
+            return written
+        grammar = await self._check_in_thread(form, written, vocabulary.compiler)
+        vocabulary.remember(grammar)
+        return grammar
+
+    async def _check_in_thread(self, form: OutputForm, written: str | None, compiler: GrammarCompiler) -> str:
+        started = self._pool.submit(_check, form, written, compiler)
         check = asyncio.wrap_future(started)
         try:
             done, _ = await asyncio.wait({check}, timeout=self._max_seconds)
@@ -52,14 +84,27 @@ class GrammarChecker:
         finally:
             check.cancel()
 
-    def _compiler(self, model: LoadedModel) -> GrammarCompiler:
-        return self._compiler_of(model.tools.bundle.tokenizer_json, model.info.vocab_size, model.eos_token_ids)
+    async def _vocabulary(self, model: LoadedModel) -> _Vocabulary:
+        key = (model.tools.bundle.tokenizer_json, model.info.vocab_size, model.eos_token_ids)
+        if key not in self._vocabularies:
+            async with self._laying_out:  # each once, however many requests are the first to need it
+                if key not in self._vocabularies:
+                    # Not in the pool: this takes a while too, but ends, and must not queue behind what may not.
+                    self._vocabularies[key] = _Vocabulary(await asyncio.to_thread(GrammarCompiler, *key))
+                    if len(self._vocabularies) > _NUM_VOCABULARIES:
+                        self._vocabularies.popitem(last=False)
+        self._vocabularies.move_to_end(key)
+        return self._vocabularies[key]
 
 
-def _check(form: OutputForm, compiler: GrammarCompiler) -> str:
+def _written(form: OutputForm) -> str:
     try:
-        grammar = form.write()
+        return form.write()
     except InvalidRequest as error:
         raise InvalidRequest(f"{form.param}: {error}", param=form.param) from error
+
+
+def _check(form: OutputForm, written: str | None, compiler: GrammarCompiler) -> str:
+    grammar = _written(form) if written is None else written
     compiler.matcher(grammar, param=form.param)
     return grammar

@@ -10,12 +10,13 @@ from typing import Any
 
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from cllm_core.errors import InvalidRequest
-from server.errors import UnsupportedMediaType
+from server.errors import ClientDisconnected, UnsupportedMediaType
 from server.limits import check_containers
+from server.record import record_of
 from server.services import services_of
 
 
@@ -29,7 +30,7 @@ class JsonRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             _require_json(request.headers.get("content-type"))
             _require_plain(request.headers.get("content-encoding"))
-            body = await request.body()
+            body = await _read(request)
             check_containers(body)
             value = parse_json(body)
             services_of(request).settings.body_limits.check(value)
@@ -76,6 +77,14 @@ class _ParsedRequest(Request):
 
     async def json(self) -> object:
         return self._value
+
+
+async def _read(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        record_of(request.scope).is_aborted = True
+        raise ClientDisconnected("the client closed the connection before its request was complete") from error
 
 
 def _require_json(content_type: str | None) -> None:

@@ -86,9 +86,10 @@ class BodyLimits:
                 raise InvalidRequest(
                     f"{field}: nested deeper than {self.max_depth} levels, the limit of this server", param=field
                 )
+            if field in _TOKEN_ID_FIELDS:
+                level = [container for container in level if not _is_token_ids(container)]
             for container in level:
-                if field not in _TOKEN_ID_FIELDS or not _is_token_ids(container):
-                    self._check_size(container, field)
+                self._check_size(container, field)
             level = [inner for container in level for inner in _inner_containers(container)]
             depth += 1
 
@@ -127,7 +128,7 @@ class BodyLimits:
 
 
 def _is_token_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 def _count_brackets(text: bytes) -> int:

@@ -42,6 +42,8 @@ class Metrics:
         self._accepted = self._histogram(
             "cllm_accepted_tokens_per_iteration", "Tokens that one Jacobi iteration accepted.", _ACCEPTED
         )
+        # By model: the two series of a step's rows, whose look-up would cost more than counting.
+        self._step_series: dict[str, tuple[Counter, Histogram]] = {}
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -72,8 +74,16 @@ class Metrics:
         for step in report.steps:
             adapters = step.adapter_per_row or ("",) * len(step.accepted_per_row)
             for num_tokens, adapter in zip(step.accepted_per_row, adapters, strict=True):
-                self._forward_passes.labels(adapter or base).inc()
-                self._accepted.labels(adapter or base).observe(num_tokens)
+                passes, accepted = self._series_of(adapter or base)
+                passes.inc()
+                accepted.observe(num_tokens)
+
+    def _series_of(self, model: str) -> tuple[Counter, Histogram]:
+        series = self._step_series.get(model)
+        if series is None:
+            series = self._forward_passes.labels(model), self._accepted.labels(model)
+            self._step_series[model] = series
+        return series
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ("model", *labels), registry=self._registry)

@@ -90,8 +90,11 @@ class ApiKeyMiddleware:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return False
+        # Headers are read as Latin-1; clients send letters beyond ASCII as that or as UTF-8.
+        sent = given.strip(" \t")
+        forms = (sent.encode("latin-1"), sent.encode())
         # Every key is compared, in constant time: how long it takes tells nothing about any key.
-        matches = [hmac.compare_digest(key, given.strip().encode()) for key in self._api_keys]
+        matches = [hmac.compare_digest(key, form) for key in self._api_keys for form in forms]
         return any(matches)
 
 

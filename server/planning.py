@@ -73,7 +73,7 @@ async def plan_chat(
     )
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     use = body.tool_use()
-    grammar = await _grammar(_chat_form(body, use, model), model, grammars)
+    grammar = await _chat_grammar(body, use, model, grammars)
     params = msgspec.structs.replace(params, grammar=grammar)
     _check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
@@ -82,7 +82,7 @@ async def plan_chat(
         requests=tuple(requests),
         echoes=("",) * len(requests),
         continues_text=False,
-        calls=None if use is None else model.dialect.syntax(use.rules.functions),
+        calls=None if use is None else model.dialect.syntax(use.rules.functions, is_required=use.rules.is_required),
         shows_token_ids=bool(body.return_token_ids),
     )
 
@@ -103,18 +103,23 @@ async def _grammar(form: OutputForm | None, model: LoadedModel, grammars: Gramma
     return None if form is None else await grammars.check(form, model)
 
 
-def _chat_form(body: ChatCompletionRequest, use: ToolUse | None, model: LoadedModel) -> OutputForm | None:
+async def _chat_grammar(
+    body: ChatCompletionRequest, use: ToolUse | None, model: LoadedModel, grammars: GrammarChecker
+) -> str | None:
     """What the output has to match: the form demanded of text, calls of functions, or one or the other."""
     form = body.output_form()
     if use is None:
-        return form
-    rules = use.rules
+        return await _grammar(form, model, grammars)
+    rules, dialect = use.rules, model.dialect
+    calls = await grammars.check(OutputForm("tools", lambda: dialect.grammar(rules), is_quick=True), model)
+    if form is None:
+        return calls
 
     def write() -> str:
-        content = None if form is None else form.write()
-        return model.dialect.grammar(msgspec.structs.replace(rules, content=content))
+        return dialect.grammar(msgspec.structs.replace(rules, content=form.write()))
 
-    return OutputForm("tools" if form is None else form.param, write)
+    # The calls have passed alone: what is refused now is the form's fault.
+    return await grammars.check(OutputForm(form.param, write, is_quick=form.is_quick), model)
 
 
 def _choices(

@@ -61,6 +61,8 @@ class PredictionAligner:
 
     def push(self, token_ids: Sequence[int]) -> None:
         """Take the next output tokens."""
+        if not self._predicted:
+            return
         for token_id in token_ids:
             self._recent.append(token_id)
             self._num_unmatched += 1

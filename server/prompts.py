@@ -49,13 +49,18 @@ async def render_messages(
         )
 
     def render() -> RenderedPrompt:
-        text = model.dialect.render(
-            template,
-            [message.to_turn() for message in messages],
-            functions,
-            add_generation_prompt=add_generation_prompt,
-            template_kwargs=template_kwargs,
-        )
+        try:
+            text = model.dialect.render(
+                template,
+                [message.to_turn() for message in messages],
+                functions,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=template_kwargs,
+            )
+        except InvalidRequest as error:
+            if error.param == "messages":
+                raise InvalidRequest(str(error), param=param) from error
+            raise
         return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param=param))
 
     prompt = await off_loop_if_long(_num_chars(messages, functions), render)

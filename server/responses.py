@@ -289,7 +289,7 @@ def _choice_body(
 def _usage(counts: TokenCounts) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=counts.num_prompt,
-        input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached),
+        input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached, cache_write_tokens=0),
         output_tokens=counts.num_completion,
         output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
         total_tokens=counts.num_prompt + counts.num_completion,

@@ -28,7 +28,7 @@ def json_rule(schema: Mapping[str, object]) -> str:
         schema: JSON schema; its key "x-guidance" may hold llguidance's options, such as {"whitespace_flexible": true}.
 
     Raises:
-        InvalidRequest: the schema cannot be written as JSON, or its "x-guidance" is no object.
+        InvalidRequest: the schema cannot be written as JSON (or is too deep for it), or its "x-guidance" is no object.
     """
     style = schema.get("x-guidance", {})
     if not isinstance(style, Mapping):
@@ -37,7 +37,7 @@ def json_rule(schema: Mapping[str, object]) -> str:
         # Separators that end in a space of their own would forbid other white space behind them.
         own_style = {} if style.get("whitespace_flexible") else _JSON_STYLE
         return "%json " + json.dumps({**schema, "x-guidance": {**own_style, **style}}, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise InvalidRequest(f"the schema is no JSON: {error}", param="grammar") from error
 
 

@@ -77,6 +77,7 @@ class OutputText:
         spelled = None if calls is None else calls.spelled
         self._detokenizer = codec.detokenizer(continues_text=continues_text, spelled=spelled)
         self._stop = StopMatcher(stop)
+        self._holds_nothing_back = calls is None and not stop
         self._waiting: deque[PlacedLogprobs] = deque()  # of tokens whose text has not been given yet
         self._finish_reason: FinishReason | None = None
         self._num_tokens = 0
@@ -119,6 +120,11 @@ class OutputText:
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
     ) -> tuple[str, tuple[CallDelta, ...], int]:
         """Text that is safe to give, calls, and the number of tokens up to the one that completes a stop string."""
+        if self._holds_nothing_back and logprobs is None:
+            # The same text as one by one, for less.
+            text = self._detokenizer.push(token_ids)
+            self._num_detokenized += len(text)
+            return text, (), len(token_ids)
         safe: list[str] = []
         calls: list[CallDelta] = []
         for index, token_id in enumerate(token_ids):

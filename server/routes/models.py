@@ -10,12 +10,14 @@ from server.services import ServicesDep
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
+@router.head("/models", include_in_schema=False)
 @router.get("/models", responses=errors(503))
 async def list_models(services: ServicesDep) -> ModelList:
     """List the served models: the base under each of its names, then the adapters."""
     return ModelList(data=[model_card(model) for model in await services.models.all()])
 
 
+@router.head("/models/{name:path}", include_in_schema=False)
 @router.get("/models/{name:path}", responses=errors(404, 503))
 async def get_model(name: str, services: ServicesDep) -> ModelCard:
     """Describe one model; its name may hold slashes."""

@@ -27,6 +27,7 @@ class StatusBody(BaseModel):
     num_restarts: int
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=StatusBody, responses={503: {"model": StatusBody}})
 async def health(services: ServicesDep) -> Response:
     """Tell whether the process is of use: 200 also while a worker loads or restarts, 503 when it needs a person."""
@@ -34,6 +35,7 @@ async def health(services: ServicesDep) -> Response:
     return _answer(status, is_good=status.state != "failed")
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=StatusBody, responses={503: {"model": StatusBody}})
 async def ready(services: ServicesDep) -> Response:
     """Tell whether requests are taken now."""
@@ -41,6 +43,7 @@ async def ready(services: ServicesDep) -> Response:
     return _answer(status, is_good=status.state == "ready")
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep) -> Response:
     """Metrics in the Prometheus text format."""

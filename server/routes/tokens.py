@@ -25,7 +25,9 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep) -> TokenizeResp
     """Tokenize a text or a conversation."""
     model = await services.models.get(body.model)
     ids = await _token_ids(body, model)
-    texts = [model.codec.token_text(token_id) for token_id in ids] if body.return_token_strs else None
+    texts = None
+    if body.return_token_strs:
+        texts = await off_loop_if_long(len(ids), lambda: [model.codec.token_text(token_id) for token_id in ids])
     return TokenizeResponse(count=len(ids), max_model_len=model.info.max_model_len, tokens=ids, token_strs=texts)
 
 
@@ -33,8 +35,12 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep) -> TokenizeResp
 async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> DetokenizeResponse:
     """Spell tokens out."""
     model = await services.models.get(body.model)
-    check_token_ids(body.tokens, model, param="tokens")
-    return DetokenizeResponse(prompt=await off_loop_if_long(len(body.tokens), lambda: model.codec.spell(body.tokens)))
+
+    def spell() -> str:
+        check_token_ids(body.tokens, model, param="tokens")
+        return model.codec.spell(body.tokens)
+
+    return DetokenizeResponse(prompt=await off_loop_if_long(len(body.tokens), spell))
 
 
 @router.post("/v1/chat/completions/render")

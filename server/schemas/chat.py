@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
 from cllm_core.text.tools.conversation import Turn
-from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, IsNeutral, Usage, client_side, only
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, Count, IsNeutral, Usage, client_side, only
 from server.schemas.structured import StructuredRequest
 from server.schemas.tools import MessageToolCall, ToolChoice, Tools, ToolUse, check_results, tool_use
 
@@ -27,17 +27,13 @@ def _check_content(value: object) -> object:
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise InvalidRequest("content: must be a string or a list of content parts, not empty", param="messages")
+        raise InvalidRequest("content: must be a string or a list of content parts, not empty")
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise UnsupportedParameter(
-                f"content part of type {kind!r}: only type 'text' is supported", param="messages"
-            )
+            raise UnsupportedParameter(f"content part of type {kind!r}: only type 'text' is supported")
         if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise InvalidRequest(
-                "content part of type 'text': needs a string 'text' and nothing else", param="messages"
-            )
+            raise InvalidRequest("content part of type 'text': needs a string 'text' and nothing else")
     return value
 
 
@@ -180,8 +176,8 @@ class ChatCompletionRequest(StructuredRequest):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prediction: Prediction | None = None

@@ -22,6 +22,14 @@ from cllm_core.request import BOUNDS, Bounds, SamplingParams
 EXAMPLE_MODEL = "cllm-chat"
 """Model of the examples in the OpenAPI document: the embedded one."""
 
+# Sums and products of longer numbers have more digits than Python writes into a message.
+MAX_COUNT = 2**31
+"""Highest number of tokens or outputs that a field may ask for; the server's own limits are lower."""
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+_MAX_TOKEN_ID_DIGITS = len(str(MAX_COUNT))  # int() refuses thousands of them with an error of its own
+
 
 @dataclass(frozen=True, slots=True)
 class IsNeutral:
@@ -96,13 +104,18 @@ LABEL_FIELDS: Mapping[str, IsNeutral] = {
 }
 
 
-def without_neutral(body: object, refusable: Mapping[str, IsNeutral]) -> object:
-    """The body without the known fields that ask for nothing; UnsupportedParameter where one asks for something."""
+def without_neutral(body: object, refusable: Mapping[str, IsNeutral], *, prefix: str = "") -> object:
+    """The body without the known fields that ask for nothing; UnsupportedParameter where one asks for something.
+
+    Args:
+        prefix: of the fields' names in the error: the place of `body` in the request.
+    """
     if not isinstance(body, dict):
         return body
     for name, is_neutral in refusable.items():
         if body.get(name) is not None and not is_neutral(body[name]):
-            raise UnsupportedParameter(f"{name}: this server does not support the value given", param=name)
+            field = prefix + name
+            raise UnsupportedParameter(f"{field}: this server does not support the value given", param=field)
     return {name: value for name, value in body.items() if name not in refusable}
 
 
@@ -146,9 +159,13 @@ def _check_stop(value: object) -> object:
 def _check_logit_bias(value: object) -> object:
     if isinstance(value, dict):
         for token_id in value:
-            if not (isinstance(token_id, str) and token_id.isascii() and token_id.isdecimal()):
+            if not _is_token_id(token_id):
                 raise InvalidRequest(f"logit_bias: {token_id!r} is not a token id", param="logit_bias")
     return value
+
+
+def _is_token_id(key: object) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= _MAX_TOKEN_ID_DIGITS
 
 
 class GenerationRequest(ApiModel):
@@ -159,7 +176,7 @@ class GenerationRequest(ApiModel):
     model: str
     temperature: float | None = None
     top_p: float | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Count | None = None
     seed: int | None = None
     stop: Annotated[str | list[str] | None, BeforeValidator(_check_stop)] = None
     stream: bool | None = None

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, IsNeutral, Usage
+from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, MAX_COUNT, Count, IsNeutral, Usage
 from server.schemas.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
@@ -43,8 +43,8 @@ class CompletionRequest(StructuredRequest):
     # Checked by the function alone: pydantic would try every form on every one of what may be a million token ids.
     prompt: Annotated[Prompt, PlainValidator(_check_prompt, json_schema_input_type=Prompt)]
     suffix: str | None = None
-    max_tokens: int | None = None
-    best_of: int | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    best_of: Count | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -88,6 +88,7 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a choice, one entry per token in each list; null for a token that follows nothing.
 
     Attributes:
+        top_logprobs: of the likeliest tokens, and of the token itself where it is not among them.
         text_offset: of each token, in characters from the start of the choice's text.
     """
 

@@ -16,7 +16,16 @@ from pydantic import (
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from server.schemas.chat import ChatCompletionRequest, Message
-from server.schemas.common import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, IsNeutral, NoPadding, only, without_neutral
+from server.schemas.common import (
+    EXAMPLE_MODEL,
+    LABEL_FIELDS,
+    ApiModel,
+    Count,
+    IsNeutral,
+    NoPadding,
+    only,
+    without_neutral,
+)
 from server.schemas.structured import JsonObjectFormat, JsonSchemaFormat, NamedSchema, ResponseFormat, TextFormat
 from server.schemas.tools import (
     AllowedChoice,
@@ -203,7 +212,7 @@ class TextOptions(ApiModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, body: object) -> object:
-        return without_neutral(body, cls.refusable)
+        return without_neutral(body, cls.refusable, prefix="text.")
 
     def to_chat(self) -> ResponseFormat | None:
         """The response_format of chat completions that asks the same."""
@@ -241,7 +250,7 @@ class ResponseRequest(ApiModel):
     parallel_tool_calls: bool | None = None
     instructions: str | None = None
     text: TextOptions | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    max_output_tokens: Count | None = None
     metadata: dict[str, str] | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -388,9 +397,15 @@ class AllowedChoiceBody(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
-    """Input tokens whose cache entries were shared with an earlier request."""
+    """What of the input tokens is special.
+
+    Attributes:
+        cached_tokens: those whose cache entries were shared with an earlier request.
+        cache_write_tokens: of OpenAI's paid writes, which there are none of here.
+    """
 
     cached_tokens: int
+    cache_write_tokens: Literal[0]
 
 
 class OutputTokensDetails(BaseModel):

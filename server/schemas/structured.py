@@ -74,11 +74,13 @@ class OutputForm:
 
     Attributes:
         param: the request field that demands it.
-        write: the grammar; InvalidRequest where there is none. May take as long as reading the field's text takes.
+        write: the grammar; InvalidRequest where there is none.
+        is_quick: writing takes about as long as checking the field's length did, so that the event loop may do it.
     """
 
     param: str
     write: Callable[[], str]
+    is_quick: bool = False
 
 
 class StructuredRequest(GenerationRequest):
@@ -113,11 +115,11 @@ class StructuredRequest(GenerationRequest):
     def _response_forms(self) -> Iterator[OutputForm]:
         match self.response_format:
             case JsonObjectFormat():
-                yield OutputForm(self.format_field, json_object_grammar)
+                yield OutputForm(self.format_field, json_object_grammar, is_quick=True)
             case JsonSchemaFormat(json_schema=named):
                 schema = named.schema_
                 write = json_object_grammar if schema is None else partial(json_grammar, schema)
-                yield OutputForm(self.format_field, write)
+                yield OutputForm(self.format_field, write, is_quick=True)
 
     def _structured_forms(self) -> Iterator[OutputForm]:
         wanted = self.structured_outputs
@@ -125,7 +127,7 @@ class StructuredRequest(GenerationRequest):
             return
         forms = list(_forms("structured_outputs.", wanted.json_, wanted.regex, wanted.choice, wanted.grammar))
         if wanted.json_object:
-            forms.append(OutputForm("structured_outputs.json_object", json_object_grammar))
+            forms.append(OutputForm("structured_outputs.json_object", json_object_grammar, is_quick=True))
         if not forms:
             raise InvalidRequest(
                 "structured_outputs: give one of json, regex, choice, grammar and json_object",
@@ -141,12 +143,13 @@ def _forms(
     prefix: str, schema: JsonSchema | str | None, regex: str | None, choice: list[str] | None, grammar: str | None
 ) -> Iterator[OutputForm]:
     if schema is not None:
-        yield OutputForm(f"{prefix}json", lambda: json_grammar(_parsed(schema)))
+        yield OutputForm(f"{prefix}json", lambda: json_grammar(_parsed(schema)), is_quick=True)
     if regex is not None:
-        yield OutputForm(f"{prefix}regex", lambda: regex_grammar(regex))
+        yield OutputForm(f"{prefix}regex", lambda: regex_grammar(regex), is_quick=True)
     if choice is not None:
-        yield OutputForm(f"{prefix}choice", lambda: choice_grammar(choice))
+        yield OutputForm(f"{prefix}choice", lambda: choice_grammar(choice), is_quick=True)
     if grammar is not None:
+        # Not quick: GBNF is converted step by step in Python.
         yield OutputForm(f"{prefix}grammar", lambda: written_grammar(grammar))
 
 

@@ -11,9 +11,11 @@ from tests.server.harness import RunningServer, running
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
 MAX_BODY_BYTES = 200_000
 JSON = {"content-type": "application/json"}
 USER = {"role": "user", "content": "Hi"}
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
 CALL: dict[str, object] = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -65,10 +67,10 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"messages": ["Hi"]}, "messages.0"),
     ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "messages"),
-    ({"messages": [{"role": "user", "content": 5}]}, "messages"),
-    ({"messages": [{"role": "user", "content": []}]}, "messages"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
-    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [USER, {"role": "user", "content": []}]}, "messages.1.content"),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
     ({"messages": [{**USER, "colour": "red"}]}, "messages.0.colour"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0.type"),
     ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages"),
@@ -114,6 +116,8 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"block_length": 0}, "block_length"),
     ({"prediction": {"type": "other", "content": "x"}}, "prediction.type"),
     ({"prediction": {"type": "content", "content": "x" * 600}}, "prediction"),
+    ({"prediction": {"type": "content", "content": 5}}, "prediction.content"),
+    ({"prediction": {"type": "content", "content": [IMAGE]}}, "prediction.content"),
     ({"tools": 5}, "tools"),
     ({"tools": [5]}, "tools.0"),
     ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
@@ -138,6 +142,11 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),
     ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}}, "response_format.json_schema.name"),
+    ({"structured_outputs": {"json": 3}}, "structured_outputs.json"),
+    ({"guided_json": 3}, "guided_json"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
     ({"store": True}, "store"),
@@ -145,6 +154,7 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"service_tier": "flex"}, "service_tier"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"guided_json": "{}}"}, "guided_json"),
+    ({"body": 1}, "body"),
     ({"model": 5}, "model"),
     ({"model": None}, "model"),
 ]
@@ -190,6 +200,29 @@ def test_a_bad_completion_field_is_named(server: RunningServer, fields: dict[str
     with server.http() as http:
         assert_error(http.post(COMPLETIONS, json={"model": MODEL_NAME, "prompt": "Hi", **fields}), 400, param)
         assert_alive(server, http)
+
+
+RESPONSE_FIELDS: list[tuple[dict[str, object], str]] = [
+    ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input.0.arguments"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity"),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "a b"}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "json_schema": {}}}}, "text.format.json_schema"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), RESPONSE_FIELDS, ids=str)
+def test_a_bad_response_field_is_named(server: RunningServer, fields: dict[str, object], param: str) -> None:
+    with server.http() as http:
+        assert_error(http.post(RESPONSES, json={"model": MODEL_NAME, "input": "Hi", **fields}), 400, param)
+
+
+def test_what_is_not_served_is_told_from_what_is_malformed(server: RunningServer) -> None:
+    codes = []
+    for content in ([IMAGE], 5):
+        body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": content}]}
+        codes.append(server.shared_http.post(CHAT, json=body).json()["error"]["code"])
+    assert codes == ["unsupported_parameter", "invalid_value"]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +291,14 @@ def test_an_error_quotes_only_the_beginning_of_long_values(server: RunningServer
     assert len(response.content) < 2000
 
 
+def test_the_name_of_a_field_given_twice_is_shortened_too(server: RunningServer) -> None:
+    name = "x" * 50_000
+    response = server.shared_http.post(CHAT, content=f'{{"{name}": 1, "{name}": 2}}', headers=JSON)
+    assert response.status_code == 400
+    assert name.startswith(response.json()["error"]["param"].removesuffix("..."))
+    assert len(response.content) < 2000
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"prompt": "x" * 600}, "prompt"), ({"prompt": "x" * 9000}, "prompt"), ({"max_tokens": 510}, "max_tokens")],
@@ -287,5 +328,6 @@ def test_chat_without_a_template_points_to_completions() -> None:
 def test_a_template_that_refuses_the_messages_is_the_clients_error() -> None:
     info = make_info(chat_template="{{ raise_exception('roles must alternate') }}")
     with running(ScriptedEngine(info=info)) as server, server.http() as http:
-        error = assert_error(http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER]}), 400, "messages")
-        assert "roles must alternate" in error["message"]
+        for path, field, value in ((CHAT, "messages", [USER]), (RESPONSES, "input", "Hi")):
+            error = assert_error(http.post(path, json={"model": MODEL_NAME, field: value}), 400, field)
+            assert "roles must alternate" in error["message"]

@@ -1,6 +1,8 @@
 """Clients that leave, workers that die, queues that are full, bugs, and the end of the server."""
 
+import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncGenerator
 
@@ -10,6 +12,8 @@ from openai import APIError
 from structlog.testing import capture_logs
 
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput
+from server.app import create_app
+from server.settings import ServerSettings
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running, wait_until
 
@@ -45,6 +49,19 @@ def test_a_client_that_leaves_without_streaming_aborts_its_requests(n: int) -> N
         wait_until(lambda: all_closed(server))
         assert len(server.engine.aborted) == n
         wait_until(lambda: 'status="499"' in _metrics(server))
+
+
+def test_a_client_that_leaves_while_it_sends_its_body_is_no_error_of_ours() -> None:
+    with capture_logs() as logs, running(ScriptedEngine()) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port)) as connection:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+            connection.sendall(head.encode() + b"{")
+        wait_until(lambda: any(line.get("path") == CHAT for line in logs))
+        assert 'status="499"' in _metrics(server)
+    (line,) = [line for line in logs if line.get("path") == CHAT]
+    assert (line["event"], line["status"]) == ("request", 499)
+    assert "unhandled error" not in [line["event"] for line in logs]
 
 
 def _metrics(server: RunningServer) -> str:
@@ -180,3 +197,37 @@ def test_shutdown_ends_what_outlasts_the_grace_with_an_error_event() -> None:
         assert json.loads(data[-1])["error"]["code"] == "engine_unavailable"
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
+
+
+class _HungEngine(ScriptedEngine):
+    """Its worker confirms no abort."""
+
+    def _abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+
+def test_a_worker_that_hangs_is_waited_for_once() -> None:
+    """Requests that it does not confirm to have ended count as running for ever."""
+    engine = _HungEngine(endless=True, step_seconds=0.01, info=make_info(max_model_len=1_000_000))
+    with (
+        running(engine, drain_seconds=0.3) as server,
+        server.http() as http,
+        http.stream("POST", CHAT, json={**BODY, "stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.terminate()
+        assert "engine_unavailable" in list(lines)[-2]
+    assert engine.calls == ["start", "drain", "stop"]
+
+
+def test_under_another_server_the_app_drains_by_itself() -> None:
+    engine = ScriptedEngine()
+    app = create_app(engine, ServerSettings())
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app):
+            assert engine.calls == ["start"]
+
+    asyncio.run(live())
+    assert engine.calls == ["start", "drain", "stop"]

@@ -97,7 +97,7 @@ HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
         "chat_template_kwargs",
     ),
     "huge n": (COMPLETIONS, {"prompt": "x", "n": 10**18}, "n"),
-    "huge best_of": (COMPLETIONS, {"prompt": "x", "best_of": 10**18}, "n"),
+    "huge best_of": (COMPLETIONS, {"prompt": "x", "best_of": 10**18}, "best_of"),
     "huge logprobs": (COMPLETIONS, {"prompt": "x", "logprobs": 10**18}, "logprobs"),
 }
 
@@ -186,7 +186,7 @@ def test_empty_lists_that_ask_for_nothing_are_served(server: RunningServer, fiel
     assert answer_of(server, {"messages": [USER], **fields}) == ANSWER
 
 
-HUGE = 10**4299  # as long as the parser takes
+HUGE = 10**4300 - 1  # as long as the parser takes
 NUMBERS: list[tuple[str, dict[str, object]]] = [
     *((CHAT, {"messages": [USER], name: HUGE}) for name in sorted(BOUNDS.keys() - {"logprobs", "prompt_logprobs"})),
     (CHAT, {"messages": [USER], "n": HUGE}),
@@ -194,9 +194,13 @@ NUMBERS: list[tuple[str, dict[str, object]]] = [
     (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": HUGE}),
     (CHAT, {"messages": [USER], "logit_bias": {"5": HUGE}}),
     (CHAT, {"messages": [USER], "logit_bias": {str(HUGE): 1}}),
+    (CHAT, {"messages": [USER], "logit_bias": {"1" * 5000: 1}}),
     (CHAT, {"messages": [USER], "stop_token_ids": [HUGE]}),
     (COMPLETIONS, {"prompt": "x", "logprobs": HUGE}),
     (COMPLETIONS, {"prompt": "x", "best_of": HUGE}),
+    (COMPLETIONS, {"prompt": ["x"] * 10, "best_of": HUGE}),
+    (COMPLETIONS, {"prompt": ["x"] * 10, "n": HUGE}),
+    (COMPLETIONS, {"prompt": "x", "max_tokens": HUGE}),
     (COMPLETIONS, {"prompt": [HUGE]}),
     (RESPONSES, {"input": "x", "max_output_tokens": HUGE}),
     ("/detokenize", {"tokens": [HUGE]}),

@@ -58,6 +58,24 @@ def test_probes_need_no_key(keyed_server: RunningServer, path: str) -> None:
         assert http.get(path).status_code == 200
 
 
+def test_a_key_beyond_ascii_opens_the_api_as_utf_8_and_as_latin_1() -> None:
+    """Clients differ; the last byte of this key in UTF-8 is white space in Latin-1."""
+    key = "k\N{LATIN SMALL LETTER A WITH GRAVE}"
+    with running(ScriptedEngine(), api_keys=(key,)) as server, server.http() as http:
+        answers = {
+            sent: http.get("/v1/models", headers=[(b"authorization", b"Bearer " + sent)]).status_code
+            for sent in (key.encode(), key.encode("latin-1"), key[:-1].encode())
+        }
+    assert list(answers.values()) == [200, 200, 401]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", f"/v1/models/{MODEL_NAME}"])
+def test_what_can_be_read_can_be_asked_for_without_its_body(server: RunningServer, path: str) -> None:
+    head, get = server.shared_http.head(path), server.shared_http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 def samples(text: str) -> dict[tuple[str, str], float]:
     """Value by name and, where there is one, endpoint; of buckets only the counts and sums."""
     return {
@@ -115,6 +133,7 @@ def test_browsers_may_call_from_the_origins_given_only() -> None:
         allowed = http.get("/v1/models", headers={"origin": "https://page.example"})
         other = http.get("/v1/models", headers={"origin": "https://other.example"})
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    assert allowed.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After"
     assert "access-control-allow-origin" not in other.headers
 
 

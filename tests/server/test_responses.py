@@ -29,6 +29,8 @@ def test_the_official_client_reads_the_answer(server: RunningServer) -> None:
     assert response.usage is not None
     assert response.usage.output_tokens == len(server.engine.answer_ids) + 1
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
+    details = response.usage.input_tokens_details
+    assert (details.cached_tokens, details.cache_write_tokens) == (1, 0)
 
 
 def test_the_official_client_reads_the_stream(server: RunningServer) -> None:

@@ -100,6 +100,14 @@ def test_completion_logprobs_line_up_with_the_text(server: RunningServer) -> Non
     assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == len(logprobs["top_logprobs"])
 
 
+@pytest.mark.parametrize("num_tops", [0, 2])
+def test_completion_logprobs_hold_the_token_itself_beside_the_likeliest(server: RunningServer, num_tops: int) -> None:
+    logprobs = post(server, COMPLETIONS, completion_body(logprobs=num_tops))["choices"][0]["logprobs"]
+    entries = list(zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))
+    assert all(tops[token] == logprob for token, logprob, tops in entries)
+    assert {len(tops) for _, _, tops in entries} == {num_tops + 1}
+
+
 def _ascii_tokens(logprobs: dict[str, list[Any]]) -> tuple[list[str], list[int]]:
     pairs = zip(logprobs["tokens"], logprobs["text_offset"], strict=True)
     kept = [(token, offset) for token, offset in pairs if token.isascii() and "\\x" not in token]

@@ -5,7 +5,10 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import msgspec
 import pytest
 from openai import BadRequestError
 from openai.types.chat import ChatCompletionMessageParam
@@ -14,6 +17,7 @@ from pydantic import BaseModel
 
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar import choice_grammar, json_grammar, json_object_grammar, regex_grammar
+from cllm_core.text.grammar_compiler import GrammarCompiler
 from server.grammars import GrammarChecker
 from server.schemas.structured import OutputForm
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
@@ -143,7 +147,7 @@ def test_bad_forms_are_refused_naming_field_and_reason(
 def test_schemas_need_a_name_as_openai_wants_it(server: RunningServer, name: str) -> None:
     named = {"name": name, "schema": SCHEMA}
     error = refusal(server, {"response_format": {"type": "json_schema", "json_schema": named}})
-    assert error["param"].endswith("json_schema.name")
+    assert error["param"] == "response_format.json_schema.name"
 
 
 def test_bad_formats_of_responses_name_their_own_field(server: RunningServer) -> None:
@@ -211,6 +215,103 @@ def test_a_check_that_finds_no_thread_is_not_the_grammars_fault() -> None:
         return results
 
     assert {type(result) for result in asyncio.run(check_many())} == {InvalidRequest, EngineBusy}
+
+
+class _FullChecker:
+    """A checker whose threads are all taken until `release`; its model's vocabulary is laid out."""
+
+    def __init__(self) -> None:
+        self.checker = GrammarChecker(max_seconds=0.05)
+        self.model = make_model(RecordingCodec())
+        self._release = threading.Event()
+
+    def _write_slowly(self) -> str:
+        self._release.wait()
+        return "start: /a/"
+
+    async def fill(self) -> None:
+        checks = [self.checker.check(OutputForm(str(i), self._write_slowly), self.model) for i in range(4)]
+        refused = await asyncio.gather(*checks, return_exceptions=True)
+        assert all(isinstance(error, InvalidRequest | EngineBusy) for error in refused)
+
+    def release(self) -> None:
+        self._release.set()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_grammar_that_passed_lately_needs_no_thread(is_known: bool) -> None:
+    async def check_after() -> str:
+        full, form = _FullChecker(), OutputForm("form", lambda: "start: /b/", is_quick=True)
+        try:
+            if is_known:
+                await full.checker.check(form, full.model)
+            await full.fill()
+            return await full.checker.check(form, full.model)
+        finally:
+            full.release()
+
+    if is_known:
+        assert asyncio.run(check_after()) == "start: /b/"
+    else:
+        with pytest.raises(EngineBusy):
+            asyncio.run(check_after())
+
+
+def test_a_vocabulary_laid_out_first_while_no_thread_is_free_keeps_nobody_waiting() -> None:
+    """The layout queued behind checks that may never end."""
+
+    async def check_after() -> None:
+        full = _FullChecker()
+        try:
+            await full.fill()
+            info = msgspec.structs.replace(full.model.info, vocab_size=full.model.info.vocab_size + 1)
+            other = replace(full.model, info=info)
+            check = full.checker.check(OutputForm("late", lambda: "start: /b/"), other)
+            await asyncio.wait_for(check, timeout=5)
+        finally:
+            full.release()
+
+    with pytest.raises(EngineBusy):
+        asyncio.run(check_after())
+
+
+def test_a_vocabulary_is_laid_out_once_however_many_need_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[GrammarCompiler] = []
+
+    def make(*arguments: Any) -> GrammarCompiler:
+        made.append(GrammarCompiler(*arguments))
+        return made[-1]
+
+    async def check_many() -> None:
+        checker, model = GrammarChecker(max_seconds=5.0), make_model(RecordingCodec())
+        await asyncio.gather(*(checker.check(OutputForm("x", lambda: "start: /a/"), model) for _ in range(8)))
+
+    monkeypatch.setattr("server.grammars.GrammarCompiler", make)
+    asyncio.run(check_many())
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_only_what_is_quick_to_write_is_written_in_the_event_loop(is_quick: bool) -> None:
+    threads: list[int] = []
+
+    def write() -> str:
+        threads.append(threading.get_ident())
+        return "start: /a/"
+
+    checker, model = GrammarChecker(max_seconds=5.0), make_model(RecordingCodec())
+    asyncio.run(checker.check(OutputForm("form", write, is_quick=is_quick), model))
+    assert [thread == threading.get_ident() for thread in threads] == [is_quick]
+
+
+def test_a_schema_in_text_is_refused_however_deep_it_is(server: RunningServer) -> None:
+    """Python's JSON reader goes deeper than its writer, by as much as lies between them on the stack."""
+    for depth in range(900, 1000):
+        text = '{"a":' * depth + "1" + "}" * depth
+        response = server.shared_http.post(
+            "/v1/chat/completions", json={"model": MODEL_NAME, "messages": HELLO, "guided_json": text}
+        )
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "guided_json")
 
 
 def test_chat_parse_of_the_official_client_gives_the_object(json_server: RunningServer) -> None:

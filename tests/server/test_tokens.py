@@ -1,11 +1,14 @@
 """What the model reads: /tokenize, /detokenize, the rendered prompt, template variables and token ids of answers."""
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from cllm_core.text.codec import TextCodec
+from server.prompts import INLINE_CHARS, check_token_ids
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
 from tests.text.factories import BOS
@@ -110,6 +113,26 @@ def test_what_is_wrong_is_named(server: RunningServer, path: str, fields: dict[s
     response = server.shared_http.post(path, json={"model": MODEL_NAME, **fields})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("num_tokens", [10, INLINE_CHARS + 1])
+def test_many_tokens_are_looked_at_off_the_event_loop(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, num_tokens: int
+) -> None:
+    threads: set[int] = set()
+
+    def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def note_and_call(*arguments: Any, **named: Any) -> Any:
+            threads.add(threading.get_ident())
+            return call(*arguments, **named)
+
+        return note_and_call
+
+    monkeypatch.setattr(TextCodec, "token_text", noted(TextCodec.token_text))
+    monkeypatch.setattr("server.routes.tokens.check_token_ids", noted(check_token_ids))
+    post(server, "/tokenize", prompt="x" * num_tokens, return_token_strs=True)
+    post(server, "/detokenize", tokens=[5] * num_tokens)
+    assert (server.in_loop(threading.get_ident) in threads) == (num_tokens <= INLINE_CHARS)
 
 
 def test_an_unknown_model_has_no_tokens(server: RunningServer) -> None:

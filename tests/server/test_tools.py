@@ -254,6 +254,17 @@ def test_a_cut_answer_has_the_beginning_of_its_call(silent: RunningServer) -> No
     assert "tool_calls" not in nothing
 
 
+@pytest.mark.parametrize("tool_format", ["hermes", "llama3"])
+def test_a_required_call_that_is_cut_before_its_name_is_left_out(tool_format: str) -> None:
+    written = '{"name": "get_time", "parameters": {}}' if tool_format == "llama3" else WRITTEN
+    with running(make_engine(written), tool_call_format=tool_format) as server:
+        choice = post(server, tool_choice="required", max_tokens=8, logprobs=True)["choices"][0]
+        assert choice["message"] == {"role": "assistant", "content": "", "refusal": None}
+        assert (choice["finish_reason"], choice["logprobs"]["content"]) == ("length", [])
+        cut_mark = post(server, max_tokens=8)["choices"][0]["message"]["content"]
+        assert written.startswith(cut_mark), "nothing tells it from a text that ends like this"
+
+
 def test_drafts_and_token_ids_come_with_calls(caller: RunningServer) -> None:
     chunks = stream(caller, return_token_ids=True, stream_options={"include_draft": True})
     choices = [chunk["choices"][0] for chunk in chunks]
@@ -286,6 +297,22 @@ def test_a_schema_that_cannot_be_enforced_is_refused_only_where_it_is_strict(sil
         response = silent.shared_http.post(CHAT, json={"model": MODEL_NAME, "messages": HELLO, "tools": tools})
         assert response.status_code == status, response.text
     assert response.json()["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize("bad", ["tools", "response_format"])
+def test_of_tools_and_a_form_the_one_that_cannot_be_enforced_is_named(silent: RunningServer, bad: str) -> None:
+    odd = {"type": "object", "propertyNames": {"minLength": 2}}
+    fine: dict[str, object] = {"type": "object"}
+    function = {"name": "f", "strict": True, "parameters": odd if bad == "tools" else fine}
+    schema = {"name": "x", "schema": odd if bad == "response_format" else fine}
+    body = {
+        "model": MODEL_NAME,
+        "messages": HELLO,
+        "tools": [{"type": "function", "function": function}],
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+    response = silent.shared_http.post(CHAT, json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, bad)
 
 
 @pytest.mark.parametrize("pattern", ["(", "(?=a)"])

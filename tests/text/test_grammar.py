@@ -134,6 +134,14 @@ def test_a_schema_that_is_no_json_is_refused() -> None:
         json_grammar({"x-guidance": 3})
 
 
+def test_a_schema_too_deep_to_be_written_is_refused() -> None:
+    schema: dict[str, object] = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    with pytest.raises(InvalidRequest, match="recursion"):
+        json_grammar(schema)
+
+
 @pytest.mark.parametrize("write", [regex_grammar, lambda half: choice_grammar([half]), lambda half: half])
 def test_half_a_surrogate_pair_is_refused(write: Callable[[str], str]) -> None:
     with pytest.raises(InvalidRequest):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,11 +27,12 @@ def make_output(
     *,
     stop_token_id: int | None = None,
     draft_ids: tuple[int, ...] = (),
+    has_logprobs: bool = True,
 ) -> RequestOutput:
     return RequestOutput(
         request_id="r",
         token_ids=token_ids,
-        logprobs=tuple(TokenLogprobs(-float(token_id), (), ()) for token_id in token_ids),
+        logprobs=tuple(TokenLogprobs(-float(token_id), (), ()) for token_id in token_ids) if has_logprobs else None,
         finish_reason=finish_reason,
         stop_token_id=stop_token_id,
         draft_ids=draft_ids,
@@ -78,6 +80,16 @@ def test_offsets_tell_where_the_text_of_each_token_begins(text: str, at: list[in
     for index, entry in enumerate(entries):
         assert entry.text_offset == len(CODEC.decode(token_ids[:index]))
         assert entry.logprobs.logprob == -float(entry.token_id)
+
+
+@settings(deadline=None)
+@given(token_ids=st.lists(st.integers(0, 264), max_size=30).map(tuple), at=cuts(30))
+def test_log_probabilities_change_nothing_else(token_ids: tuple[int, ...], at: list[int]) -> None:
+    with_them, without = OutputText(CODEC), OutputText(CODEC)
+    for chunk in [*cut(token_ids, at), ()]:
+        delta = with_them.push(make_output(chunk))
+        assert without.push(make_output(chunk, has_logprobs=False)) == msgspec.structs.replace(delta, logprobs=())
+    assert with_them.num_tokens == without.num_tokens
 
 
 def test_a_stop_string_ends_the_output_in_the_middle_of_a_step() -> None:

@@ -98,6 +98,15 @@ def test_a_draft_ends_where_a_call_begins(finish_reason: FinishReason) -> None:
     assert (last.text, last.calls, last.finish_reason) == ("", (), finish_reason)
 
 
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+def test_a_required_call_cut_before_its_name_gives_neither_text_nor_logprobs(tool_format: ToolFormat) -> None:
+    calls = CallSyntax(tool_format=tool_format, names=("get",), spelled=SPELLED, is_required=True)
+    for end in range(len(tool_format.first) + 1):
+        output_text = OutputText(CODEC, stop=("name",), calls=calls)
+        delta = output_text.push(make_output(encode(tool_format.first[:end]), "length"))
+        assert (delta.text, delta.calls, delta.logprobs, delta.finish_reason) == ("", (), (), "length")
+
+
 def test_a_step_tells_the_arguments_of_a_call_in_one_piece() -> None:
     delta = make_text().push(make_output(encode(WRITTEN), "stop"))
     assert [(call.index, call.name, call.arguments) for call in delta.calls] == [

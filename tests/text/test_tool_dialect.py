@@ -2,6 +2,7 @@
 
 import pytest
 
+from cllm_core.errors import InvalidRequest
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.tools.conversation import MadeCall, Turn
 from cllm_core.text.tools.dialect import ToolDialect, find_dialect
@@ -60,6 +61,15 @@ def test_a_template_that_knows_no_tools_gets_plain_messages(source: str) -> None
         '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
         "<user><tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
     )
+
+
+def test_arguments_nested_too_deeply_for_the_template_are_refused() -> None:
+    """Where they were checked there may have been more room on the stack."""
+    arguments = '{"x":' * 5000 + "1" + "}" * 5000
+    turn = Turn(role="assistant", content="", calls=(MadeCall("call_1", FunctionCall("get", arguments)),))
+    with pytest.raises(InvalidRequest) as caught:
+        render(NATIVE, [ASKED, turn])
+    assert caught.value.param == "messages"
 
 
 def test_functions_are_described_in_the_system_message() -> None:

@@ -80,6 +80,15 @@ def test_a_cut_call_gives_what_there_is_of_it(tool_format: ToolFormat) -> None:
     assert json.loads(last[0].arguments) == {"x": [1, "}"]}
 
 
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+def test_calls_that_are_required_leave_no_content_wherever_they_are_cut(tool_format: ToolFormat) -> None:
+    text = tool_format.write([FunctionCall("get", "{}")])
+    for end in range(len(text) + 1):
+        reader = CallReader(tool_format, NAMES, is_required=True)
+        first, second = reader.push(text[: end // 2]), reader.push(text[end // 2 : end])
+        assert (first.content, second.content, reader.peek("x"), reader.flush()) == ("", "", "", "")
+
+
 def test_a_call_begins_with_its_name_and_no_arguments() -> None:
     reader = CallReader(DEFAULT_FORMAT, NAMES)
     first, *rest = reader.push(DEFAULT_FORMAT.write([FunctionCall("get", '{"x": 1}')])).calls

@@ -32,10 +32,10 @@ class ToolDialect(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: Vocabulary
     spelled: dict[int, str]
 
-    def syntax(self, functions: Sequence[Function]) -> CallSyntax:
-        """How calls of these functions are read."""
+    def syntax(self, functions: Sequence[Function], *, is_required: bool = False) -> CallSyntax:
+        """How calls of these functions are read, in outputs that hold nothing else where `is_required`."""
         names = tuple(function.name for function in functions)
-        return CallSyntax(tool_format=self.tool_format, names=names, spelled=self.spelled)
+        return CallSyntax(tool_format=self.tool_format, names=names, spelled=self.spelled, is_required=is_required)
 
     def grammar(self, rules: CallRules) -> str:
         """What an output has to match, for SamplingParams.grammar; errors as `calls_grammar`."""
@@ -50,10 +50,17 @@ class ToolDialect(msgspec.Struct, frozen=True, kw_only=True):
         add_generation_prompt: bool,
         template_kwargs: Mapping[str, object] | None,
     ) -> str:
-        """The prompt of a conversation in which these functions may be called; errors as ChatTemplate.render."""
-        told = self._told(turns, functions)
+        """The prompt of a conversation in which these functions may be called; errors as ChatTemplate.render.
+
+        InvalidRequest also where the arguments of a call are nested too deeply.
+        """
+        try:
+            messages = [turn.as_message() for turn in self._told(turns, functions)]
+        except ValueError as error:
+            # The arguments were read where they were checked; further down the stack there is less room for depth.
+            raise InvalidRequest(f"the arguments of a call cannot be read: {error}", param="messages") from error
         return template.render(
-            [turn.as_message() for turn in told],
+            messages,
             [function.as_tool() for function in functions] if functions and self.is_native else None,
             add_generation_prompt=add_generation_prompt,
             template_kwargs=template_kwargs,

@@ -49,22 +49,30 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         names: of the functions that may be called, at least one.
         spelled: special tokens that belong to the format: id -> text.
+        is_required: the output is calls and has no content, as CallRules says.
     """
 
     tool_format: ToolFormat
     names: tuple[str, ...]
     spelled: Mapping[int, str] = {}
+    is_required: bool = False
 
     def reader(self) -> "CallReader":
         """A reader of one output."""
-        return CallReader(self.tool_format, self.names)
+        return CallReader(self.tool_format, self.names, is_required=self.is_required)
 
 
 class CallReader:
     """Splits one output into its content and the calls behind it."""
 
-    def __init__(self, tool_format: ToolFormat, names: Sequence[str]) -> None:
-        """Start an empty output; `names` are the functions that it may call, at least one."""
+    def __init__(self, tool_format: ToolFormat, names: Sequence[str], *, is_required: bool = False) -> None:
+        """Start an empty output.
+
+        Args:
+            names: of the functions that it may call, at least one.
+            is_required: it is calls, so that a beginning of one is no content even where the output ends there.
+        """
+        self._is_required = is_required
         self._format = tool_format
         self._markers = tool_format.markers(names)
         self._held = ""  # may be part of a marker, or white space before one
@@ -73,8 +81,8 @@ class CallReader:
 
     @property
     def is_calling(self) -> bool:
-        """Whether a marker was read: no content follows."""
-        return self._calls is not None
+        """Whether no content follows: a marker was read, or there are only calls from the beginning on."""
+        return self._is_required or self._calls is not None
 
     def push(self, text: str) -> ReadText:
         """Take the next piece and return what it adds; EngineFailed where a call is not in the format."""
@@ -95,9 +103,12 @@ class CallReader:
         return "" if self.is_calling else self._split(self._held + text)[0]
 
     def flush(self) -> str:
-        """Return the content held back; call it where the output ends."""
+        """Return the content held back; call it where the output ends.
+
+        Where there may be content, the beginning of a marker that was cut is some: nothing tells the two apart.
+        """
         held, self._held = self._held, ""
-        return held
+        return "" if self.is_calling else held
 
     def _split(self, pending: str) -> tuple[str, int | None]:
         """The content that can be given, and where the first marker begins, None while there is none."""
