@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cllm_core.config import DTypeName, EngineConfig
 from cllm_core.engine.build import build_engine
-from cllm_core.models.embedded import embedded_folder, has_embedded
+from cllm_core.models.embedded import EMBEDDED_NAME, embedded_folder, has_embedded
 from cllm_core.request import SamplingParams
 from tests.engine.factories import Answer, decode, greedy_ar, make_request
 
@@ -88,7 +88,10 @@ def expected() -> list[list[int]]:
 
 
 def jacobi(dtype: DTypeName, block_length: int) -> list[Answer]:
-    engine = build_engine(EngineConfig(dtype=dtype, device="cpu", block_length=block_length, cache_memory_gib=0.5))
+    config = EngineConfig(
+        model=EMBEDDED_NAME, dtype=dtype, device="cpu", block_length=block_length, cache_memory_gib=0.5
+    )
+    engine = build_engine(config)
     params = SamplingParams(temperature=0, max_tokens=NUM_NEW)
     requests = [make_request(str(index), prompt, params) for index, prompt in enumerate(prompts())]
     return list(decode(engine, requests).values())
