@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cllm_core.errors import CllmError, DataError
-from cllm_core.tasks.records import read_json_lines
+from cllm_core.errors import CllmError
+from server.local import read_prompt_file
 from server.options import exit_with
 from server.settings import EngineSettings
 
@@ -37,7 +37,7 @@ def engine(
     """Compare AR and Jacobi decoding with transformers.generate, and show what the time of a step is made of."""
     from cllm_core.bench.engine import BUILT_IN_PROMPTS, as_markdown, bench_engine  # noqa: PLC0415
 
-    texts = list(BUILT_IN_PROMPTS) if prompts is None else _read_prompts(prompts)
+    texts = list(BUILT_IN_PROMPTS) if prompts is None else read_prompt_file(prompts, option="--prompts")
     if output is not None:
         _make_folder(output)
     try:
@@ -57,17 +57,6 @@ def engine(
         record = {"machine": _machine(), "commit": _commit(), "time": datetime.now(UTC).isoformat(), "bench": bench}
         (output / "engine.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
         (output / "engine.md").write_text(page)
-
-
-class _Prompt(msgspec.Struct, frozen=True):
-    prompt: str
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        return [record.prompt for record in read_json_lines(path, _Prompt)]
-    except DataError as error:
-        exit_with(f"--prompts {error}")
 
 
 def _make_folder(output: Path) -> None:

@@ -12,8 +12,9 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cllm_core.errors import CllmError, RequestError
+from cllm_core.errors import CllmError, DataError, RequestError
 from cllm_core.request import DecodingStats, SamplingParams
+from cllm_core.tasks.records import decode_lines, read_json_lines
 from server.options import exit_with
 from server.settings import EngineSettings
 
@@ -96,21 +97,21 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
     """Prompts given as such and those of a file of JSON lines; ends the command where there are none."""
     prompts = list(given)
     if file is not None:
-        try:
-            lines = sys.stdin.readlines() if str(file) == "-" else file.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            exit_with(f"--file {file}: {error}")
-        prompts += [_prompt_of(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
+        prompts += read_prompt_file(file, option="--file")
     if not prompts:
         exit_with("nothing to complete: give --prompt TEXT or --file FILE")
     return prompts
 
 
-def _prompt_of(line: str, number: int) -> str:
+def read_prompt_file(file: Path, *, option: str) -> list[str]:
+    """The prompts of a file of JSON lines, "-" for standard input; ends the command where it is no such file."""
     try:
-        return msgspec.json.decode(line, type=_PromptLine).prompt
-    except msgspec.DecodeError as error:
-        exit_with(f'line {number} of the prompts: {error}; each line is a JSON object like {{"prompt": "..."}}')
+        if str(file) != "-":
+            return [line.prompt for line in read_json_lines(file, _PromptLine)]
+        lines = list(decode_lines(sys.stdin.buffer.read(), _PromptLine, Path("standard input")))
+    except DataError as error:
+        exit_with(f"{option} {error}")
+    return [line.prompt for _, line in lines] or exit_with(f"{option} -: standard input holds no prompt")
 
 
 class _PromptLine(msgspec.Struct):

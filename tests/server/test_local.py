@@ -1,5 +1,6 @@
 """`cllm generate` and `cllm chat`: what they refuse, and that a conversation survives it."""
 
+import json
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
@@ -31,3 +32,16 @@ def test_a_question_that_does_not_fit_is_forgotten_and_the_next_one_answered(tin
     assert result.exit_code == 0
     assert "do not fit the context of 64 tokens" in result.stdout
     assert "3 tokens in" in result.stdout
+
+
+def test_prompts_come_from_standard_input_and_a_broken_line_is_named(tiny_llama: Path) -> None:
+    options = ("--file", "-", "--max-tokens", "1", "--json")
+    result = run("generate", tiny_llama, *options, typed='{"prompt": "One"}\n\n{"prompt": "Two"}\n')
+    assert [line["prompt"] for line in map(json.loads, result.stdout.splitlines())] == ["One", "Two"]
+    for typed, message in (
+        ('{"prompt": "One"}\n{"text": 2}\n', "--file standard input, line 2"),
+        ("", "holds no prompt"),
+    ):
+        refused = run("generate", tiny_llama, *options, typed=typed)
+        assert refused.exit_code == 2
+        assert message in refused.stderr

@@ -103,8 +103,6 @@ class KernelAttention:
         maxima, sums = query.new_empty(2, num_tokens, num_heads, num_splits, dtype=torch.float32)
         padded_key = _power_of_two(max(key_size, _MIN_TILE))
         padded_value = _power_of_two(max(value_size, _MIN_TILE))
-        tile_bytes = _FLOAT32_TILE_BYTES if is_float32 else _TILE_BYTES
-        num_keys = tile_bytes // (max(padded_key, padded_value) * query.element_size())
         self._attend[(num_tiles, num_kv_heads, num_splits)](
             query,
             keys,
@@ -129,24 +127,29 @@ class KernelAttention:
             PAGE=keys.shape[1],
             MAX_ROWS=_power_of_two(max(tables.num_rows, _MIN_MAX_ROWS)),
             BLOCK_M=tile,
-            BLOCK_N=max(_MIN_TILE, min(num_keys, _MAX_KEYS)),
+            BLOCK_N=keys_per_turn(max(padded_key, padded_value), query.dtype),
             PADDED_KEY=padded_key,
             PADDED_VALUE=padded_value,
             IS_WHOLE=is_whole,
             num_stages=2,
         )
         if not is_whole:
-            self._combine[(num_tokens * num_heads,)](
-                parts,
-                maxima,
-                sums,
-                out,
-                num_splits,
-                VALUE_SIZE=value_size,
-                PADDED_VALUE=padded_value,
-                MAX_SPLITS=_MAX_SPLITS,
-            )
+            self._join(parts, maxima, sums, out)
         return out
+
+    def _join(self, parts: Tensor, maxima: Tensor, sums: Tensor, out: Tensor) -> None:
+        """Write to `out` [T, H, D_v] what the splits found, parts [T, H, splits, D_v] and the others [T, H, splits]."""
+        num_tokens, num_heads, num_splits, value_size = parts.shape
+        self._combine[(num_tokens * num_heads,)](
+            parts,
+            maxima,
+            sums,
+            out,
+            num_splits,
+            VALUE_SIZE=value_size,
+            PADDED_VALUE=_power_of_two(max(value_size, _MIN_TILE)),
+            MAX_SPLITS=_MAX_SPLITS,
+        )
 
     def _num_splits(self, num_programs: int) -> int:
         """Parts of each context: enough to busy the device, whatever the contexts' lengths, unknown to the host."""
@@ -158,6 +161,12 @@ def tile_size(num_tokens: int, num_rows: int, repeat: int, *, is_float32: bool) 
     per_row = num_tokens // num_rows * repeat
     is_small = is_float32 or per_row <= _MIN_TILE
     return max(_MIN_TILE if is_small else _LARGE_TILE, _power_of_two(repeat))
+
+
+def keys_per_turn(padded_size: int, dtype: torch.dtype) -> int:
+    """Keys of a tile, of so many numbers each."""
+    num_bytes = _FLOAT32_TILE_BYTES if dtype == torch.float32 else _TILE_BYTES
+    return max(_MIN_TILE, min(num_bytes // (padded_size * dtype.itemsize), _MAX_KEYS))
 
 
 def _power_of_two(number: int) -> int:
