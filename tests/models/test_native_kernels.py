@@ -8,10 +8,10 @@ import torch.nn.functional as F  # noqa: N812
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
-from cllm_core.models.native.head import NativeEmbedding, use_native_head
+from cllm_core.models.native.head import NativeEmbedding, NativeHead, use_native_head
 from cllm_core.models.native.kernels import LANES, Kernels, load_kernels
 from cllm_core.models.native.step import NativeStep, can_attend
-from cllm_core.models.native.weights import PANEL, PanelWeight
+from cllm_core.models.native.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from tests.architectures import Architecture
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
@@ -129,6 +129,17 @@ def test_a_logit_is_the_same_in_any_batch(multiplying: Kernels) -> None:
     hidden, weight = torch.randn(37, 64).bfloat16(), PanelWeight.of(torch.randn(5 * PANEL, 64).bfloat16())
     together = multiplying.logits(hidden, weight)
     assert torch.equal(together, torch.cat([multiplying.logits(row[None], weight) for row in hidden]))
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, VOCAB_SIZE - 5])
+def test_the_logits_of_no_tokens_are_none(multiplying: Kernels, vocab_size: int) -> None:
+    """A chunk in the middle of a prompt wants none, which was an error."""
+    weight = PanelWeight.of(pad_outputs(torch.randn(vocab_size, 64).bfloat16()))
+    for panels in (weight, weight.to_int8()):
+        head = NativeHead(panels, vocab_size, multiplying)
+        assert head(torch.empty(0, 64).bfloat16()).shape == (0, vocab_size)
+        assert head(torch.empty(1, 0, 64).bfloat16()).shape == (1, 0, vocab_size)
+        assert head(torch.ones(1, 2, 64).bfloat16()).shape == (1, 2, vocab_size)
 
 
 @pytest.mark.parametrize("tied", [True, False])

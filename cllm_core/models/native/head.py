@@ -28,7 +28,7 @@ class NativeHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] bfloat16 -> [..., V] float32."""
         logits = self._kernels.logits(hidden.flatten(0, -2), self.weight)[:, : self._vocab_size]
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.view(*hidden.shape[:-1], self._vocab_size)
 
 
 class NativeEmbedding(nn.Module):
