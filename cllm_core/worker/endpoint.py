@@ -36,7 +36,9 @@ def is_exposed(endpoint: str) -> bool:
 def socket_options(endpoint: str) -> dict[zmq.SocketOption, int]:
     """Options for either end.
 
-    Nothing is dropped or blocked at a high-water mark: what is under way is bounded by the requests' max_tokens.
+    Nothing is dropped or blocked at a high-water mark. What is under way to a client is bounded by the max_tokens of
+    its requests. While it has none, nothing bounds it, but it is sent one report a second (Outbox): some hundred bytes,
+    and one for each row of the steps.
     A closed ipc socket is noticed by itself; over TCP the peer's host may vanish, so libzmq's own threads exchange
     heartbeats there. They do so while Python is busy with a long step or with loading.
     """

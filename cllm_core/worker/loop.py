@@ -100,9 +100,15 @@ class WorkerLoop:
 
     def _serve(self) -> None:
         while not self._leaving():
-            for client, command in self._channel.receive(0 if self._is_busy() else None):
+            commands = self._channel.receive(0 if self._is_busy() else None)
+            # A grammar to compile or an adapter to load holds the loop up, and so does a prompt to read.
+            if any(isinstance(command, Submit | LoadAdapter | UnloadAdapter) for _, command in commands):
+                self._send_outputs()
+            for client, command in commands:
                 self._obey(client, command)
             if self._is_busy():
+                if self._may_admit():
+                    self._send_outputs()
                 self._report(self._engine.step())
         self._abort(self._owners)
         if self._is_busy():
@@ -114,6 +120,11 @@ class WorkerLoop:
     def _is_busy(self) -> bool:
         # Owned requests count too: an aborted one may leave no work, but its last output is still owed.
         return bool(self._owners) or self._engine.has_work()
+
+    def _may_admit(self) -> bool:
+        """Whether the next step may begin to read a prompt, and take as long as many others."""
+        now = self._engine.stats()
+        return now.num_waiting > 0 and now.num_running < self._engine.info.max_num_seqs
 
     def _obey(self, client: ClientId, command: Command) -> None:
         match command:
@@ -175,6 +186,12 @@ class WorkerLoop:
         for gone in self._outboxes.keys() - clients:
             del self._outboxes[gone]
         self._abort(id for id, owner in self._owners.items() if owner not in clients)
+
+    def _send_outputs(self) -> None:
+        """Let no output that is there wait for what comes now."""
+        for client, outbox in tuple(self._outboxes.items()):
+            if outbox.has_outputs:
+                self._send(client, outbox.take())
 
     def _send_rest(self) -> None:
         for client, outbox in tuple(self._outboxes.items()):

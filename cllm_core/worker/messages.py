@@ -79,7 +79,8 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         outputs: one of each request that got anything.
-        steps: figures of the steps, oldest first, at least one; the last ones are the state now.
+        steps: figures of the steps, oldest first, at least one; the last ones are the state now. Steps that brought the
+            client's requests nothing come as one, with the rows of all.
     """
 
     outputs: tuple[RequestOutput, ...]

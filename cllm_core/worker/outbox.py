@@ -1,24 +1,33 @@
 """Outbox: what one client of the worker has not been sent yet.
 
 Steps are short beside what one message costs both processes and the client, which is taken from the cores that compute.
-So what brings nobody news can wait a little, and goes with the next steps.
+So what brings nobody news can wait a little, and goes with the next steps. What a client without requests hears is as
+little as it can be, since nothing bounds how long the requests of others go on.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
+
+import msgspec
 
 from cllm_core.info import EngineStats
 from cllm_core.request import RequestOutput
 from cllm_core.worker.messages import StepReport
 
+# Seconds from a report to the next where it has figures alone: for gauges that somebody reads now and then.
+FIGURES_INTERVAL = 1.0
+
 
 class Outbox:
     """Gathers outputs and figures of steps into reports.
 
-    First and last outputs of a request go at once, and all others with them.
+    First and last outputs of a request go at once, and all others with them. Steps without outputs become one whose
+    rows are those of all, and wait longer.
 
     Args:
-        interval: seconds from a report to the next, where nothing in it is urgent; 0 makes a report of every step.
+        interval: seconds from a report to the next, where nothing in it is urgent; 0 makes one of every step with
+            outputs.
         clock: tells the time in seconds.
     """
 
@@ -29,7 +38,12 @@ class Outbox:
         self._places: dict[str, int] = {}  # of the latest output of each request
         self._steps: list[EngineStats] = []
         self._is_urgent = False
-        self._due_at = 0.0
+        self._sent_at = -math.inf
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether it holds more than figures."""
+        return bool(self._outputs)
 
     def add(self, outputs: Iterable[RequestOutput], step: EngineStats, *, urgent: bool = False) -> None:
         """Put in what a step brought.
@@ -39,6 +53,8 @@ class Outbox:
             step: figures of the step.
             urgent: it must not wait.
         """
+        if self._steps and not self._outputs:
+            step = _together(self._steps.pop(), step)
         self._steps.append(step)
         self._is_urgent = self._is_urgent or urgent
         for output in outputs:
@@ -48,10 +64,11 @@ class Outbox:
 
     def take_due(self) -> StepReport | None:
         """Everything, if it is time to send it."""
+        interval = self._interval if self._outputs else max(self._interval, FIGURES_INTERVAL)
         now = self._clock()
-        if not self._is_urgent and now < self._due_at:
+        if not self._is_urgent and now < self._sent_at + interval:
             return None
-        self._due_at = now + self._interval
+        self._sent_at = now
         return self.take()
 
     def take(self) -> StepReport | None:
@@ -70,3 +87,18 @@ class Outbox:
             self._outputs.append(output)
         else:
             self._outputs[place] = self._outputs[place].followed_by(output)
+
+
+def _together(earlier: EngineStats, later: EngineStats) -> EngineStats:
+    """The state after the later of two steps, with the rows of both."""
+    adapters: tuple[str, ...] = ()
+    if earlier.adapter_per_row or later.adapter_per_row:
+        adapters = tuple(name for step in (earlier, later) for name in _adapters(step))
+    return msgspec.structs.replace(
+        later, accepted_per_row=earlier.accepted_per_row + later.accepted_per_row, adapter_per_row=adapters
+    )
+
+
+def _adapters(step: EngineStats) -> tuple[str, ...]:
+    """The adapter of each row."""
+    return step.adapter_per_row or ("",) * len(step.accepted_per_row)

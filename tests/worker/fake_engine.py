@@ -35,12 +35,14 @@ class FakeEngine:
         self.info = make_info(config.max_num_seqs)
         self.added: list[str] = []
         self.aborted: list[str] = []
+        self.num_steps_before_command = 0  # the latest that may take long
         self._running: dict[str, NewRequest] = {}
         self._num_output: dict[str, int] = {}
         self._leaving: list[str] = []
         self._num_steps = 0
 
     def add_request(self, request: NewRequest) -> None:
+        self.num_steps_before_command = self._num_steps
         if request.prompt_ids[0] == REFUSED:
             raise InvalidRequest("prompt holds token 900: valid ids are 0..899")
         if request.request_id in self._running:
@@ -50,6 +52,7 @@ class FakeEngine:
         self._num_output[request.request_id] = 0
 
     def load_adapter(self, name: str, path: str) -> None:
+        self.num_steps_before_command = self._num_steps
         if path == BAD_ADAPTER:
             raise ModelLoadError(f"{path}: the adapter does not fit fake")
         if path == BROKEN_ADAPTER:
@@ -58,6 +61,7 @@ class FakeEngine:
         self.info = msgspec.structs.replace(self.info, adapters=(*self.info.adapters, info))
 
     def unload_adapter(self, name: str) -> None:
+        self.num_steps_before_command = self._num_steps
         kept = tuple(adapter for adapter in self.info.adapters if adapter.name != name)
         if len(kept) == len(self.info.adapters):
             raise InvalidRequest(f"adapter {name!r} is not loaded")

@@ -1,6 +1,7 @@
 """WorkerLoop and WorkerChannel against bare sockets, so that the client's own care cannot hide a fault."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 import zmq
 
 from cllm_core.config import EngineConfig
+from cllm_core.info import EngineStats
 from cllm_core.request import RequestOutput, SamplingParams
 from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.loop import WorkerLoop
@@ -24,6 +26,7 @@ from cllm_core.worker.messages import (
     StepReport,
     Submit,
     ToWorker,
+    UnloadAdapter,
 )
 from tests.worker.conftest import ThreadWorker
 from tests.worker.fake_engine import REFUSED, SLOW_STEPS, FakeEngine, make_request
@@ -82,6 +85,26 @@ class EngineThatFails(FakeEngine):
         return super().step()
 
 
+class EngineWithQueue(FakeEngine):
+    """One request waits beside those that run."""
+
+    def stats(self) -> EngineStats:
+        return msgspec.structs.replace(super().stats(), num_waiting=1)
+
+
+class EngineThatAdmits(EngineWithQueue):
+    """Asks in its fifth step what the client has heard by then."""
+
+    def __init__(self, config: EngineConfig, ask: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ask = ask
+
+    def step(self) -> list[RequestOutput]:
+        if self._num_steps == 4:
+            self._ask()
+        return super().step()
+
+
 @pytest.fixture
 def peer(worker: ThreadWorker) -> Iterator[Peer]:
     with Peer(worker.endpoint) as peer:
@@ -125,6 +148,71 @@ def test_tokens_that_waited_come_before_the_failure_of_the_engine(endpoint: str)
             output.token_ids for report in reports if isinstance(report, StepReport) for output in report.outputs
         ]
         assert outputs == [(1,), (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Submit(make_request("refused", prompt=(REFUSED,))),
+        LoadAdapter("1", "sql", "adapters/sql"),
+        UnloadAdapter("1", "unknown"),
+    ],
+)
+def test_tokens_that_waited_come_before_what_holds_the_loop_up(endpoint: str, command: ToWorker) -> None:
+    """They used to wait until an adapter was loaded, or a grammar compiled and a prompt read."""
+    worker = ThreadWorker(endpoint, stream_interval=60.0)
+    try:
+        with Peer(endpoint) as peer:
+            peer.greet().send(Submit(make_request("endless", prompt=(SLOW_STEPS,), max_tokens=ENDLESS)))
+            while worker.engine.stats().num_steps < 5:
+                time.sleep(0.01)
+            peer.send(command)
+            num_heard = 0
+            while not isinstance(message := peer.receive(), Rejected | AdapterDone):
+                if isinstance(message, StepReport):
+                    num_heard = message.steps[-1].num_steps
+        assert num_heard == worker.engine.num_steps_before_command >= 5
+    finally:
+        worker.stop()
+
+
+def test_tokens_that_waited_come_before_the_prompt_of_a_request_from_the_queue(endpoint: str) -> None:
+    with Peer(endpoint) as peer:
+        heard: list[int] = []
+
+        def listen() -> None:
+            while len(heard) < 4:
+                if isinstance(message := peer.receive(), StepReport):
+                    heard.extend(token_id for output in message.outputs for token_id in output.token_ids)
+
+        engine = EngineThatAdmits(EngineConfig(), listen)
+        with WorkerChannel(endpoint, Ready(engine.info)) as channel:
+            peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=ENDLESS)))
+            WorkerLoop(engine, channel, lambda: engine.stats().num_steps > 4, stream_interval=60.0).run()
+    assert heard == [1, 2, 3, 4]
+
+
+def test_a_queue_behind_a_full_house_makes_no_token_go_earlier(endpoint: str) -> None:
+    engine = EngineWithQueue(EngineConfig(max_num_seqs=1))
+    with WorkerChannel(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
+        peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=9)))
+        WorkerLoop(engine, channel, lambda: engine.stats().num_steps == 9, stream_interval=60.0).run()
+        assert [output.token_ids for output in peer.outputs()] == [(1,), tuple(range(2, 10))]
+
+
+def test_a_client_without_requests_hears_about_once_a_second(worker: ThreadWorker, peer: Peer) -> None:
+    with Peer(worker.endpoint) as idle:
+        idle.greet()
+        started = time.monotonic()
+        peer.send(Submit(make_request(max_tokens=300)))
+        peer.outputs()
+        num_heard, num_reports = 0, 0
+        while num_heard < 300:
+            message = idle.receive()
+            assert isinstance(message, StepReport)
+            num_heard, num_reports = message.steps[-1].num_steps, num_reports + 1
+        # One with the first step and one with the last, whatever the time between them.
+        assert num_reports <= 2 + (time.monotonic() - started)
 
 
 def test_a_refused_request_ends_and_the_others_go_on(peer: Peer) -> None:

@@ -1,6 +1,7 @@
 """What waits, what goes at once, and that nothing is lost in between."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
@@ -85,19 +86,44 @@ def test_without_an_interval_every_step_is_a_report() -> None:
     assert [tokens(sender.step()) for _ in range(4)] == [(1,), (2,), (3,), (4,)]
 
 
-def test_the_figures_of_every_step_arrive_also_where_a_client_has_no_requests() -> None:
-    clock = Clock()
-    outbox = Outbox(INTERVAL, clock)
-    reports = []
-    for number in range(1, 8):
-        clock.now += 0.3 * INTERVAL
-        outbox.add([], EngineStats(num_steps=number))
+def rows(steps: Iterable[EngineStats]) -> list[tuple[int, str]]:
+    """What metrics count: accepted tokens and adapter of each row."""
+    return [
+        row
+        for step in steps
+        for row in zip(step.accepted_per_row, step.adapter_per_row or [""] * len(step.accepted_per_row), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("interval", [0.0, INTERVAL])
+def test_a_client_without_requests_hears_once_a_second_and_of_every_row(interval: float) -> None:
+    """A message for each step would pile up without end for a client that hangs."""
+    clock, rng = Clock(), random.Random(0)
+    outbox, reports, steps = Outbox(interval, clock), [], []
+    for number in range(1, 1001):
+        clock.now += 0.01
+        accepted = tuple(rng.randint(1, 16) for _ in range(rng.randint(0, 3)))
+        adapters = rng.choice([(), tuple(rng.choice(["", "sql"]) for _ in accepted)])
+        steps.append(EngineStats(num_steps=number, accepted_per_row=accepted, adapter_per_row=adapters))
+        outbox.add([], steps[-1])
         reports.append(outbox.take_due())
     reports.append(outbox.take())
     sent = [report for report in reports if report is not None]
-    assert [step.num_steps for report in sent for step in report.steps] == [1, 2, 3, 4, 5, 6, 7]
-    assert len(sent) < 7
+    assert 10 <= len(sent) <= 12
+    assert [len(report.steps) for report in sent] == [1] * len(sent)
+    assert rows(report.steps[0] for report in sent) == rows(steps)
+    assert sent[-1].steps[0].num_steps == 1000
     assert outbox.take() is None
+
+
+def test_steps_before_the_first_output_are_counted_with_it() -> None:
+    sender = Sender()
+    for number in range(3):
+        sender.outbox.add([], EngineStats(num_steps=number, accepted_per_row=(2,)))
+    report = sender.step()
+    assert tokens(report) == (1,)
+    assert report is not None
+    assert rows(report.steps) == [(2, "")] * 3
 
 
 def test_outputs_put_together_say_what_they_said_apart() -> None:
