@@ -96,11 +96,11 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_model_len=max_model_len)
+    runner = ModelRunner(model, max_model_len=max_model_len, num_recorded=lambda: model.num_recorded)
     draft_lengths = None
     if config.adaptive_block_length:
         report("measuring step times", 0.95)
-        draft_lengths = DraftLengths(measure_step_times(model, config, num_blocks), MAX_BLOCK_LENGTH)
+        draft_lengths = DraftLengths(measure_step_times(model, config, max_model_len), MAX_BLOCK_LENGTH)
     report("ready", 1.0)
     return Engine(config, info, runner, draft_lengths, adapters)
 
@@ -170,9 +170,15 @@ def _later_adapter_bytes(config: EngineConfig, bank: AdapterBank | None) -> int:
     return (config.max_adapters - len(config.adapters)) * bank.max_bytes(config.max_adapter_rank)
 
 
-def measure_step_times(model: PagedModel, config: EngineConfig, num_cache_blocks: int) -> StepTimes:
-    """Time steps of a few sizes; writes to the first blocks of the cache, which hold nothing yet."""
-    longest = min(_LONGEST_TIMED_STEP, config.max_batched_tokens, num_cache_blocks * config.cache_block_size)
+def measure_step_times(model: PagedModel, config: EngineConfig, max_model_len: int) -> StepTimes:
+    """Time steps of a few sizes; writes to the first blocks of the cache, which hold nothing yet.
+
+    Args:
+        model: with a cache for a text of max_model_len at least.
+        config: the token budget of a step, and the cache's block size.
+        max_model_len: longest text in tokens; a model may have no positions beyond it.
+    """
+    longest = min(_LONGEST_TIMED_STEP, config.max_batched_tokens, max_model_len)
     measured = {}
     for num_tokens in sorted({1, longest // 16, longest // 4, longest} - {0}):
         index = torch.arange(num_tokens, device=model.device)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine import build
@@ -14,7 +14,15 @@ from cllm_core.errors import ConfigError
 from cllm_core.models.embedded import cache_folder
 from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import SamplingParams
-from tests.checkpoints import ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, VOCAB_SIZE
+from tests.checkpoints import (
+    ENDOFTEXT_ID,
+    IM_END_ID,
+    IM_START_ID,
+    MAX_POSITIONS,
+    VOCAB_SIZE,
+    build_tokenizer,
+    draw_weights,
+)
 from tests.engine.factories import decode_one, greedy_ar, make_request
 
 PROMPT = (40, 50, 60, 70)
@@ -45,6 +53,22 @@ def test_the_block_length_of_the_settings_wins_over_the_default(tiny_llama: Path
 def test_a_roomy_cache_leaves_the_context_of_the_model(tiny_llama: Path) -> None:
     config = EngineConfig(model=str(tiny_llama), device="cpu", cache_memory_gib=0.01)
     assert build_engine(config).info.max_model_len == MAX_POSITIONS
+
+
+@pytest.mark.parametrize("num_positions", [2, 24])
+def test_a_model_of_few_learned_positions_is_served(tmp_path: Path, num_positions: int) -> None:
+    """Steps were timed up to 128 tokens, beyond the table of positions of such a model."""
+    shape: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**shape, n_positions=num_positions, bos_token_id=IM_START_ID, eos_token_id=IM_END_ID)
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    draw_weights(reference, seed=0)
+    reference.save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    engine = build_engine(EngineConfig(model=str(tmp_path), dtype="float32", device="cpu", num_cache_blocks=8))
+    assert engine.info.max_model_len == num_positions
+    params = SamplingParams(temperature=0, max_tokens=num_positions - 1, ignore_eos=True)
+    answer = decode_one(engine, make_request("a", PROMPT[:1], params))
+    assert answer.token_ids == greedy_ar(reference, PROMPT[:1], num_positions - 1)
 
 
 @pytest.mark.parametrize(
