@@ -179,14 +179,25 @@ def worker(model: str, endpoint: str) -> Iterator[psutil.Process]:
             process.terminate()
 
 
-def main() -> None:
-    """Run the command line."""
+def read_options() -> argparse.Namespace:
+    """The command line; ends the program where it leaves nothing to measure."""
     parser = argparse.ArgumentParser(description="Processor time of serving, without an engine that computes.")
     parser.add_argument("model")
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    # Half of the requests have one step; what the other half costs more is divided by the steps that it has more.
+    for name, least in (("requests", 2), ("steps", 2), ("rounds", 1)):
+        value = getattr(options, name)
+        if value < least:
+            parser.error(f"--{name} {value}: must be >= {least}")
+    return options
+
+
+def main() -> None:
+    """Run the command line."""
+    options = read_options()
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/worker.sock"
         spec = cllm_server("serving cost", options.model, flags=[f"--worker={endpoint}"], num_threads=None)

@@ -1,6 +1,6 @@
 """Tokens per forward pass and speed with and without a JSON schema, decoding token by token and with Jacobi.
 
-    python -m benchmarks.structured --out benchmarks/results/structured [--model FOLDER] [--adapter FOLDER] [--rounds 3]
+    python -m benchmarks.structured --out benchmarks/results/structured [--model MODEL] [--adapter FOLDER] [--rounds 3]
 
 Every way answers every prompt, in turns and round by round, so that a busy machine slows all of them alike. Writes
 OUT.json and OUT.md.
@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from cllm_core.llm import LLM
+from cllm_core.models.shipped import DEFAULT_MODEL
 from cllm_core.request import SamplingParams
 from cllm_core.text.grammar import json_grammar
 
@@ -159,7 +160,10 @@ def as_markdown(report: Report) -> str:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id, folder or .gguf file; the embedded default where left out")
+    parser.add_argument(
+        "--model",
+        help=f"Hub id, folder, .gguf file or built-in name; left out: {DEFAULT_MODEL}, or the base of --adapter",
+    )
     parser.add_argument("--adapter", help="PEFT adapter to merge")
     parser.add_argument("--block-length", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=128)

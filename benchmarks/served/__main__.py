@@ -66,14 +66,15 @@ def compare(config: ServedConfig) -> None:
 def plan_of(config: ServedConfig) -> Plan:
     """What to measure."""
     length = [] if config.block_length is None else [f"--block-length={config.block_length}"]
+    engine = _engine(config)
     return Plan(
         servers=_servers(config, length),
-        engine=_engine(config) if config.engine_alone and 1 in config.concurrencies else None,
+        engine=engine if config.engine_alone and 1 in config.concurrencies else None,
         concurrencies=config.concurrencies,
         num_requests=config.requests,
         num_rounds=config.rounds,
         max_tokens=config.max_tokens,
-        model=Path(config.model),
+        model=engine,
         logs=config.output,
     )
 

@@ -105,6 +105,7 @@ def _answer(llm: LLM, number: int, prompt: str, max_tokens: int) -> Answer:
         first=times[0] if times else None,
         last=times[-1] if times else None,
         text="".join(pieces),
+        first_text=pieces[0] if pieces else "",
         finish_reason=reason,
         num_tokens=num_tokens,
         num_forward_passes=num_passes,

@@ -124,6 +124,7 @@ class _Arriving:
             first=self._times[0] if self._times else None,
             last=self._times[-1] if self._times else None,
             text="".join(self._texts),
+            first_text=self._texts[0] if self._texts else "",
             finish_reason=reason,
             num_tokens=usage.completion_tokens if usage else None,
             num_forward_passes=usage.decoding.forward_passes if usage and usage.decoding else None,

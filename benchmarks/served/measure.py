@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from tokenizers import Tokenizer
 
 from benchmarks.served.engine_alone import NAME as ENGINE_ALONE
 from benchmarks.served.engine_alone import EngineAlone, engine_alone
@@ -18,10 +17,16 @@ from benchmarks.served.records import Answer, BenchmarkError, LoadJob
 from benchmarks.served.servers import Endpoint, ServerSpec, running
 from benchmarks.served.summary import Figures, figures_of, require_whole, share_of_same_text
 from cllm_core.config import EngineConfig
+from cllm_core.models.checkpoint import read_config, read_tokenizer
+from cllm_core.models.loader import tokenizer_source
+from cllm_core.models.source import resolve_source
+from cllm_core.models.tokenizer import build_bundle
+from cllm_core.text.codec import TextCodec
 
 _WARM_UP_TOKENS = 16
 
 Ask = Callable[[list[str], int, int], list[Answer]]  # prompts, concurrency, max_tokens
+CountTokens = Callable[[str], int]
 Report = Callable[[str], None]
 
 
@@ -36,7 +41,7 @@ class Plan:
         num_requests: of a load, at least; a higher concurrency gets as many requests as it has in flight.
         num_rounds: times everything is measured.
         max_tokens: of an answer.
-        model: folder whose tokenizer counts where a server does not.
+        model: settings of the model that all serve; its tokenizer counts what no server tells.
         logs: existing folder for what the servers write.
     """
 
@@ -46,7 +51,7 @@ class Plan:
     num_requests: int
     num_rounds: int
     max_tokens: int
-    model: Path
+    model: EngineConfig
     logs: Path
 
 
@@ -69,7 +74,9 @@ def measure(plan: Plan, supply: PromptSupply, report: Report) -> list[Measured]:
 
     Raises:
         BenchmarkError: a server does not start, a request fails, or the load tool does.
+        ModelLoadError: the model's tokenizer cannot be had; found out before anything is started.
     """
+    count_tokens = token_counter(plan.model)
     with ExitStack() as stack:
         ways: dict[str, Ask] = {}
         for spec in plan.servers:
@@ -83,10 +90,35 @@ def measure(plan: Plan, supply: PromptSupply, report: Report) -> list[Measured]:
         for name, ask in ways.items():
             report(f"warming up {name}")
             require_whole(name, ask(prompts, highest, _WARM_UP_TOKENS))
-        return _measure_in_turns(plan, ways, supply, report)
+        answers = _ask_in_turns(plan, ways, supply, report)
+    first = next(iter(ways))
+    return [
+        Measured(
+            server=name,
+            concurrency=concurrency,
+            rounds=[figures_of(one, count_tokens) for one in rounds],
+            same_text=share_of_same_text(_numbered(rounds), _numbered(answers[first, concurrency])),
+        )
+        for (name, concurrency), rounds in answers.items()
+    ]
 
 
-def _measure_in_turns(plan: Plan, ways: dict[str, Ask], supply: PromptSupply, report: Report) -> list[Measured]:
+def token_counter(model: EngineConfig) -> CountTokens:
+    """Counts the tokens of a text as the model's tokenizer splits it, without those put around a text.
+
+    Raises:
+        ModelLoadError: the tokenizer cannot be had.
+    """
+    source = resolve_source(model, lambda stage, fraction: None)
+    tokenizer = read_tokenizer(tokenizer_source(source), read_config(source.checkpoint))
+    codec = TextCodec(build_bundle(tokenizer, model_name=source.name))
+    return lambda text: len(codec.encode(text, add_special_tokens=False))
+
+
+def _ask_in_turns(
+    plan: Plan, ways: dict[str, Ask], supply: PromptSupply, report: Report
+) -> dict[tuple[str, int], list[list[Answer]]]:
+    """The answers of every round, by server and concurrency."""
     answers: dict[tuple[str, int], list[list[Answer]]] = {}
     for number in range(plan.num_rounds):
         for concurrency in plan.concurrencies:
@@ -97,17 +129,7 @@ def _measure_in_turns(plan: Plan, ways: dict[str, Ask], supply: PromptSupply, re
                 report(f"round {number + 1} of {plan.num_rounds}: {name}, concurrency {concurrency}")
                 one = require_whole(name, ask(prompts, concurrency, plan.max_tokens))
                 answers.setdefault((name, concurrency), []).append(one)
-    first = next(iter(ways))
-    count_tokens = _counter(plan.model)
-    return [
-        Measured(
-            server=name,
-            concurrency=concurrency,
-            rounds=[figures_of(one, count_tokens) for one in rounds],
-            same_text=share_of_same_text(_numbered(rounds), _numbered(answers[first, concurrency])),
-        )
-        for (name, concurrency), rounds in answers.items()
-    ]
+    return answers
 
 
 def _over_http(endpoint: Endpoint) -> Ask:
@@ -158,19 +180,6 @@ def _numbered(rounds: Sequence[Sequence[Answer]]) -> list[Answer]:
         for number, one in enumerate(rounds)
         for answer in one
     ]
-
-
-def _counter(model: Path) -> Callable[[Answer], int]:
-    """Counts the tokens of a text, and the end token where one ended it."""
-
-    def count(answer: Answer) -> int:
-        path = model / "tokenizer.json"
-        if not path.is_file():
-            raise BenchmarkError(f"a server tells no usage, and {path} is not there to count its tokens with")
-        ended = 1 if answer.finish_reason == "stop" else 0
-        return len(Tokenizer.from_file(str(path)).encode(answer.text, add_special_tokens=False).ids) + ended
-
-    return count
 
 
 def _log(plan: Plan, name: str) -> Path:

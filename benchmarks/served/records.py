@@ -43,6 +43,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         first, last: when the first and the last piece of text arrived; None where none did.
         finished: when the stream ended.
         text: all of it.
+        first_text: its first piece, which may be of several tokens; "" where none came.
         finish_reason: as the server put it.
         num_tokens: of the answer, as the server counts; None where it does not tell.
         num_forward_passes: of the answer, where the server tells.
@@ -55,6 +56,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     first: float | None = None
     last: float | None = None
     text: str = ""
+    first_text: str = ""
     finish_reason: str | None = None
     num_tokens: int | None = None
     num_forward_passes: int | None = None

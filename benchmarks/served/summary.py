@@ -22,8 +22,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         output_tokens_per_second, requests_per_second: over the whole load, first request to last answer.
         first_token: from the request to the first text.
-        inter_token: of a request, from its first to its last text over its tokens but the first; a chunk may bring
-            several tokens, so this is the mean time of one and not the gap between chunks.
+        inter_token: of a request, from its first to its last text over the tokens behind its first chunk; a chunk may
+            bring several tokens, so this is the mean time of one and not the gap between chunks. Answers in one chunk
+            are left out; 0 where there are no others.
         end_to_end: from the request to the end of the stream.
         num_tokens: of all answers.
         tokens_per_forward: TPF over all answers; None where the server does not tell.
@@ -46,23 +47,22 @@ def require_whole(server: str, answers: list[Answer]) -> list[Answer]:
     return answers
 
 
-def figures_of(answers: Sequence[Answer], count_tokens: Callable[[Answer], int]) -> Figures:
+def figures_of(answers: Sequence[Answer], count_tokens: Callable[[str], int]) -> Figures:
     """The figures of one load.
 
     Args:
         answers: of all requests, none of them an error.
-        count_tokens: of an answer whose server does not tell.
+        count_tokens: of a text: the first of an answer, and the whole of one whose server does not tell.
     """
-    counts = [count_tokens(answer) if answer.num_tokens is None else answer.num_tokens for answer in answers]
+    counts = [_num_tokens(answer, count_tokens) for answer in answers]
+    per_token = [_seconds_per_token(*one, count_tokens) for one in zip(answers, counts, strict=True)]
     passes = [answer.num_forward_passes for answer in answers if answer.num_forward_passes is not None]
     seconds = max(answer.finished for answer in answers) - min(answer.started for answer in answers)
     return Figures(
         output_tokens_per_second=sum(counts) / seconds,
         requests_per_second=len(answers) / seconds,
         first_token=_percentiles([(answer.first or answer.finished) - answer.started for answer in answers]),
-        inter_token=_percentiles(
-            [_seconds_per_token(answer, count) for answer, count in zip(answers, counts, strict=True) if count > 1]
-        ),
+        inter_token=_percentiles([time for time in per_token if time is not None]),
         end_to_end=_percentiles([answer.finished - answer.started for answer in answers]),
         num_tokens=sum(counts),
         tokens_per_forward=sum(counts) / sum(passes) if len(passes) == len(answers) else None,
@@ -102,10 +102,19 @@ def share_of_same_text(answers: Sequence[Answer], reference: Sequence[Answer]) -
     return sum(texts[answer.prompt] == answer.text for answer in answers) / len(answers)
 
 
-def _seconds_per_token(answer: Answer, num_tokens: int) -> float:
-    if answer.first is None or answer.last is None:
-        return 0.0
-    return (answer.last - answer.first) / (num_tokens - 1)
+def _num_tokens(answer: Answer, count_tokens: Callable[[str], int]) -> int:
+    """As the server tells; else those of the text, and the end token where one ended it."""
+    if answer.num_tokens is not None:
+        return answer.num_tokens
+    return count_tokens(answer.text) + (answer.finish_reason == "stop")
+
+
+def _seconds_per_token(answer: Answer, num_tokens: int, count_tokens: Callable[[str], int]) -> float | None:
+    """Mean time of a token behind the first chunk, all of whose tokens were there at `first`; None without any."""
+    if answer.first is None or answer.last is None or answer.text == answer.first_text:
+        return None
+    num_behind = num_tokens - count_tokens(answer.first_text)
+    return (answer.last - answer.first) / num_behind if num_behind > 0 else None
 
 
 def _percentiles(values: Sequence[float]) -> Percentiles:

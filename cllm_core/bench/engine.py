@@ -6,7 +6,8 @@ what is reported are medians.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -19,12 +20,13 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.runner import StepModel
+from cllm_core.errors import ConfigError
 from cllm_core.evaluation.answering import ChatCodec
 from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.loader import load_model
 from cllm_core.models.packed_linear import PackedLinear, can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
-from cllm_core.request import NewRequest, SamplingParams
+from cllm_core.request import NewRequest, RequestOutput, SamplingParams
 from cllm_core.text.codec import TextCodec
 
 BUILT_IN_PROMPTS = (
@@ -45,6 +47,7 @@ class StepSeconds(msgspec.Struct, kw_only=True):
     forward: float = 0.0
     choose: float = 0.0  # from logits to accepted tokens and the next draft
     commit: float = 0.0
+    observe: float = 0.0  # after the commit: what the step's time teaches, and figures for metrics
 
 
 class DecodingSpeed(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +74,7 @@ class DecodingSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepSpeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Forward pass of one row against its bare matrix products, medians in milliseconds."""
+    """Forward pass of one row against the bare matrix products of its layers, medians in milliseconds."""
 
     num_tokens: int
     forward: float
@@ -79,7 +82,10 @@ class StepSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
-    """All results; memory in bytes, resident_bytes before the first request: nothing of a CPU's cache is in use."""
+    """All results; memory in bytes, resident_bytes before the first request: nothing of a CPU's cache is in use.
+
+    `products` says by whom the bare matrix products of `steps` are computed.
+    """
 
     model: str
     dtype: str
@@ -90,6 +96,7 @@ class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
     load_average: float
     decoding: list[DecodingSpeed]
     steps: list[StepSpeed]
+    products: str
     weight_bytes: int
     cache_bytes: int
     resident_bytes: int
@@ -133,12 +140,14 @@ def bench_engine(
         num_rounds: times everything is measured.
 
     Raises:
-        ModelLoadError, ConfigError: as in build_engine; or there is no chat template to ask with.
+        ModelLoadError, ConfigError: as in build_engine; or there is no chat template to ask with, or the cache is too
+            small for the steps that are timed.
     """
     register_paged_attention()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     engine, reference, resident_bytes = _load(config)
+    _require_room(engine)
     prompt_ids = _encode(engine, prompts, chat=chat)
     ways: dict[str, Callable[[tuple[int, ...]], _Run]] = {
         "transformers.generate": partial(_run_transformers, reference, max_tokens=max_tokens),
@@ -157,6 +166,7 @@ def bench_engine(
         load_average=psutil.getloadavg()[0],
         decoding=decoding,
         steps=[_measure_step(engine, reference, size) for size in STEP_SIZES],
+        products="oneDNN's bare, prepacked products" if can_pack(reference) else "torch's bare products",
         weight_bytes=engine.info.weight_bytes,
         cache_bytes=engine.info.cache_bytes,
         resident_bytes=resident_bytes,
@@ -176,6 +186,21 @@ def _load(config: EngineConfig) -> tuple[Engine, PreTrainedModel, int]:
     return engine, (reference or read_reference()).model, resident_bytes
 
 
+def _require_room(engine: Engine) -> None:
+    """Raise ConfigError where the cache cannot hold the longest step timed: kernels do not look where they write."""
+    num_blocks, block_size = engine.info.num_cache_blocks, engine.info.cache_block_size
+    num_needed = _num_blocks(STEP_CONTEXT + max(STEP_SIZES), block_size)
+    if num_blocks < num_needed:
+        raise ConfigError(
+            f"num_cache_blocks={num_blocks}: {num_blocks * block_size} tokens are too few to time a step of "
+            f"{max(STEP_SIZES)} behind {STEP_CONTEXT}; give at least {num_needed} blocks"
+        )
+
+
+def _num_blocks(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
 def _encode(engine: Engine, prompts: Sequence[str], *, chat: bool) -> list[tuple[int, ...]]:
     if chat:
         template = ChatCodec(engine.info.tokenizer, engine.info.name)
@@ -185,8 +210,11 @@ def _encode(engine: Engine, prompts: Sequence[str], *, chat: bool) -> list[tuple
 
 
 class _Run(msgspec.Struct, kw_only=True):
+    """One prompt decoded; passes yield output tokens, steps include those that only read the prompt."""
+
     num_tokens: int
     seconds: float
+    num_forward_passes: int = 0
     num_steps: int = 0
     parts: StepSeconds | None = None
 
@@ -208,11 +236,11 @@ def _summarise(name: str, rounds: list[list[_Run]]) -> DecodingSpeed:
     speeds = [sum(run.num_tokens for run in one) / sum(run.seconds for run in one) for one in rounds]
     runs = [run for one in rounds for run in one]
     timed = [(run.parts, run.num_steps) for run in runs if run.parts is not None]
-    num_steps = sum(run.num_steps for run in runs)
+    num_passes = sum(run.num_forward_passes for run in runs)
     return DecodingSpeed(
         name=name,
         tokens_per_second=statistics.median(speeds),
-        tokens_per_forward=sum(run.num_tokens for run in runs) / num_steps if num_steps else None,
+        tokens_per_forward=sum(run.num_tokens for run in runs) / num_passes if num_passes else None,
         milliseconds={
             part: 1e3 * statistics.median(getattr(seconds, part) / steps for seconds, steps in timed)
             for part in StepSeconds.__struct_fields__
@@ -223,35 +251,89 @@ def _summarise(name: str, rounds: list[list[_Run]]) -> DecodingSpeed:
 
 
 def _run_engine(engine: Engine, prompt_ids: tuple[int, ...], *, block_length: int, max_tokens: int) -> _Run:
-    """One request through the engine's own parts, with a look at the clock between them."""
+    """One request through the engine, step by step as the worker drives it."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens, block_length=block_length)
-    plain_model = engine.runner.model
-    model = TimedModel(plain_model)
-    parts = StepSeconds()
-    num_tokens = num_steps = 0
     # A salt of its own: no run may find the prompt of another in the prefix cache.
     request = NewRequest(request_id="bench", prompt_ids=prompt_ids, params=params, cache_salt=str(time.monotonic_ns()))
-    engine.runner.model = model
-    started = time.perf_counter()
-    try:
+    outputs: list[RequestOutput] = []
+    num_steps = 0
+    with _timed_parts(engine) as parts:
+        started = time.perf_counter()
         engine.add_request(request)
         while engine.has_work():
-            began = time.perf_counter()
-            plan = engine.scheduler.schedule()
-            planned = time.perf_counter()
-            result = engine.runner.run(plan)
-            ran = time.perf_counter()
-            outputs = engine.scheduler.commit(plan, result)
-            parts.schedule += planned - began
-            parts.prepare += model.began - planned
-            parts.forward += model.ended - model.began
-            parts.choose += ran - model.ended
-            parts.commit += time.perf_counter() - ran
-            num_tokens += sum(len(output.token_ids) for output in outputs)
+            outputs += engine.step()
             num_steps += 1
+        seconds = time.perf_counter() - started
+    ended = [output.stats for output in outputs if output.finish_reason is not None]
+    return _Run(
+        num_tokens=sum(stats.num_output_tokens for stats in ended),
+        seconds=seconds,
+        num_forward_passes=sum(stats.num_forward_passes for stats in ended),
+        num_steps=num_steps,
+        parts=parts,
+    )
+
+
+class _PartTimes:
+    """Adds up the calls that a step makes, and what lies between each and the one before."""
+
+    def __init__(self) -> None:
+        self.parts = StepSeconds()
+        self._last = 0.0  # when the last call ended
+
+    def note_schedule(self, began: float, ended: float) -> None:
+        self.parts.schedule += ended - began
+        self._last = ended
+
+    def note_forward(self, began: float, ended: float) -> None:
+        self.parts.prepare += began - self._last
+        self.parts.forward += ended - began
+        self._last = ended
+
+    def note_commit(self, began: float, ended: float) -> None:
+        self.parts.choose += began - self._last
+        self.parts.commit += ended - began
+        self._last = ended
+
+    def note_step(self, _: float, ended: float) -> None:
+        self.parts.observe += ended - self._last
+        self._last = ended
+
+
+@contextmanager
+def _timed_parts(engine: Engine) -> Iterator[StepSeconds]:
+    """Where the time of the engine's steps goes while the block runs; the engine is left as it was."""
+    times = _PartTimes()
+    plain_model = engine.runner.model
+    engine.runner.model = model = TimedModel(plain_model)
+    try:
+        with (
+            _clocked(engine, "step", times.note_step),
+            _clocked(engine.scheduler, "schedule", times.note_schedule),
+            _clocked(model, "forward", times.note_forward),
+            _clocked(engine.scheduler, "commit", times.note_commit),
+        ):
+            yield times.parts
     finally:
         engine.runner.model = plain_model
-    return _Run(num_tokens=num_tokens, seconds=time.perf_counter() - started, num_steps=num_steps, parts=parts)
+
+
+@contextmanager
+def _clocked(owner: object, name: str, note: Callable[[float, float], None]) -> Iterator[None]:
+    """While the block runs, `note` gets the begin and end, in seconds, of every call of this object's method `name`."""
+    method = getattr(owner, name)
+
+    def call(*args: object) -> object:
+        began = time.perf_counter()
+        result = method(*args)
+        note(began, time.perf_counter())
+        return result
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        delattr(owner, name)  # the class's own shows again
 
 
 def _run_transformers(model: PreTrainedModel, prompt_ids: tuple[int, ...], *, max_tokens: int) -> _Run:
@@ -275,7 +357,7 @@ def _measure_step(engine: Engine, reference: PreTrainedModel, num_tokens: int, n
         for linear in linears
     ]
     block_size = engine.info.cache_block_size
-    span = RowSpan(0, num_tokens, STEP_CONTEXT, tuple(range(-(-(STEP_CONTEXT + num_tokens) // block_size))))
+    span = RowSpan(0, num_tokens, STEP_CONTEXT, tuple(range(_num_blocks(STEP_CONTEXT + num_tokens, block_size))))
     index = torch.arange(num_tokens, device=parameter.device)
     model = TimedModel(engine.runner.model)
     forward, products = [], []
@@ -325,7 +407,7 @@ def as_markdown(bench: EngineBench, *, machine: str, commit: str) -> str:
             "",
             f"One row, {STEP_CONTEXT} tokens before it:",
             "",
-            "| tokens of the step | forward, ms | bare linear layers, ms | ratio |",
+            f"| tokens of the step | forward, ms | {bench.products}, ms | ratio |",
             "|---|---|---|---|",
             *(
                 f"| {step.num_tokens} | {step.forward:.1f} | {step.linear_layers:.1f} "

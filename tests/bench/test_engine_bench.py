@@ -7,9 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cllm_core.bench.engine import _load, as_markdown, bench_engine
+from cllm_core.bench.engine import StepSeconds, _load, _run_engine, as_markdown, bench_engine
 from cllm_core.config import EngineConfig
+from cllm_core.engine.build import build_engine
+from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.engine import Engine
+from cllm_core.errors import ConfigError
 from cllm_core.models.progress import OnProgress
 from cllm_core.request import NewRequest
 from server.cli import app
@@ -28,6 +31,45 @@ def test_every_way_to_decode_is_measured_and_explained(tmp_path: Path) -> None:
     assert all(step.forward > 0 and step.linear_layers > 0 for step in bench.steps)
     page = as_markdown(bench, machine="a machine", commit="abc")
     assert all(way.name in page for way in bench.decoding)
+    assert f"| {bench.products}, ms |" in page
+
+
+def test_the_step_measured_is_the_engines_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step was spelled out a second time without what follows the commit, so that draft lengths learnt no times."""
+    engine = build_engine(EngineConfig(model=str(write_checkpoint(tmp_path, "llama")), num_cache_blocks=64))
+    model, own = engine.runner.model, [set(vars(part)) for part in (engine, engine.scheduler, engine.runner)]
+    observed: list[int] = []
+    monkeypatch.setattr(DraftLengths, "observe_step", lambda lengths, num_tokens, seconds: observed.append(num_tokens))
+    run = _run_engine(engine, (5, 6, 7), block_length=4, max_tokens=6)
+    assert len(observed) == run.num_steps == engine.stats().num_steps > 0
+    assert run.parts is not None
+    assert sum(getattr(run.parts, part) for part in StepSeconds.__struct_fields__) <= run.seconds
+    assert engine.runner.model is model
+    assert [set(vars(part)) for part in (engine, engine.scheduler, engine.runner)] == own
+
+
+def test_passes_that_only_read_the_prompt_yield_no_tokens(tmp_path: Path) -> None:
+    """They counted as forward passes, so that AR seemed to accept less than a token in one."""
+    config = EngineConfig(
+        model=str(write_checkpoint(tmp_path, "llama")), num_cache_blocks=64, max_num_seqs=4, max_batched_tokens=4
+    )
+    run = _run_engine(build_engine(config), tuple(range(5, 17)), block_length=1, max_tokens=3)
+    assert run.num_tokens == run.num_forward_passes == 3
+    assert run.num_steps == 3 + 2
+
+
+@pytest.mark.parametrize(("block_size", "needed"), [(16, 18), (32, 9)])
+def test_a_cache_too_small_for_the_timed_steps_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_size: int, needed: int
+) -> None:
+    """Kernels wrote behind its end."""
+    monkeypatch.setattr("cllm_core.bench.engine._run_engine", lambda *args, **settings: pytest.fail("measured"))
+    monkeypatch.setattr("cllm_core.bench.engine._run_transformers", lambda *args, **settings: pytest.fail("measured"))
+    config = EngineConfig(
+        model=str(write_checkpoint(tmp_path, "llama")), num_cache_blocks=needed - 1, cache_block_size=block_size
+    )
+    with pytest.raises(ConfigError, match=f"num_cache_blocks={needed - 1}: .* at least {needed} blocks"):
+        bench_engine(config, ["one"], block_lengths=[4], max_tokens=2, num_rounds=1)
 
 
 def test_the_command_writes_its_results_to_files(tmp_path: Path) -> None:

@@ -6,17 +6,23 @@ from benchmarks.served.summary import Figures, Percentiles
 
 
 def make_answer(prompt: int = 0, **values: object) -> Answer:
-    """Ten tokens: the first text after 1 s, the last after 10 s."""
+    """Ten tokens: the first text, of one, after 1 s, the last after 10 s."""
     fields: dict[str, object] = {
         "started": 0.0,
         "first": 1.0,
         "last": 10.0,
         "finished": 10.0,
         "text": "ten tokens",
+        "first_text": "ten",
         "finish_reason": "length",
         "num_tokens": 10,
     }
     return Answer(prompt=prompt, **{**fields, **values})  # type: ignore[arg-type]
+
+
+def count_words(text: str) -> int:
+    """Stands in for a tokenizer."""
+    return len(text.split())
 
 
 def make_figures(tokens_per_second: float = 1.0, tokens_per_forward: float | None = None) -> Figures:

@@ -1,18 +1,23 @@
 """The load tool and the whole comparison on real servers."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from tokenizers import Tokenizer
 
-from benchmarks.served.measure import run_load_process
+from benchmarks.served.measure import Plan, measure, run_load_process, token_counter
 from benchmarks.served.plots import draw
+from benchmarks.served.prompts import PromptSupply
 from benchmarks.served.records import Answer, BenchmarkError, LoadJob
 from benchmarks.served.report import Comparison
-from benchmarks.served.servers import ServerSpec, running, version_of
+from benchmarks.served.servers import ServerSpec, _stop, running, version_of
+from cllm_core.config import EngineConfig
+from cllm_core.errors import ModelLoadError
 from tests.benchmarks.factories import make_measured
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
 from tests.server.harness import running as running_server
@@ -46,6 +51,8 @@ def test_every_prompt_gets_one_answer_with_its_times_and_counts(answers: list[An
         assert answer.first is not None
         assert answer.last is not None
         assert answer.started < answer.first < answer.last <= answer.finished
+        assert answer.first_text not in ("", ANSWER)
+        assert ANSWER.startswith(answer.first_text)
 
 
 def test_only_so_many_requests_are_in_flight(answers: list[Answer]) -> None:
@@ -83,6 +90,23 @@ def test_a_server_that_ends_at_once_is_named_with_what_it_said(tmp_path: Path) -
         pass
 
 
+def test_what_outlives_a_server_ends_with_it() -> None:
+    """Only a server that did not leave by itself was ended with its workers; one that left lost sight of them."""
+    shell = ["sh", "-c", "sleep 60 & echo started; wait"]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, start_new_session=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"started\n"
+        _stop(server)
+        assert server.returncode == -signal.SIGTERM
+        server.communicate(timeout=10)  # returns when nobody is left who could write
+
+
+def test_a_server_without_workers_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as server:
+        _stop(server)
+        assert server.returncode == -signal.SIGTERM
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     spec = ServerSpec(name="missing", command=(str(tmp_path / "nowhere"),))
     with pytest.raises(BenchmarkError, match="missing: cannot be started"), running(spec, tmp_path / "log"):
@@ -96,6 +120,30 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_version_is_read_from_what_the_program_says(said: str, version: str) -> None:
     spec = ServerSpec(name="any", version_command=(sys.executable, "-c", f"print({said!r})"))
     assert version_of(spec) == version
+
+
+def test_tokens_are_those_of_the_models_tokenizer(tiny_llama: Path) -> None:
+    text = "Every token that the model predicts is checked."
+    tokenizer = Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+    count_tokens = token_counter(EngineConfig(model=str(tiny_llama)))
+    assert count_tokens(text) == len(tokenizer.encode(text, add_special_tokens=False).ids) > 1
+    assert count_tokens("") == 0
+
+
+def test_a_model_without_tokenizer_is_refused_before_a_server_is_started(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    plan = Plan(
+        servers=[ServerSpec(name="never started", command=("nowhere",))],
+        engine=None,
+        concurrencies=[1],
+        num_requests=1,
+        num_rounds=1,
+        max_tokens=1,
+        model=EngineConfig(model=str(tmp_path)),
+        logs=tmp_path,
+    )
+    with pytest.raises(ModelLoadError):
+        measure(plan, PromptSupply(["one"]), pytest.fail)
 
 
 def test_plots_are_drawn(tmp_path: Path) -> None:

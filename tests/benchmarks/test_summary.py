@@ -4,37 +4,55 @@ from benchmarks.served.records import BenchmarkError
 from benchmarks.served.report import ratios_of
 from benchmarks.served.servers import AR, JACOBI, LLAMA, TRANSFORMERS
 from benchmarks.served.summary import figures_of, median_figures, median_ratio, require_whole, share_of_same_text
-from tests.benchmarks.factories import make_answer, make_figures, make_measured
+from tests.benchmarks.factories import count_words, make_answer, make_figures, make_measured
 
 
 def test_throughput_is_over_the_whole_load() -> None:
     answers = [make_answer(started=0.0, finished=10.0), make_answer(started=5.0, first=6.0, last=20.0, finished=20.0)]
-    figures = figures_of(answers, lambda answer: 0)
+    figures = figures_of(answers, count_words)
     assert figures.output_tokens_per_second == 20 / 20
     assert figures.requests_per_second == 2 / 20
 
 
 def test_latencies_are_those_of_single_requests() -> None:
-    figures = figures_of([make_answer(), make_answer(started=1.0, first=4.0)], lambda answer: 0)
+    figures = figures_of([make_answer(), make_answer(started=1.0, first=4.0)], count_words)
     assert figures.first_token.p50 == pytest.approx(2.0)
     assert figures.first_token.p95 == pytest.approx(2.9)
     assert figures.end_to_end.p50 == pytest.approx(9.5)
     assert figures.inter_token.p50 == pytest.approx((9 / 9 + 6 / 9) / 2)
 
 
+def test_all_tokens_of_the_first_chunk_were_there_when_it_came() -> None:
+    """All but one of them counted as decoded afterwards, so that Jacobi's times per token were too small."""
+    jacobi = make_answer(
+        text="one two three four five six", first_text="one two three", first=1.0, last=4.0, num_tokens=6
+    )
+    assert figures_of([jacobi], count_words).inter_token.p50 == pytest.approx(3.0 / 3)
+
+
+def test_answers_in_one_chunk_have_no_time_per_token() -> None:
+    at_once = make_answer(text="one two", first_text="one two", first=1.0, last=1.0, num_tokens=3)
+    assert figures_of([at_once, make_answer()], count_words).inter_token.p50 == pytest.approx(9 / 9)
+    assert figures_of([at_once], count_words).inter_token.p50 == 0.0
+
+
 def test_tokens_are_counted_where_the_server_does_not_tell() -> None:
-    figures = figures_of([make_answer(num_tokens=None), make_answer()], lambda answer: 30)
-    assert figures.num_tokens == 40
+    answers = [
+        make_answer(text="one two three", finish_reason="length", num_tokens=None),
+        make_answer(text="one two three", finish_reason="stop", num_tokens=None),
+        make_answer(num_tokens=10),
+    ]
+    assert figures_of(answers, count_words).num_tokens == 3 + 4 + 10
 
 
 def test_tokens_per_forward_need_the_passes_of_every_answer() -> None:
     told = [make_answer(num_forward_passes=5), make_answer(num_forward_passes=3)]
-    assert figures_of(told, lambda answer: 0).tokens_per_forward == 20 / 8
-    assert figures_of([*told, make_answer()], lambda answer: 0).tokens_per_forward is None
+    assert figures_of(told, count_words).tokens_per_forward == 20 / 8
+    assert figures_of([*told, make_answer()], count_words).tokens_per_forward is None
 
 
 def test_an_answer_without_text_counts_with_its_end() -> None:
-    figures = figures_of([make_answer(first=None, last=None, text="", num_tokens=1)], lambda answer: 0)
+    figures = figures_of([make_answer(first=None, last=None, text="", first_text="", num_tokens=1)], count_words)
     assert figures.first_token.p50 == 10.0
     assert figures.inter_token.p50 == 0.0
 
