@@ -11,6 +11,7 @@ import numpy as np
 from cllm_core.config import MAX_BLOCK_LENGTH
 from cllm_core.engine.draft_choice import DraftChoice
 from cllm_core.engine.drafts import Ids, copy_known
+from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.plan import Admission
 
 
@@ -20,10 +21,17 @@ class RequestText:
     Args:
         admission: brings prompt, accepted output, and what the client expects as output.
         max_model_len: longest prompt + output, in tokens.
+
+    Attributes:
+        admission: as given.
+        named: tokens that the request's settings name, for choosing tokens.
     """
 
     def __init__(self, admission: Admission, *, max_model_len: int) -> None:
         self.admission = admission
+        # Masks know which tokens end an output, and when none but these are left.
+        stop_token_ids = admission.stop_token_ids if admission.constraint is None else ()
+        self.named = NamedTokens.of(admission.request.params, stop_token_ids)
         self._num_prompt = len(admission.request.prompt_ids)
         self._prediction = np.asarray(admission.request.prediction_ids[:max_model_len], dtype=np.int64)
         self._choice = DraftChoice()

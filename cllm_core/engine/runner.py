@@ -147,13 +147,12 @@ def _row_sampling(row: PlannedRow, text: RequestText) -> RowSampling:
     admission = text.admission
     return RowSampling(
         params=admission.request.params,
+        named=text.named,
         seed=admission.seed,
         choice_index=admission.request.choice_index,
         num_positions=row.num_sampled,
         first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
         num_prompt_tokens=len(admission.request.prompt_ids),
-        # Masks know which tokens end an output, and when none but these are left.
-        stop_token_ids=admission.stop_token_ids if admission.constraint is None else (),
     )
 
 

@@ -9,12 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cllm_core.engine.drafts import Ids
+from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.noise import position_keys
 from cllm_core.models.transfer import to_device
 from cllm_core.request import SamplingParams
+
+Columns = Sequence[Sequence[float] | NDArray[np.int64] | NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +34,12 @@ class RowSampling:
     """
 
     params: SamplingParams
+    named: NamedTokens  # of these params, and the tokens that end the output
     seed: int  # of the noise, 64 bit, signed or not
     choice_index: int = 0  # which of the choices of one API call
     num_positions: int  # sampled positions of the row, >= 1
     first_output_position: int  # output tokens accepted so far; the index of the token that the first position predicts
     num_prompt_tokens: int  # >= 1
-    stop_token_ids: tuple[int, ...] = ()  # all tokens that end the output, end-of-sequence included unless ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +53,12 @@ class LogitBias:
     @classmethod
     def build(cls, rows: Sequence["_PlacedRow"], device: torch.device) -> Self | None:
         """The biases of all rows, None where there are none."""
-        entries = [
-            (position, token_id, value)
-            for placed in rows
-            for token_id, value in placed.row.params.logit_bias.items()
-            for position in placed.positions
-        ]
-        if not entries:
+        biased = [placed for placed in rows if len(placed.row.named.bias_ids)]
+        if not biased:
             return None
-        positions, token_ids, values = zip(*entries, strict=True)
-        return cls(*_integers((positions, token_ids), device), *_floats((values,), device))
+        places = _at_each([(placed.positions, placed.row.named.bias_ids) for placed in biased])
+        values = [np.tile(placed.row.named.bias_values, placed.row.num_positions) for placed in biased]
+        return cls(*_integers(places, device), *_floats([np.concatenate(values)], device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,11 @@ class Suppression:
     def build(cls, rows: Sequence["_PlacedRow"], device: torch.device) -> Self | None:
         """Stop tokens at output positions before min_tokens, None where there are none."""
         entries = [
-            (position, token_id)
+            (placed.positions_before(placed.row.params.min_tokens), placed.row.named.stop_ids)
             for placed in rows
-            for position in placed.positions_before(placed.row.params.min_tokens)
-            for token_id in placed.row.stop_token_ids
+            if placed.suppresses_stops
         ]
-        return cls(*_integers(tuple(zip(*entries, strict=True)), device)) if entries else None
+        return cls(*_integers(_at_each(entries), device)) if entries else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class SamplingBatch:
         return cls(
             num_positions=sum(row.num_positions for row in rows),
             has_greedy=any(row.params.is_greedy for row in rows),
-            max_token_id=max(map(_max_token_id, rows), default=-1),
+            max_token_id=max((one.max_token_id for one in placed), default=-1),
             bias=LogitBias.build(placed, device),
             suppression=Suppression.build(placed, device),
             repetition=Penalty.build_repetition(placed, history_rows, device),
@@ -238,6 +239,17 @@ class _PlacedRow:
     def num_visible(self) -> int:
         """Tokens of the text that the first position sees; each later one sees one draft token more."""
         return self.row.num_prompt_tokens + self.row.first_output_position
+
+    @property
+    def suppresses_stops(self) -> bool:
+        """Whether the first position comes before min_tokens, and there are tokens that end the output."""
+        return self.row.first_output_position < self.row.params.min_tokens and len(self.row.named.stop_ids) > 0
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest that a bias or a suppression of the row names, -1 for none."""
+        named = self.row.named
+        return max(named.max_bias_id, named.max_stop_id if self.suppresses_stops else -1)
 
     def history_windows(self, history_row: int, start: int) -> Iterator[tuple[int, int, int, int]]:
         """For each position: itself, its row of the history, and the range of columns that it counts."""
@@ -280,11 +292,6 @@ def _signed64(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
-def _max_token_id(row: RowSampling) -> int:
-    suppressed = row.stop_token_ids if row.first_output_position < row.params.min_tokens else ()
-    return max((*row.params.logit_bias, *suppressed), default=-1)
-
-
 def _penalizes_output(params: SamplingParams) -> bool:
     return params.presence_penalty != 0 or params.frequency_penalty != 0
 
@@ -297,14 +304,20 @@ def _needs_history(params: SamplingParams) -> bool:
     return _penalizes_output(params) or _penalizes_repetition(params)
 
 
-def _integers(columns: Sequence[Sequence[float]], device: torch.device) -> tuple[Tensor, ...]:
-    return _copy_to_device(torch.tensor(columns, dtype=torch.int64), device)
+def _at_each(entries: Sequence[tuple[range, Ids]]) -> tuple[Ids, Ids]:
+    """Every token of an entry at every position of it, position after position: positions and tokens, [N] each."""
+    positions = [np.repeat(np.arange(span.start, span.stop), len(token_ids)) for span, token_ids in entries]
+    return np.concatenate(positions), np.concatenate([np.tile(token_ids, len(span)) for span, token_ids in entries])
 
 
-def _floats(columns: Sequence[Sequence[float]], device: torch.device) -> tuple[Tensor, ...]:
-    return _copy_to_device(torch.tensor(columns, dtype=torch.float32), device)
+def _integers(columns: Columns, device: torch.device) -> tuple[Tensor, ...]:
+    return _copy_to_device(np.array(columns, dtype=np.int64), device)
 
 
-def _copy_to_device(table: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+def _floats(columns: Columns, device: torch.device) -> tuple[Tensor, ...]:
+    return _copy_to_device(np.array(columns, dtype=np.float32), device)
+
+
+def _copy_to_device(table: np.ndarray, device: torch.device) -> tuple[Tensor, ...]:
     """Rows of the table, each a tensor on the device, moved in one copy that the host does not wait for."""
     return to_device(table, device).unbind(0)

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.sampling import largest, sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.request import SamplingParams
@@ -28,12 +29,12 @@ def make_row(
 ) -> RowSampling:
     return RowSampling(
         params=params,
+        named=NamedTokens.of(params, stop),
         seed=seed,
         choice_index=choice,
         num_positions=positions,
         first_output_position=first,
         num_prompt_tokens=prompt,
-        stop_token_ids=stop,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.sampling import sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.request import SamplingParams
@@ -161,6 +162,7 @@ def test_a_token_is_drawn_with_the_noise_of_its_output_position(block_length: in
     for position in range(NUM_NEW):
         row = RowSampling(
             params=params,
+            named=NamedTokens.of(params),
             seed=11,
             choice_index=2,
             num_positions=1,
