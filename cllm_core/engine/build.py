@@ -96,7 +96,7 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_model_len=max_model_len)
+    runner = ModelRunner(model, max_model_len=max_model_len, num_recorded=lambda: model.num_recorded)
     draft_lengths = None
     if config.adaptive_block_length:
         report("measuring step times", 0.95)
