@@ -120,6 +120,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens of prompt or output act on the choice of the next one beyond the model."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One output to decode.

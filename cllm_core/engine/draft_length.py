@@ -223,6 +223,11 @@ class DraftLengths:
         self._newcomer_window = newcomer
         return lengths
 
+    @property
+    def explores_next(self) -> bool:
+        """Whether the next choice may lengthen windows in order to learn, rather than for what is known."""
+        return (self._num_steps + 1) % EXPLORE_EVERY == 0 or self._trial.is_due
+
     def newcomer_window(self, longest: int) -> int:
         """Window of a request whose prompt is read in this step; call it after `choose`."""
         return min(self._newcomer_window, longest)
@@ -339,6 +344,11 @@ class _Trial:
         self._num_left = 0
         self._cap = 0
         self._is_up = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next step is one of a trial."""
+        return self._num_left > 0 or (self._num_steps + 1) % TRY_CAP_EVERY == 0
 
     def next_cap(self, chosen: int | None, *, typical_length: float, rates: Floats) -> int | None:
         """The cap of a step.

@@ -14,7 +14,7 @@ from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
-from cllm_core.engine.runner import ModelRunner
+from cllm_core.engine.runner import LaunchedStep, ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import AdapterInfo, EngineStats, ModelInfo
@@ -43,6 +43,8 @@ class Engine:
     Attributes:
         info: the model, its limits and the adapters served now.
         observer: called with every plan and its result before it is booked; training records trajectories with it.
+        runs_ahead: a step whose plan does not depend on the result of the one before is launched before that one is
+            read. Off where the host itself computes: it would gain nothing.
     """
 
     def __init__(
@@ -68,6 +70,10 @@ class Engine:
             draft_lengths=draft_lengths,
         )
         self.observer: StepObserver | None = None
+        self.runs_ahead = runner.is_asynchronous
+        self._ahead: LaunchedStep | None = None
+        self._last_end = 0.0  # of the last step, on the clock of `time.perf_counter`
+        self._was_awaited = True
         self._last_step = EngineStats(num_free_blocks=info.num_cache_blocks, num_cache_blocks=info.num_cache_blocks)
 
     def add_request(self, request: NewRequest) -> None:
@@ -122,20 +128,24 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.has_work()
+        return self.scheduler.has_work() or self._ahead is not None
 
     def step(self) -> list[RequestOutput]:
         """One forward pass over prompt chunks and Jacobi windows; returns what it brought each request."""
-        started = time.perf_counter()
-        plan = self.scheduler.schedule()
-        result = self.runner.run(plan)
+        # The device went on with a step ahead as soon as it was done with the one before.
+        step, started = self._ahead, self._last_end
+        if step is None:
+            started = time.perf_counter()
+            step = self.runner.launch(self.scheduler.schedule())
+        self._ahead = self._launch_behind(step)
+        plan, result = step.plan, step.read()
         if self.observer is not None:
-            self.observer(plan, result)
+            self.observer(*self.scheduler.without_ended(plan, result))
         outputs = self.scheduler.commit(plan, result)
         accepting = [output for output in outputs if output.token_ids]
-        seconds = time.perf_counter() - started
-        if self._draft_lengths is not None and plan.rows:
-            self._draft_lengths.observe_step(plan.num_tokens, seconds)
+        self._last_end = time.perf_counter()
+        seconds = self._last_end - started
+        self._observe_time(step, seconds)
         self._last_step = EngineStats(
             num_cache_blocks=self.block_pool.num_blocks,
             num_steps=self._last_step.num_steps + 1,
@@ -166,6 +176,22 @@ class Engine:
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every cache block is free or held by a running request."""
         self.scheduler.check()
+
+    def _launch_behind(self, step: LaunchedStep) -> LaunchedStep | None:
+        """The step behind this one, where it can be launched already."""
+        plan = self.scheduler.schedule_ahead(step.plan) if self.runs_ahead else None
+        return None if plan is None else self.runner.launch(plan, behind=step)
+
+    def _observe_time(self, step: LaunchedStep, seconds: float) -> None:
+        """Learn from the time of a step, unless it holds more or less than the step."""
+        if self._draft_lengths is None or not step.plan.rows:
+            return
+        # A step that nobody waited for goes on in the time of the next one.
+        is_whole = step.is_awaited and self._was_awaited
+        self._was_awaited = step.is_awaited
+        has_recorded = step.has_recorded or (self._ahead is not None and self._ahead.has_recorded)
+        if is_whole and not has_recorded:
+            self._draft_lengths.observe_step(step.plan.num_tokens, seconds)
 
     def _require_adapters(self) -> ServedAdapters:
         if self._adapters is None:

@@ -66,6 +66,11 @@ class RequestState:
         return max(1, min(self.block_length, self.max_tokens - len(self.output_ids)))
 
     @property
+    def needs_text(self) -> bool:
+        """Whether the next token cannot be chosen before the host knows the one before it."""
+        return self.constraint is not None or self.request.params.has_penalties
+
+    @property
     def num_shareable(self) -> int:
         """Leading tokens that need not be computed: all but the last, or those scored while the prompt is not whole."""
         if self.request.params.prompt_logprobs is None or len(self.prompt_logprobs) == len(self.request.prompt_ids) - 1:

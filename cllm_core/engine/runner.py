@@ -1,11 +1,12 @@
 """ModelRunner: computes one plan. The only place that touches the device.
 
 A step's tokens, positions and drafts go to the device in one copy, and what was chosen there comes back in one: the
-host counts what is confirmed, since it knows the drafts.
+host counts what is confirmed, since it knows the drafts. A step is launched first and read later, so that the next one
+can be launched in between where its tokens need not pass through the host.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from cllm_core.engine.request_text import RequestText
 from cllm_core.engine.sampling import sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
 from cllm_core.models.paged import RowSpan
-from cllm_core.models.transfer import to_device
+from cllm_core.models.transfer import HostCopy, to_device
 from cllm_core.request import TokenLogprobs
 
 TextRow = tuple[PlannedRow, RequestText]
@@ -37,45 +38,99 @@ class StepModel(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that was given to the device, which may be at it still.
+
+    Attributes:
+        plan: of the step.
+        rows: of the plan, with the texts of their requests.
+        chosen: [S] int64 on the device, the token behind each position of the windows; None where there are none.
+        predictions: [S, 1 or more] on the way to the host: these tokens and, where asked, log-probabilities.
+        scores: log-probabilities of prompt tokens, likewise; None where none are wanted.
+        is_awaited: whether the device is done once the step is read; with nothing to read, nobody waits for it.
+        has_recorded: whether launching it took the time to record a shape of step.
+    """
+
+    plan: StepPlan
+    rows: Sequence[TextRow] = ()
+    chosen: Tensor | None = None
+    predictions: HostCopy | None = None
+    scores: HostCopy | None = None
+    is_awaited: bool = True
+    has_recorded: bool = False
+
+    def read(self) -> StepResult:
+        """Wait for the step and accept what it brought. Steps are read in the order in which they were launched."""
+        in_order = iter(() if self.predictions is None else _read_windows(_windows(self.rows), self.predictions))
+        results = tuple(next(in_order) if row.num_sampled else RowResult() for row in self.plan.rows)
+        if self.scores is not None:
+            scores = _read_scores(self.rows, self.scores)
+            results = tuple(
+                replace(result, prompt_logprobs=found) for result, found in zip(results, scores, strict=True)
+            )
+        return StepResult(rows=results)
+
+
 class ModelRunner:
     """Runs plans on a model.
 
     Args:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
+        num_recorded: tells how many shapes of steps the model has recorded so far.
     """
 
-    def __init__(self, model: StepModel, *, max_model_len: int) -> None:
+    def __init__(self, model: StepModel, *, max_model_len: int, num_recorded: Callable[[], int] = lambda: 0) -> None:
         self.model = model
         self._device = model.device
         self._max_model_len = max_model_len
+        self._num_recorded = num_recorded
         self._texts: dict[int, RequestText] = {}  # by slot
 
-    @torch.inference_mode()
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the device computes while the host goes on."""
+        return self._device.type == "cuda"
+
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a plan: drafts, forward pass, tokens, acceptance."""
+        return self.launch(plan).read()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, *, behind: LaunchedStep | None = None) -> LaunchedStep:
+        """Give a plan to the device, behind what it has.
+
+        Args:
+            plan: to compute.
+            behind: a step not read yet whose choices are the tokens to compute (Scheduler.schedule_ahead); None where
+                the host knows all of them.
+        """
         for admission in plan.admissions:
             self._texts[admission.slot] = RequestText(admission, max_model_len=self._max_model_len)
         if not plan.rows:
-            return StepResult(rows=())
+            return LaunchedStep(plan)
         rows = [(row, self._texts[row.slot]) for row in plan.rows]
         for row, text in rows:
             if row.num_sampled > 1:
                 text.make_draft(row.last_accepted_position + 1, row.num_sampled - 1)
-        windows = [(row, text) for row, text in rows if row.num_sampled]
+        windows = _windows(rows)
         constrained = _constrained_rows(windows, self._device)  # before the drafts are read: it may write them
-        logits = self._forward(rows)
+        num_recorded = self._num_recorded()
+        logits = self._forward(rows, behind)
         num_sampled = sum(row.num_sampled for row, _ in windows)
-        in_order = iter(self._run_windows(windows, logits[:num_sampled], constrained))
-        results = tuple(next(in_order) if row.num_sampled else RowResult() for row in plan.rows)
-        if num_sampled < len(logits):
-            scores = self._score_prompts(rows, logits[num_sampled:])
-            results = tuple(
-                replace(result, prompt_logprobs=found) for result, found in zip(results, scores, strict=True)
-            )
-        return StepResult(rows=results)
+        chosen = self._choose(windows, logits[:num_sampled], constrained) if windows else None
+        return LaunchedStep(
+            plan=plan,
+            rows=rows,
+            chosen=chosen,
+            predictions=None if chosen is None else _copy_windows(windows, logits[:num_sampled], chosen),
+            scores=self._score_prompts(rows, logits[num_sampled:]) if num_sampled < len(logits) else None,
+            is_awaited=len(logits) > 0 or not self.is_asynchronous,
+            has_recorded=self._num_recorded() != num_recorded,
+        )
 
-    def _forward(self, rows: Sequence[TextRow]) -> Tensor:
+    def _forward(self, rows: Sequence[TextRow], behind: LaunchedStep | None) -> Tensor:
         """Logits [S + P, V]: of the S tokens whose prediction is wanted, then of the P prompt tokens to score."""
         spans: list[RowSpan] = []
         sampled: list[Ids] = []
@@ -88,32 +143,21 @@ class ModelRunner:
             if row.scored_positions:
                 shift = first_index - row.end_position
                 scored.append(np.arange(row.scored_positions.start + shift, row.scored_positions.stop + shift))
-        tokens = [text.tokens(row.first_position, row.end_position) for row, text in rows]
+        if behind is None:
+            tokens = [text.tokens(row.first_position, row.end_position) for row, text in rows]
+        else:
+            tokens = [_indices_of_choices(rows, behind)]
         positions = [np.arange(row.first_position, row.end_position) for row, _ in rows]
         packed = to_device(np.concatenate([*tokens, *positions, *sampled, *scored]), self._device)
         input_ids, places, wanted = packed.tensor_split([first_index, 2 * first_index])
+        if behind is not None and behind.chosen is not None:
+            input_ids = behind.chosen.index_select(0, input_ids)
         return self.model.forward(input_ids, places, spans, wanted)
 
-    def _run_windows(
-        self, rows: Sequence[TextRow], logits: Tensor, constrained: ConstrainedRows | None
-    ) -> list[RowResult]:
-        """Tokens and acceptance of the rows that have a window; logits [S, V]."""
-        if not rows:
-            return []
-        chosen = self._sample(logits if constrained is None else constrained.mask(logits), rows)
-        columns = [chosen[:, None]]
-        num_top = _num_top_logprobs(rows)
-        if num_top is not None:
-            # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
-            columns.append(pack_logprobs(logits, chosen, num_top))
-        host = torch.cat(columns, dim=1).cpu().numpy()
-        ends = np.cumsum([row.num_sampled for row, _ in rows])
-        return [
-            _read_row(row, text, host[end - row.num_sampled : end]) for (row, text), end in zip(rows, ends, strict=True)
-        ]
-
-    def _sample(self, logits: Tensor, rows: Sequence[TextRow]) -> Tensor:
-        """Choose a token for each sampled position; [S] int64."""
+    def _choose(self, rows: Sequence[TextRow], logits: Tensor, constrained: ConstrainedRows | None) -> Tensor:
+        """A token for each sampled position; [S] int64 by logits [S, V]."""
+        if constrained is not None:
+            logits = constrained.mask(logits)
         batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
         history = None
         if batch.needs_history:
@@ -121,15 +165,50 @@ class ModelRunner:
             history = to_device(np.stack(texts), self._device)
         return sample(logits, batch, history)
 
-    def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> list[tuple[TokenLogprobs, ...]]:
+    def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
         """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V]."""
         spans = [(text, row.scored_positions) for row, text in rows]
         next_ids = np.concatenate([text.tokens(span.start + 1, span.stop + 1) for text, span in spans])
-        wanted = [text.admission.request.params.prompt_logprobs for _, text in rows]
+        wanted = (text.admission.request.params.prompt_logprobs for _, text in rows)
         num_top = max(count for count in wanted if count is not None)
-        packed = pack_logprobs(logits, to_device(next_ids, self._device), num_top).cpu().numpy()
-        parts = np.split(packed, np.cumsum([len(span) for _, span in spans])[:-1])
-        return [unpack_logprobs(part, count or 0) for part, count in zip(parts, wanted, strict=True)]
+        return HostCopy(pack_logprobs(logits, to_device(next_ids, self._device), num_top))
+
+
+def _windows(rows: Sequence[TextRow]) -> list[TextRow]:
+    """The rows that have a window."""
+    return [(row, text) for row, text in rows if row.num_sampled]
+
+
+def _indices_of_choices(rows: Sequence[TextRow], behind: LaunchedStep) -> Ids:
+    """Where the step before, of windows of one token, chose the token of each row; [B]."""
+    index_of_slot = {row.slot: index for index, (row, _) in enumerate(behind.rows)}
+    return np.array([index_of_slot[row.slot] for row, _ in rows])
+
+
+def _copy_windows(rows: Sequence[TextRow], logits: Tensor, chosen: Tensor) -> HostCopy:
+    """What LaunchedStep.predictions holds; logits [S, V], chosen [S]."""
+    columns = [chosen[:, None]]
+    num_top = _num_top_logprobs(rows)
+    if num_top is not None:
+        # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.
+        columns.append(pack_logprobs(logits, chosen, num_top))
+    return HostCopy(torch.cat(columns, dim=1))
+
+
+def _read_windows(rows: Sequence[TextRow], predictions: HostCopy) -> list[RowResult]:
+    """Acceptance of the rows that have a window."""
+    host = predictions.wait()
+    ends = np.cumsum([row.num_sampled for row, _ in rows])
+    return [
+        _read_row(row, text, host[end - row.num_sampled : end]) for (row, text), end in zip(rows, ends, strict=True)
+    ]
+
+
+def _read_scores(rows: Sequence[TextRow], scores: HostCopy) -> list[tuple[TokenLogprobs, ...]]:
+    """Of the prompt tokens behind each row's scored positions."""
+    parts = np.split(scores.wait(), np.cumsum([len(row.scored_positions) for row, _ in rows])[:-1])
+    wanted = [text.admission.request.params.prompt_logprobs for _, text in rows]
+    return [unpack_logprobs(part, count or 0) for part, count in zip(parts, wanted, strict=True)]
 
 
 def _constrained_rows(rows: Sequence[TextRow], device: torch.device) -> ConstrainedRows | None:

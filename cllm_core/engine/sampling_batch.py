@@ -202,7 +202,7 @@ class SamplingBatch:
     def build(cls, rows: Sequence[RowSampling], device: torch.device) -> Self:
         """Lay the rows out one after another. Waits for nothing on the device."""
         placed = list(_place(rows))
-        with_history = [one for one in placed if _needs_history(one.row.params)]
+        with_history = [one for one in placed if one.row.params.has_penalties]
         history_rows = tuple(one.index for one in with_history)
         return cls(
             num_positions=sum(row.num_positions for row in rows),
@@ -298,10 +298,6 @@ def _penalizes_output(params: SamplingParams) -> bool:
 
 def _penalizes_repetition(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1
-
-
-def _needs_history(params: SamplingParams) -> bool:
-    return _penalizes_output(params) or _penalizes_repetition(params)
 
 
 def _at_each(entries: Sequence[tuple[range, Ids]]) -> tuple[Ids, Ids]:

@@ -10,6 +10,7 @@ always advances, so none starves.
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import takewhile
 
 from cllm_core.engine.block_pool import BlockPool
@@ -102,12 +103,35 @@ class Scheduler:
         rows = tuple(_plan_row(state, self._fit(state, num_tokens)) for state, num_tokens in granted)
         return StepPlan(rows=rows, admissions=tuple(admissions))
 
+    def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
+        """Plan the step behind one that is being computed, whose plan this is; None where that takes its result.
+
+        It does not where every request gets one token from this step and goes on with that token alone. A request that
+        turns out to end with this step is then computed once in vain: `commit` drops its row. Its blocks may be
+        another's by then; what that one writes comes later on the device, which computes steps in the order of their
+        launch, and a block is not registered before all of its tokens are accepted, so the row in vain writes to none
+        that is. Until a step planned here is committed, `schedule` must not be called.
+        """
+        running = [row for row in plan.rows if self._state_of(row) is not None]
+        if not running or not self._can_plan_ahead(plan):
+            return None
+        rows = []
+        for row, state in zip(running, self._running, strict=True):
+            self._fit(state, 2)
+            rows.append(replace(row, first_position=row.end_position, block_ids=tuple(state.block_ids)))
+        return StepPlan(rows=tuple(rows))
+
+    def without_ended(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, StepResult]:
+        """The same without the rows of requests that ended or were aborted since the plan was made."""
+        kept = [pair for pair in zip(plan.rows, result.rows, strict=True) if self._state_of(pair[0]) is not None]
+        return replace(plan, rows=tuple(row for row, _ in kept)), StepResult(tuple(found for _, found in kept))
+
     def commit(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Book the result of a plan: advance, finish and free requests. Reports aborted ones too."""
         outputs, self._aborted = self._aborted, []
         for row, row_result in zip(plan.rows, result.rows, strict=True):
-            state = self._by_id.get(row.request_id)
-            if state is None:  # aborted since the plan was made
+            state = self._state_of(row)
+            if state is None:
                 continue
             state.prompt_logprobs += row_result.prompt_logprobs
             if row.num_sampled == 0:
@@ -124,6 +148,33 @@ class Scheduler:
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every block is held exactly by the requests that run."""
         self.block_pool.check(state.block_ids for state in self._by_id.values())
+
+    def _state_of(self, row: PlannedRow) -> RequestState | None:
+        """Of a planned row's request; None where it has ended since, even if another has its id by now."""
+        state = self._by_id.get(row.request_id)
+        return state if state is not None and state.slot == row.slot else None
+
+    def _can_plan_ahead(self, plan: StepPlan) -> bool:
+        """Whether the step behind this plan has its running rows, one token further, whatever tokens come.
+
+        There must be blocks for both: the token that this step computes and the one that it chooses.
+        """
+        if any(row.num_tokens > 1 or row.num_sampled == 0 for row in plan.rows) or (self._waiting and self._free_slots):
+            return False
+        if any(state.needs_text or len(state.output_ids) + 1 >= state.max_tokens for state in self._running):
+            return False
+        pool = self.block_pool
+        missing = (pool.num_needed(state.num_computed + 2) - len(state.block_ids) for state in self._running)
+        return sum(max(0, count) for count in missing) <= pool.num_free and self._windows_stay_single()
+
+    def _windows_stay_single(self) -> bool:
+        """Whether the next windows are of one token: such windows teach nothing that could change the choice."""
+        if all(state.max_window == 1 for state in self._running):
+            return True
+        # A choice that explores counts as made, so that it is left to the step that can follow it.
+        if self._draft_lengths is not None and self._draft_lengths.explores_next:
+            return False
+        return all(window == 1 for window in self._choose_windows().values())
 
     def _choose_num_tokens(self) -> dict[str, int]:
         """Tokens that every running request should compute: what it has to read, and a window."""

@@ -8,8 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from cllm_core.config import EngineConfig
+from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.engine import Engine
-from cllm_core.engine.runner import ModelRunner, StepModel
+from cllm_core.engine.plan import StepPlan
+from cllm_core.engine.runner import LaunchedStep, ModelRunner, StepModel
 from cllm_core.info import ModelInfo, TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.model import PagedModel
@@ -42,6 +44,7 @@ class Setup:
     max_batched_tokens: int = 64
     max_model_len: int = 400
     prefix_caching: bool = True
+    runs_ahead: bool = False
 
     @property
     def context(self) -> int:
@@ -51,9 +54,11 @@ class Setup:
 DEFAULT_SETUP = Setup()
 
 
-def make_scripted_engine(setup: Setup = DEFAULT_SETUP) -> Engine:
+def make_scripted_engine(setup: Setup = DEFAULT_SETUP, draft_lengths: DraftLengths | None = None) -> Engine:
     model = scripted.ScriptedModel(num_blocks=setup.num_blocks, block_size=setup.block_size)
-    return _assemble(model, setup, vocab_size=scripted.VOCAB_SIZE, eos_token_ids=(scripted.EOS,))
+    return _assemble(
+        model, setup, vocab_size=scripted.VOCAB_SIZE, eos_token_ids=(scripted.EOS,), draft_lengths=draft_lengths
+    )
 
 
 def make_engine(architecture: Architecture, setup: Setup = DEFAULT_SETUP) -> Engine:
@@ -71,7 +76,12 @@ def engine_over(
     eos = model.generation_config.eos_token_id if model.generation_config else None
     eos_token_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     return _assemble(
-        paged, setup, vocab_size=paged.vocab_size, eos_token_ids=eos_token_ids, tokenizer_json=tokenizer_json()
+        paged,
+        setup,
+        vocab_size=paged.vocab_size,
+        eos_token_ids=eos_token_ids,
+        tokenizer_json=tokenizer_json(),
+        num_recorded=lambda: paged.num_recorded,
     )
 
 
@@ -185,6 +195,21 @@ class Reader:
         return self.answers
 
 
+class Launches:
+    """What an engine launches from now on: the steps, in order, and how many of them ahead."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.steps: list[LaunchedStep] = []
+        self.num_ahead = 0
+        self._launch = engine.runner.launch
+        engine.runner.launch = self  # type: ignore[method-assign]
+
+    def __call__(self, plan: StepPlan, *, behind: LaunchedStep | None = None) -> LaunchedStep:
+        self.steps.append(self._launch(plan, behind=behind))
+        self.num_ahead += behind is not None
+        return self.steps[-1]
+
+
 def decode(engine: Engine, requests: Iterable[NewRequest]) -> dict[str, Answer]:
     """Add all requests, then run to the end."""
     reader = Reader(engine)
@@ -198,7 +223,14 @@ def decode_one(engine: Engine, request: NewRequest) -> Answer:
 
 
 def _assemble(
-    model: StepModel, setup: Setup, *, vocab_size: int, eos_token_ids: tuple[int, ...], tokenizer_json: str = ""
+    model: StepModel,
+    setup: Setup,
+    *,
+    vocab_size: int,
+    eos_token_ids: tuple[int, ...],
+    tokenizer_json: str = "",
+    draft_lengths: DraftLengths | None = None,
+    num_recorded: Callable[[], int] = lambda: 0,
 ) -> Engine:
     info = ModelInfo(
         name="test",
@@ -222,4 +254,7 @@ def _assemble(
         max_batched_tokens=setup.max_batched_tokens,
         prefix_caching=setup.prefix_caching,
     )
-    return Engine(config, info, ModelRunner(model, max_model_len=setup.context))
+    runner = ModelRunner(model, max_model_len=setup.context, num_recorded=num_recorded)
+    engine = Engine(config, info, runner, draft_lengths)
+    engine.runs_ahead = setup.runs_ahead
+    return engine

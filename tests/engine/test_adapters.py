@@ -53,6 +53,7 @@ def test_mixed_batch_equals_each_merged_model_alone(
     sql = write_adapter(tmp_path / "sql", base, base=None, seed=1, **lora)
     chat = write_adapter(tmp_path / "chat", base, seed=2)
     mixed = make_engine(base, adapters={"sql": str(sql), "chat": str(chat)}, block_length=block_length)
+    mixed.runs_ahead = True
     together = tokens(decode(mixed, [ask(name, prompt) for prompt in PROMPTS for name in ("", "sql", "chat")]))
     alone = {
         name: tokens(decode(make_engine(path), [ask("", prompt) for prompt in PROMPTS]))
@@ -91,15 +92,18 @@ def test_other_weights_under_an_old_name_do_not_find_its_prefixes(
     assert (again.token_ids, again.stats.num_cached_tokens) == (before.token_ids, 36)
 
 
+@pytest.mark.parametrize("runs_ahead", [True, False])
 def test_requests_that_run_finish_with_an_adapter_that_is_unloaded(
-    tiny_llama: Path, adapters: dict[str, str], tmp_path: Path
+    tiny_llama: Path, adapters: dict[str, str], tmp_path: Path, runs_ahead: bool
 ) -> None:
     engine = make_engine(tiny_llama, adapters=adapters, adapter_root=str(tmp_path), max_adapters=2, block_length=1)
+    engine.runs_ahead = runs_ahead
     request = ask("sql", PROMPTS[0])
     expected = decode_one(engine, request).token_ids
     reader = Reader(engine)
     reader.add(request)
-    reader.step()
+    for _ in range(3):
+        reader.step()
     engine.unload_adapter("sql")
     assert [adapter.name for adapter in engine.info.adapters] == ["chat"]
     with pytest.raises(InvalidRequest, match="adapter 'sql' is not loaded; loaded are: chat"):

@@ -158,6 +158,18 @@ def test_a_longer_cap_is_tried_now_and_then() -> None:
     assert chosen.count(2) == 5
 
 
+def test_a_choice_that_explores_is_announced() -> None:
+    """Each token costs nearly what a step of one costs, so that windows are of one token but for those tried."""
+    lengths = draft_lengths({1: 1.2, 64: 64.2})
+    num_tried = 0
+    for _ in range(3 * TRY_CAP_EVERY):
+        explores = lengths.explores_next
+        is_tried = max(lengths.choose({"a": 8, "b": 8}, 64).values()) > 1
+        assert explores or not is_tried
+        num_tried += is_tried
+    assert num_tried > 3 * TRY_CAP_EVERY / EXPLORE_EVERY
+
+
 def test_a_first_window_is_what_the_load_leaves() -> None:
     lengths = draft_lengths(STEEP)
     lengths.choose({}, max_tokens=64)

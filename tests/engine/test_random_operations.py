@@ -38,33 +38,42 @@ class Step:
 Operation = Add | Abort | Step
 
 words = st.integers(FIRST_WORD, VOCAB_SIZE - 1)
-adds = st.builds(
-    Add,
-    prompt_ids=st.builds(
-        lambda stem, rest: (*stem, *rest), st.sampled_from(STEMS), st.lists(words, min_size=1, max_size=9)
-    ),
-    num_new=st.integers(1, 24),
-    block_length=st.sampled_from([None, 1, 2, 5, 16, 32]),
-    use_prediction=st.booleans(),
-    salt=st.sampled_from(["", "", "other"]),
-)
-operations = st.lists(
-    st.one_of(adds, adds, st.builds(Abort, st.integers(0, 12)), st.builds(Step, st.integers(1, 6))),
-    min_size=1,
-    max_size=30,
-)
+
+
+def operations_with(block_lengths: Sequence[int | None]) -> st.SearchStrategy[list[Operation]]:
+    adds = st.builds(
+        Add,
+        prompt_ids=st.builds(
+            lambda stem, rest: (*stem, *rest), st.sampled_from(STEMS), st.lists(words, min_size=1, max_size=9)
+        ),
+        num_new=st.integers(1, 24),
+        block_length=st.sampled_from(block_lengths),
+        use_prediction=st.booleans(),
+        salt=st.sampled_from(["", "", "other"]),
+    )
+    return st.lists(
+        st.one_of(adds, adds, st.builds(Abort, st.integers(0, 12)), st.builds(Step, st.integers(1, 6))),
+        min_size=1,
+        max_size=30,
+    )
+
+
+# AR alone is what steps can be launched ahead of.
+operations = st.one_of(operations_with([None, 1, 2, 5, 16, 32]), operations_with([1]))
 setups = st.builds(
-    lambda num_blocks, num_seqs, extra, caching: Setup(
+    lambda num_blocks, num_seqs, extra, caching, ahead: Setup(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         max_num_seqs=num_seqs,
         max_batched_tokens=num_seqs + extra,
         prefix_caching=caching,
+        runs_ahead=ahead,
     ),
     num_blocks=st.integers(12, 40),  # the longest text, 13 + 9 + 24 tokens, needs 12
     num_seqs=st.integers(1, 6),
     extra=st.integers(0, 40),
     caching=st.booleans(),
+    ahead=st.booleans(),
 )
 
 
@@ -93,7 +102,7 @@ def apply(operations: Sequence[Operation], reader: Reader) -> dict[str, Add]:
     return added
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(setup=setups, operations=operations)
 def test_every_request_ends_once_with_its_ar_text(setup: Setup, operations: list[Operation]) -> None:
     reader = Reader(make_scripted_engine(setup))
