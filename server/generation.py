@@ -182,6 +182,11 @@ class Generation:
             raise
 
     @property
+    def num_choices(self) -> int:
+        """How many outputs there are."""
+        return len(self._choices)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every choice came to its end."""
         return all(choice.text.finished for choice in self._choices)

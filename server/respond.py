@@ -138,11 +138,15 @@ class GenerationStream(EventSourceResponse):
         try:
             if opening := b"".join(self._script.opening()):
                 yield opening
+            num_open = self._generation.num_choices
             async with aclosing(self._generation.deltas()) as deltas:
                 async for delta in deltas:
-                    if events := b"".join(self._script.events(delta)):
+                    events = b"".join(self._script.events(delta))
+                    num_open -= delta.finish_reason is not None
+                    if not num_open:  # in one piece with the last delta: each piece costs both sides about as much
+                        events += b"".join(self._script.closing(self._generation.counts))
+                    if events:
                         yield events
-            yield b"".join(self._script.closing(self._generation.counts))
         except Exception as error:  # the status line is sent: this event is the only way left to tell
             yield self._script.failure(self._error(error))
 

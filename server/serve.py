@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import structlog
 import uvicorn
 
+from cllm_core.heap import settle_heap
 from cllm_core.logs import configure_logging
 from cllm_core.worker.protocol import EngineClient
 from cllm_core.worker.supervisor import remote_worker, supervised_worker
@@ -75,8 +76,10 @@ def serve(settings: ServerSettings) -> None:
         _log.info("starting", model=settings.model or "default")
     else:
         _log.info("starting", worker=settings.worker)
+    server = DrainingServer(engine, settings)
+    settle_heap()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
-        DrainingServer(engine, settings).run()
+        server.run()
 
 
 def make_engine(settings: ServerSettings) -> EngineClient:

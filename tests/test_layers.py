@@ -1,6 +1,6 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, logs, request, info <- text, models, tasks <- engine <- llm
+    errors, config, heap, logs, request, info <- text, models, tasks <- engine <- llm
         <- worker, training, evaluation, bench, export <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
@@ -19,7 +19,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("cllm_core", "server")
 
 LAYERS = (
-    ("cllm_core.errors", "cllm_core.config", "cllm_core.logs", "cllm_core.request", "cllm_core.info"),
+    (
+        "cllm_core.errors",
+        "cllm_core.config",
+        "cllm_core.heap",
+        "cllm_core.logs",
+        "cllm_core.request",
+        "cllm_core.info",
+    ),
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.engine",),
     ("cllm_core.llm",),
@@ -33,6 +40,7 @@ HEAVY = ("torch", "transformers", "accelerate", "peft", "safetensors")
 TORCH_FREE = (
     "cllm_core.config",
     "cllm_core.errors",
+    "cllm_core.heap",
     "cllm_core.info",
     "cllm_core.logs",
     "cllm_core.request",

@@ -22,6 +22,7 @@ import msgspec
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError, ConfigError
+from cllm_core.heap import settle_heap
 from cllm_core.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.lifeline import StopSignals, leave_with_parent
@@ -123,6 +124,7 @@ def _serve(
     # Only now: until here the default handlers end the process at once, also inside a long call of a loader.
     stop = StopSignals(stop_signals)
     channel.wake_on(stop)
+    settle_heap()
     channel.announce(Ready(engine.info))
     logger.info("ready: %s", engine.info.name)
     try:
