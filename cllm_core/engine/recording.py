@@ -5,6 +5,7 @@ import logging
 import torch
 
 from cllm_core.config import EngineConfig
+from cllm_core.engine.sampling import drawing_bytes
 from cllm_core.models.cuda.graphs import BYTES_PER_GRAPH, WORKSPACE_BYTES, GraphRecorder
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
@@ -22,8 +23,9 @@ def recorded_buckets(model: PagedModel, config: EngineConfig) -> Buckets | None:
 
 def step_bytes(model: PagedModel, config: EngineConfig, max_model_len: int) -> int:
     """Memory that steps take on a CUDA device beyond weights and cache, recorded ones included."""
-    # Sampling keeps a few more copies of the logits than the forward pass does.
+    # Sampling keeps a few more copies of the logits than the forward pass does; it draws from a part of them at a time.
     computing = 2 * activation_bytes(model, config.max_batched_tokens, config.cache_block_size, max_model_len)
+    computing += drawing_bytes(config.max_batched_tokens, model.vocab_size)
     scratch = config.cache_block_size * model.cache_bytes_per_token
     buckets = recorded_buckets(model, config)
     if buckets is None:

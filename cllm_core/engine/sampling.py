@@ -15,9 +15,14 @@ from cllm_core.engine import processors
 from cllm_core.engine.noise import gumbel_noise, token_words
 from cllm_core.engine.sampling_batch import Draw, Penalty, SamplingBatch
 
-# Logits drawn from at once: on a CPU about what stays in its cache, on a GPU what bounds temporary memory (0.5 GiB).
+# Logits drawn from at once: on a CPU about what stays in its cache, on a GPU what bounds temporary memory.
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
+
+# Temporary memory of a logit that is drawn from. Noise takes three int64 beside the score, 28. Top-p takes most while
+# CUDA sorts: scores, probabilities, sorted values and their int64 places, 20, and in the sort itself two arrays of
+# 8-byte places, the sorted keys, and keys and places once more for the radix passes, 32.
+_BYTES_PER_DRAWN_LOGIT = 56
 
 # Tokens whose largest score is found before the one among them: divides nearly every vocabulary.
 _ARGMAX_BLOCK = 128
@@ -49,6 +54,12 @@ def sample(logits: Tensor, batch: SamplingBatch, history: Tensor | None = None) 
     for group in batch.draws:
         tokens.index_copy_(0, group.positions, _draw(logits, group))
     return tokens
+
+
+def drawing_bytes(num_positions: int, vocab_size: int) -> int:
+    """Temporary memory, beside the logits, of random draws at so many positions on a CUDA device."""
+    num_rows = min(num_positions, max(1, _DEVICE_CHUNK // vocab_size))
+    return num_rows * vocab_size * _BYTES_PER_DRAWN_LOGIT
 
 
 def largest(scores: Tensor) -> Tensor:
