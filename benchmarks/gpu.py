@@ -67,6 +67,8 @@ SMALL = LlamaConfig(  # the shape of SmolLM2-135M, where no --model is given
     tie_word_embeddings=True,
 )
 CHECKED = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 4, "vocab_size": 2048})
+MAX_BATCHED_TOKENS = max(ROWS) * max(WINDOWS)
+NUM_SUMS = 20  # between two waits for the device: launching and waiting take as long as a twentieth of one sum
 NUM_TEXTS = 8
 NUM_CHECKED_STEPS = 24
 # Seen on a CPU between bfloat16 and float32: 0.06, and two ways to round differ by more. Attention that loses sight of
@@ -83,7 +85,7 @@ class StepTime:
     rows: int
     window: int
     milliseconds: float
-    bandwidth_share: float  # bytes of weights and cache read per second, over what a plain copy reads per second
+    bandwidth_share: float  # see ReadLimit.share
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,24 @@ class DecodeSpeed:
     tokens_per_second: float
     tokens_per_forward: float
     milliseconds_per_forward: float  # everything outside of the forward pass included
-    bandwidth_share: float  # bytes of weights read per second, over what a plain copy reads per second
+    bandwidth_share: float  # see ReadLimit.share; of the weights alone
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimit:
+    """What a step cannot be faster than: reading a model's weights.
+
+    Attributes:
+        bytes_per_second: see `measure_bandwidth`.
+        weight_bytes: see `bytes_read`.
+    """
+
+    bytes_per_second: float
+    weight_bytes: int
+
+    def share(self, seconds: float, cache_bytes: int = 0) -> float:
+        """Bytes of weights and cache that a step of this time reads per second, over what sums read per second."""
+        return (self.weight_bytes + cache_bytes) / seconds / self.bytes_per_second
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +170,10 @@ def main() -> None:
             part = f"{name}, {_mode(graphs)}"
             if run.has_time(part):
                 loaded = _loaded_model(name, arguments.model, device)  # anew, since an engine changes its layers
+                limit = ReadLimit(bandwidth, bytes_read(loaded.model))
                 engine = _assemble(loaded, graphs=graphs)
-                report[part] = _measure_model(engine, bandwidth, run, graphs=graphs, name=part)
+                run.failures.extend(f"{part}: {path}" for path in slow_layers(loaded.model, device))
+                report[part] = _measure_model(engine, limit, run, graphs=graphs, name=part)
                 del engine, loaded
                 _free_memory(device)
             _write(arguments.out, report)
@@ -173,16 +194,18 @@ def check_correctness(run: Run, *, graphs: bool) -> dict[str, object]:
 
 def _check_tokens(run: Run, *, graphs: bool) -> dict[str, object]:
     """Jacobi in float32 on the device against transformers' greedy generate on the CPU."""
-    reference = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.float32).eval()
+    reference = random_model(CHECKED, torch.float32, attention="sdpa")
     _draw_weights(reference)
     prompts = [torch.randint(3, CHECKED.vocab_size, (1, length)) for length in (1, 7, 40, 130)]
+    settings = {"max_new_tokens": 48, "do_sample": False, "eos_token_id": None}
     expected = [
-        reference.generate(p, max_new_tokens=48, do_sample=False, eos_token_id=None)[0, p.shape[1] :].tolist()
+        reference.generate(p, **settings)[0, p.shape[1] :].tolist()  # type: ignore[operator]
         for p in prompts
     ]
-    model = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.float32, attn_implementation=PAGED_ATTENTION)
+    model = random_model(CHECKED, torch.float32)
     model.load_state_dict(reference.state_dict())
-    engine = _assemble(_described(model.to(run.device).eval(), "correctness"), graphs=graphs)
+    model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    engine = _assemble(_described(model, "correctness"), graphs=graphs)
     torch.backends.cuda.matmul.allow_tf32 = False
     part, num_equal = f"float32 {_mode(graphs)}", 0
     for block_length in (1, 2, 5, 16, 32):
@@ -201,9 +224,9 @@ def _check_tokens(run: Run, *, graphs: bool) -> dict[str, object]:
 
 def _check_logits(run: Run, *, graphs: bool) -> dict[str, object]:
     """Mixed steps in bfloat16, which alone has fused layers and tensor cores, against a plain model on the device."""
-    model = AutoModelForCausalLM.from_config(CHECKED, dtype=torch.bfloat16, attn_implementation=PAGED_ATTENTION)
+    model = random_model(CHECKED, torch.bfloat16)
     _draw_weights(model)
-    model = model.to(run.device).eval()
+    model.to(run.device)  # type: ignore[arg-type]
     plain = PagedModel(copy.deepcopy(model))
     engine = _assemble(_described(model, "correctness"), graphs=graphs)
     found = _paged_model(engine)
@@ -213,10 +236,17 @@ def _check_logits(run: Run, *, graphs: bool) -> dict[str, object]:
     part = f"bfloat16 {_mode(graphs)}"
     if not (errors < MAX_RELATIVE_ERROR).all():
         run.failures.append(f"{part}: logits differ from those of a plain model by {errors.max():.2g} of their size")
-    if run.device.type == "cuda" and not any(isinstance(module, FusedLayer) for module in model.modules()):
-        run.failures.append(f"{part}: no decoder layer is fused")
-    run.failures.extend(f"{part}: {path}" for path in slow_paths(found, run.device, graphs=graphs))
+    slow = slow_layers(model, run.device) + slow_paths(found, run.device, graphs=graphs)
+    run.failures.extend(f"{part}: {path}" for path in slow)
     return {"logits_error": float(errors.max()), "steps": len(errors)}
+
+
+def random_model(config: LlamaConfig, dtype: torch.dtype, *, attention: str = PAGED_ATTENTION) -> PreTrainedModel:
+    """Random weights in this shape, on the default device."""
+    own = copy.deepcopy(config)  # transformers notes the attention in the very config that it is given
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
+    model.eval()
+    return model
 
 
 def _draw_weights(model: PreTrainedModel) -> None:
@@ -233,6 +263,19 @@ def slow_paths(model: PagedModel, device: torch.device, *, graphs: bool) -> list
         return []
     found = [] if model.attends_by_tables else ["attention gathers the cache, its kernels are not used"]
     return found if model.num_recorded or not graphs else [*found, "no step was recorded as a CUDA graph"]
+
+
+def slow_layers(model: PreTrainedModel, device: torch.device) -> list[str]:
+    """What decoder layers of an engine's model fall back to on a CUDA device, as `slow_paths`."""
+    if device.type != "cuda" or model.dtype == torch.float32:  # whose layers stay those of transformers
+        return []
+    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if len(layers) < num_layers:
+        return [f"{len(layers)} of {num_layers} decoder layers are fused"]
+    if any(layer.layer_kernels is None for layer in layers):
+        return ["heads are turned, stored and gated by torch, the kernels of layers are not used"]
+    return []
 
 
 def mixed_steps(num_cache_blocks: int, device: torch.device) -> Iterator[Step]:
@@ -263,19 +306,36 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def measure_bandwidth(device: torch.device) -> float:
     """Bytes read per second by summing a large tensor: what a step that only reads its weights could reach."""
     data = torch.ones(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
-    return data.nbytes / _median_seconds(data.sum, device)
+
+    def sums() -> None:
+        for _ in range(NUM_SUMS):
+            data.sum()
+
+    return NUM_SUMS * data.nbytes / _median_seconds(sums, device)
 
 
-def _measure_model(engine: Engine, bandwidth: float, run: Run, *, graphs: bool, name: str) -> dict[str, object]:
+def bytes_read(model: PreTrainedModel) -> int:
+    """Bytes of the weights that a step of few tokens reads: of an embedding that is no output layer, nearly none.
+
+    To be asked before an engine is made, which may take weights out of the model.
+    """
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if not isinstance(embedding, Tensor):
+        raise TypeError("an embedding without a weight")
+    return num_bytes if output is embedding else num_bytes - embedding.nbytes
+
+
+def _measure_model(engine: Engine, limit: ReadLimit, run: Run, *, graphs: bool, name: str) -> dict[str, object]:
     model = _paged_model(engine)
     steps = [
-        _time_step(model, engine, rows, window, bandwidth)
+        _time_step(model, rows, window, limit)
         for rows in ROWS
         for window in WINDOWS
-        if rows * window <= 2048 and run.has_time(f"{name}: step of {rows} x {window}")
+        if run.has_time(f"{name}: step of {rows} x {window}")
     ]
     speeds = [
-        _decode_speed(engine, requests, block_length, bandwidth)
+        _decode_speed(engine, requests, block_length, limit)
         for requests, block_length in [(1, 1), (1, 16), (1, 32), (16, 1), (16, 16), (32, 1), (32, 16)]
         if run.has_time(f"{name}: decoding {requests} requests at n = {block_length}")
     ]
@@ -302,10 +362,10 @@ def _paged_model(engine: Engine) -> PagedModel:
     return model
 
 
-def _time_step(model: PagedModel, engine: Engine, rows: int, window: int, bandwidth: float) -> StepTime:
+def _time_step(model: PagedModel, rows: int, window: int, limit: ReadLimit) -> StepTime:
     seconds = _median_seconds(_step(model, rows, window), model.device)
-    read = engine.info.weight_bytes + rows * (CONTEXT + window) * model.cache_bytes_per_token
-    return StepTime(rows, window, 1e3 * seconds, read / seconds / bandwidth)
+    cache_bytes = rows * (CONTEXT + window) * model.cache_bytes_per_token
+    return StepTime(rows, window, 1e3 * seconds, limit.share(seconds, cache_bytes))
 
 
 def _profile_step(model: PagedModel, rows: int, window: int) -> KernelProfile | None:
@@ -313,6 +373,7 @@ def _profile_step(model: PagedModel, rows: int, window: int) -> KernelProfile | 
         return None
     step = _step(model, rows, window)
     step()
+    torch.cuda.synchronize(model.device)  # or the profile would hold kernels of this step too
     return profile_kernels(step, model.device)
 
 
@@ -329,7 +390,7 @@ def _step(model: PagedModel, rows: int, window: int) -> Callable[[], object]:
     return lambda: model.forward(input_ids, positions, spans, sampled)
 
 
-def _decode_speed(engine: Engine, requests: int, block_length: int, bandwidth: float) -> DecodeSpeed:
+def _decode_speed(engine: Engine, requests: int, block_length: int, limit: ReadLimit) -> DecodeSpeed:
     generator = torch.Generator().manual_seed(0)
     vocab = engine.info.vocab_size
     prompts = [tuple(torch.randint(3, vocab, (64,), generator=generator).tolist()) for _ in range(requests)]
@@ -347,7 +408,7 @@ def _decode_speed(engine: Engine, requests: int, block_length: int, bandwidth: f
         tokens_per_second=num_tokens / seconds,
         tokens_per_forward=num_tokens / (num_steps * requests),
         milliseconds_per_forward=1e3 * seconds / num_steps,
-        bandwidth_share=engine.info.weight_bytes * num_steps / seconds / bandwidth,
+        bandwidth_share=limit.share(seconds / num_steps),
     )
 
 
@@ -372,8 +433,8 @@ def _loaded_model(name: str, folder: str | None, device: torch.device) -> Loaded
         return load_model(config, lambda stage, fraction: None, attn_implementation=PAGED_ATTENTION)
     shape = SMALL if name == "small" else LLAMA_7B
     with device:
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=PAGED_ATTENTION)
-    return _described(model.eval(), name)
+        model = random_model(shape, torch.bfloat16)
+    return _described(model, name)
 
 
 def _described(model: PreTrainedModel, name: str) -> LoadedModel:
@@ -398,7 +459,7 @@ def _assemble(loaded: LoadedModel, *, graphs: bool) -> Engine:
 def _engine_config(*, graphs: bool) -> EngineConfig:
     return EngineConfig(
         max_num_seqs=max(ROWS),
-        max_batched_tokens=2048,
+        max_batched_tokens=MAX_BATCHED_TOKENS,
         cache_block_size=BLOCK_SIZE,
         num_cache_blocks=max(ROWS) * (-(-(CONTEXT + max(WINDOWS)) // BLOCK_SIZE) + 1),
         prefix_caching=False,

@@ -8,8 +8,21 @@ import torch
 from transformers import LlamaConfig
 
 from benchmarks import gpu
-from benchmarks.gpu import Run, check_correctness, describe_machine, mixed_steps, slow_paths
+from benchmarks.gpu import (
+    ReadLimit,
+    Run,
+    bytes_read,
+    check_correctness,
+    describe_machine,
+    mixed_steps,
+    random_model,
+    slow_layers,
+    slow_paths,
+)
 from cllm_core.models.attention import register_paged_attention
+from cllm_core.models.cuda.layer_kernels import LayerKernels
+from cllm_core.models.fused_layer import FusedLayer
+from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.static_steps import Buckets, Work
@@ -17,6 +30,7 @@ from tests.engine.factories import paged_model
 from tests.models.table_attention import attend_plainly
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TINY = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 
 
 def test_a_machine_without_git_has_an_unknown_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +48,7 @@ def test_parts_without_time_are_listed() -> None:
 
 def test_wrong_logits_and_tokens_are_listed_and_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     register_paged_attention()
-    tiny = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    monkeypatch.setattr(gpu, "CHECKED", tiny)
+    monkeypatch.setattr(gpu, "CHECKED", TINY)
     monkeypatch.setattr(gpu, "MAX_RELATIVE_ERROR", 0.0)
     decode = gpu._decode
 
@@ -52,6 +65,53 @@ def test_wrong_logits_and_tokens_are_listed_and_end_nothing(monkeypatch: pytest.
     assert len(tokens) == 5
     assert all("prompt 2: token 7 is" in failure for failure in tokens)
     assert "logits differ" in logits
+
+
+def test_each_mode_is_checked_against_transformers_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers notes a model's attention in its config: the second reference attended to a cache it had not."""
+    register_paged_attention()
+    monkeypatch.setattr(gpu, "CHECKED", TINY)
+    before = TINY.to_dict()
+    run = Run(CPU, deadline=0.0)
+    found = [check_correctness(run, graphs=False) for _ in range(2)]
+    assert [part["tokens_equal"] for part in found] == [5 * 4 * 48] * 2
+    assert not run.failures
+    assert TINY.to_dict() == before
+    assert random_model(TINY, torch.float32, attention="sdpa").config._attn_implementation == "sdpa"
+
+
+def test_decoder_layers_without_kernels_are_noticed_on_a_device() -> None:
+    register_paged_attention()
+    model = random_model(TINY, torch.bfloat16)
+    assert slow_layers(model, CUDA) == ["0 of 1 decoder layers are fused"]
+    fuse_layers(model)
+    assert [found.split(",")[-1] for found in slow_layers(model, CUDA)] == [" the kernels of layers are not used"]
+    for layer in model.modules():
+        if isinstance(layer, FusedLayer):
+            layer.layer_kernels = LayerKernels()
+    assert not slow_layers(model, CUDA)
+    assert not slow_layers(random_model(TINY, torch.bfloat16), CPU)
+    assert not slow_layers(random_model(TINY, torch.float32), CUDA)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_is_read_where_it_is_the_output_too(tied: bool) -> None:
+    """Of one that is not, a step reads a row for each token, and counting all of it flattered a 7B shape by 2 %."""
+    register_paged_attention()
+    shape = {**TINY.to_dict(), "tie_word_embeddings": tied}
+    model = random_model(LlamaConfig(**shape), torch.bfloat16)
+    head = model.get_output_embeddings().weight
+    inside = sum(
+        weight.nbytes for name, weight in model.named_parameters() if "embed" not in name and "head" not in name
+    )
+    assert bytes_read(model) == inside + head.nbytes
+    limit = ReadLimit(bytes_per_second=2.0 * bytes_read(model), weight_bytes=bytes_read(model))
+    assert (limit.share(0.5), limit.share(1.0, cache_bytes=bytes_read(model))) == (1.0, 1.0)
+
+
+def test_every_size_of_step_fits_the_engine() -> None:
+    """64 rows of 64 tokens were left out without a word."""
+    assert gpu._engine_config(graphs=False).max_batched_tokens == max(gpu.ROWS) * max(gpu.WINDOWS) == 4096
 
 
 def test_a_model_that_falls_back_on_a_device_is_noticed() -> None:

@@ -20,7 +20,8 @@ def attend_plainly(
         blocks = tables.block_ids[first_block : first_block - (-length // keys.shape[1])].long()
         row_keys = keys[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
         row_values = values[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
-        behind = torch.arange(length - (end - start), length)[:, None] - torch.arange(length)
+        places = torch.arange(length, device=query.device)
+        behind = places[length - (end - start) :, None] - places
         hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)
         scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scale
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
