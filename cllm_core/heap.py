@@ -9,8 +9,8 @@ _ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 def settle_heap() -> None:
     """Take everything that is there now for permanent: it is never looked through again for garbage.
 
-    Modules and models are hundreds of thousands of objects. A full collection of the worker's took 0.2 s, within a step,
-    and beside steps of a CPU even small ones read memory that is in no cache any more.
+    Modules and models are hundreds of thousands of objects. A full collection of the worker's took 0.2 s, in the middle
+    of a step, and beside steps of a CPU even small ones read memory that is in no cache any more.
     """
     gc.collect()
     gc.freeze()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PagedAttention
+from cllm_core.models.cuda.layer_kernels import LayerKernels
 from cllm_core.models.cuda.products import PlainGate, PlainProduct
 from cllm_core.models.native.kernels import Kernels
 from cllm_core.models.native.products import PanelGate, PanelProduct, can_multiply
 from cllm_core.models.products import GatedProduct, PackedGate, PackedProduct, Product
+from cllm_core.models.step_tables import TableStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class FusedLayer(nn.Module):
         rotation: shared by the layers that turn their heads alike.
         kernels: compute norms, and products of sizes that they take; None: torch does.
         adapters: of the layer; None: there are none.
+        layer_kernels: compute on a CUDA device what lies between the products; None: torch does.
     """
 
     def __init__(
@@ -55,17 +58,20 @@ class FusedLayer(nn.Module):
         rotation: "Rotation",
         kernels: Kernels | None = None,
         adapters: "LayerAdapters | None" = None,
+        *,
+        layer_kernels: LayerKernels | None = None,
     ) -> None:
         super().__init__()
         attention = layer.get_submodule("self_attn")
         self.call = call
         self.rotation = rotation
+        self.layer_kernels = layer_kernels
         self.input_norm = Norm.of(layer.get_submodule("input_layernorm"), kernels)
         self.mlp_norm = Norm.of(layer.get_submodule("post_attention_layernorm"), kernels)
         has_head_norms = "q_norm" in dict(attention.named_children())
         self.query_norm = Norm.of(attention.get_submodule("q_norm"), kernels) if has_head_norms else None
         self.key_norm = Norm.of(attention.get_submodule("k_norm"), kernels) if has_head_norms else None
-        products = _Products(layer, kernels, adapters)
+        products = _Products(layer, kernels, adapters, layer_kernels)
         self.qkv = products.of("self_attn", "q_proj", "k_proj", "v_proj")
         self.out = products.of("self_attn", "o_proj")
         self.gated = products.gated("mlp", "gate_proj", "up_proj")
@@ -75,23 +81,29 @@ class FusedLayer(nn.Module):
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: PagedAttention, **_: object
     ) -> Tensor:
-        """[1, T, H] to the same; the keyword arguments are those of transformers' layers, unused ones ignored."""
+        """[1, T, H] to the same; `hidden_states` may be overwritten.
+
+        The keyword arguments are those of transformers' layers, unused ones ignored.
+        """
         residual = hidden_states[0]
         attended = self._attend(self.input_norm(residual), position_embeddings, paged)
         residual = self.out.plus(attended, residual)
         return self.down.plus(self.gated(self.mlp_norm(residual)), residual)[None]
 
     def _attend(self, normed: Tensor, position_embeddings: tuple[Tensor, Tensor], paged: PagedAttention) -> Tensor:
-        num_heads, num_kv_heads = self.call.heads.num_heads, self.call.heads.num_kv_heads
-        heads = self.qkv(normed).view(-1, num_heads + 2 * num_kv_heads, self.call.heads.size)
-        num_turning = num_heads + num_kv_heads
-        turning, value = heads[:, :num_turning], heads[:, num_turning:]
+        call, num_heads, num_kv_heads = self.call, self.call.heads.num_heads, self.call.heads.num_kv_heads
+        heads = self.qkv(normed).view(-1, num_heads + 2 * num_kv_heads, call.heads.size)
+        query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(turning[:, :num_heads]), self.key_norm(turning[:, num_heads:])
-            turning = torch.cat((query, key), dim=1)
-        turned = self.rotation(turning, *position_embeddings)
-        query, key = turned[:, :num_heads], turned[:, num_heads:]
-        out = paged.attend(self.call.layer, query, key, value, scale=self.call.scale, window=self.call.window)
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.layer_kernels is not None and isinstance(paged, TableStep):
+            places = paged.places(call.layer)
+            query = self.layer_kernels.turn_and_store(query, key, value, factors=position_embeddings, places=places)
+            out = paged.attend_stored(call.layer, query, scale=call.scale, window=call.window)
+        else:
+            turning = heads[:, :-num_kv_heads] if self.query_norm is None else torch.cat((query, key), dim=1)
+            query, key = self.rotation(turning, *position_embeddings).split((num_heads, num_kv_heads), dim=1)
+            out = paged.attend(call.layer, query, key, value, scale=call.scale, window=call.window)
         return out.reshape(normed.shape[0], -1)
 
 
@@ -169,6 +181,7 @@ class _Products:
     layer: nn.Module
     kernels: Kernels | None
     adapters: LayerAdapters | None
+    layer_kernels: LayerKernels | None
 
     def of(self, part: str, *names: str) -> Product:
         """The linear layers of these names in a part of the layer, outputs side by side."""
@@ -184,7 +197,7 @@ class _Products:
         """Two linear layers, of which one gates the other."""
         first, second = self._linears(part, (gate, up))
         if first.weight.is_cuda:
-            return PlainGate(self.of(part, gate, up))
+            return PlainGate(self.of(part, gate, up), self.layer_kernels)
         own, other = (None if self.adapters is None else self.adapters.product(part, name) for name in (gate, up))
         if self.kernels is not None and can_multiply(self.kernels, (first, second)):
             return PanelGate.of(first, second, self.kernels, (own, other))

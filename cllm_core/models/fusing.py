@@ -7,7 +7,7 @@ reproduce what the layer it replaces made of real inputs, in float32, and is not
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,11 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.cuda.layer_kernels import LayerKernels, load_layer_kernels
 from cllm_core.models.fused_layer import AttentionCall, FusedLayer, HeadShape, LayerAdapters, Rotation
 from cllm_core.models.native.kernels import Kernels
+from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
+from cllm_core.models.step_tables import StepShape, StepTables, TableStep, pack_tables
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters
     if not names:
         return 0
     calls = _record_calls(model, names)
+    layer_kernels = load_layer_kernels(model.device, model.dtype)
     rotations: dict[int, Rotation] = {}  # by the factors that transformers hands the layers
     num_fused = 0
     for name in names:
@@ -58,13 +62,14 @@ def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters
             logger.info("%s of %s is not fused: it turns its heads in another way", name, type(model).__name__)
             continue
         layer = model.get_submodule(name)
-        error = call.relative_error(layer)
+        error = call.relative_error(layer, layer_kernels)
         if not error < _MAX_RELATIVE_ERROR:
             logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
             continue
         rotation = rotations.setdefault(id(call.position_embeddings[0]), Rotation(kernels))
+        own = LayerAdapters.of(adapters, name)
         model.set_submodule(
-            name, FusedLayer(layer, call.attention, rotation, kernels, LayerAdapters.of(adapters, name))
+            name, FusedLayer(layer, call.attention, rotation, kernels, own, layer_kernels=layer_kernels)
         )
         num_fused += 1
     return num_fused
@@ -80,9 +85,33 @@ class _ProbeAttention:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         self.last_call = AttentionCall(layer, HeadShape(query.shape[1], key.shape[1], query.shape[2]), scale, window)
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-        return out[0].transpose(0, 1)
+        return _attend_among(query, key, value, scale)
+
+
+def _attend_among(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention among tokens: [T, H, D], [T, H_kv, D] and [T, H_kv, D_v] to [T, H, D_v]."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _attend_stored(
+    query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
+) -> Tensor:
+    """The probe's attention as TableAttention, for a step that is all of its context."""
+    slots = tables.write_slots.long()
+    return _attend_among(query, keys.flatten(0, 1)[slots], values.flatten(0, 1)[slots], scale)
+
+
+def _probe_step(heads: HeadShape, like: Tensor) -> TableStep:
+    """A step of the probe's tokens over a cache of one layer, so that storing keys and values is proved too."""
+    shape, blocks = StepShape(1, _NUM_PROBE_TOKENS), (2, 0, 1)
+    block_size = _NUM_PROBE_TOKENS // len(blocks)
+    rows = [RowSpan(0, _NUM_PROBE_TOKENS, 0, blocks)]
+    packed = pack_tables(rows, shape, block_size=block_size, scratch_block=len(blocks))
+    spec = LayerSpec(heads.num_kv_heads, heads.size, heads.size)
+    cache = KVCache([spec], num_blocks=len(blocks) + 1, block_size=block_size, dtype=like.dtype, device=like.device)
+    return TableStep(cache, StepTables.view(torch.from_numpy(packed).to(like.device), shape), _attend_stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +123,17 @@ class _LayerCall:
     position_embeddings: tuple[Tensor, Tensor]
     attention: AttentionCall
 
-    def relative_error(self, layer: nn.Module) -> float:
+    def relative_error(self, layer: nn.Module, layer_kernels: LayerKernels | None) -> float:
         """How far the layer is from its fused self, relative to what it adds to its input; in float32."""
         exact = copy.deepcopy(layer).float()
         cos, sin = self.position_embeddings
-        kwargs = self.kwargs | {"position_embeddings": (cos.float(), sin.float()), "paged": _ProbeAttention()}
+        kwargs = self.kwargs | {"position_embeddings": (cos.float(), sin.float())}
         before = self.hidden_states.float()
         with torch.inference_mode():
-            expected = exact(before, **kwargs)
-            output = FusedLayer(exact, self.attention, Rotation())(before, **kwargs)
+            expected = exact(before, **kwargs | {"paged": _ProbeAttention()})
+            fused = FusedLayer(exact, replace(self.attention, layer=0), Rotation(), layer_kernels=layer_kernels)
+            # A copy, since fused layers overwrite what they are given.
+            output = fused(before.clone(), **kwargs | {"paged": _probe_step(self.attention.heads, before)})
         return float((output - expected).norm() / (expected - before).norm())
 
 

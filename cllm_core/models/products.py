@@ -22,7 +22,7 @@ class Product(Protocol):
         ...
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product and `other` [T, out] added."""
+        """The product and `other` [T, out] added; `other` may be overwritten."""
         ...
 
 

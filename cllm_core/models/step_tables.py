@@ -135,6 +135,21 @@ class TableAttention(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlaces:
+    """Where one layer keeps the keys and values of a step's T tokens.
+
+    Attributes:
+        keys: [num_slots, H_kv, D], contiguous; the cache itself.
+        values: [num_slots, H_kv, D_v], contiguous; the cache itself.
+        slots: [T] int32; tokens of padding share one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+
+
 class TableStep:
     """Attention of one step (PagedAttention) by its tables."""
 
@@ -146,9 +161,19 @@ class TableStep:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """See PagedAttention.attend."""
+        places = self.places(layer)
+        places.keys.index_copy_(0, self._write_slots, key)
+        places.values.index_copy_(0, self._write_slots, value)
+        return self.attend_stored(layer, query, scale=scale, window=window)
+
+    def places(self, layer: int) -> CachePlaces:
+        """For whoever stores a layer's keys and values before `attend_stored`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.flatten(0, 1).index_copy_(0, self._write_slots, key)
-        values.flatten(0, 1).index_copy_(0, self._write_slots, value)
+        return CachePlaces(keys.flatten(0, 1), values.flatten(0, 1), self._tables.write_slots)
+
+    def attend_stored(self, layer: int, query: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """As `attend`, once the step's keys and values are in their places."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
         return self._attention(query, keys, values, self._tables, scale=scale, window=window)
 
 

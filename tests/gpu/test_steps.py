@@ -12,6 +12,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.recording import step_bytes
 from cllm_core.models.cuda.attention import load_attention
 from cllm_core.models.cuda.graphs import GraphRecorder
+from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.static_steps import Buckets, NotRecordable
@@ -81,14 +82,21 @@ def test_float32_output_equals_transformers_generate_on_the_cpu(graphs: bool, de
         assert [answer.token_ids for answer in decode(engine, requests).values()] == expected
 
 
-def test_fused_layers_of_bfloat16_stay_near_those_of_transformers(device: torch.device) -> None:
-    plain = paged(LLAMA, torch.bfloat16, device, kernels=False)
-    engine = make_engine(loaded_model(LLAMA, torch.bfloat16, device), graphs=True)
+@pytest.mark.parametrize("config", [LLAMA, QWEN3], ids=["llama", "qwen3"])
+def test_fused_layers_of_bfloat16_stay_near_those_of_transformers(
+    config: LlamaConfig | Qwen3Config, device: torch.device
+) -> None:
+    plain = paged(config, torch.bfloat16, device, kernels=False)
+    loaded = loaded_model(config, torch.bfloat16, device)
+    engine = make_engine(loaded, graphs=True)
     fused = engine.runner.model
     assert isinstance(fused, PagedModel)
-    step = random_step(random.Random(1), device)
-    expected, found = plain.forward(*step), fused.forward(*step)
-    assert relative_error(found, expected) < ROUNDING
+    layers = [module for module in loaded.model.modules() if isinstance(module, FusedLayer)]
+    assert [layer.layer_kernels is not None for layer in layers] == [True] * config.num_hidden_layers
+    draw = random.Random(1)
+    for _ in range(10):  # of several shapes, some of them replayed
+        step = random_step(draw, device)
+        assert relative_error(fused.forward(*step), plain.forward(*step)) < ROUNDING
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 0.8, "seed": 1}, {"top_p": 0.9, "seed": 2}])

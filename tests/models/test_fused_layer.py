@@ -5,15 +5,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.models import fusing
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.cuda.layer_kernels import LayerKernels
+from cllm_core.models.cuda.products import PlainGate, PlainProduct
 from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.lora import LowRank
 from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.step_tables import TableAttention
 from tests.architectures import Architecture
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
+from tests.models.table_attention import attend_plainly
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -27,11 +32,14 @@ def make_model(architecture: Architecture, dtype: torch.dtype = torch.float32) -
     return model
 
 
-def run_three_steps(model: PreTrainedModel, bank: AdapterBank | None = None) -> Tensor:
+def run_three_steps(
+    model: PreTrainedModel, bank: AdapterBank | None = None, attention: TableAttention | None = None
+) -> Tensor:
     """Logits of a prompt of 40 tokens and a window of 5 behind it, beside a second row, which has adapter 1."""
     paged = PagedModel(model)
     if bank is not None:
         paged.use_adapters(bank)
+    paged.use_attention(attention)
     paged.allocate_cache(num_blocks=16, block_size=8)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     blocks = (3, 9, 1, 4, 12, 6)
@@ -52,6 +60,40 @@ def test_fused_layers_compute_what_transformers_does(architecture: Architecture)
     model = make_model(architecture)
     assert fuse_layers(model) == model.config.num_hidden_layers
     torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the device then: tests/gpu")
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])  # plain, with biases, with norms of heads
+def test_layers_fused_as_on_a_device_compute_what_transformers_does(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products that overwrite the residual, and the kernels between them, in Triton's interpreter."""
+    expected = run_three_steps(make_model(architecture))
+    kernels, stores = LayerKernels(), []
+    turn_and_store = kernels.turn_and_store
+
+    def count_stores(query: Tensor, *args: Tensor, **settings: object) -> Tensor:
+        stores.append(len(query))
+        return turn_and_store(query, *args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kernels, "turn_and_store", count_stores)
+    model = make_model(architecture)
+    with monkeypatch.context() as on_device:
+        on_device.setattr(nn.Parameter, "is_cuda", True)
+        on_device.setattr(fusing, "load_layer_kernels", lambda device, dtype: kernels)
+        assert fuse_layers(model) == model.config.num_hidden_layers
+    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    for layer in layers:
+        assert isinstance(layer.down, PlainProduct)
+        assert isinstance(layer.gated, PlainGate)
+        assert layer.gated.kernels is layer.layer_kernels is kernels
+    stores.clear()
+    found = run_three_steps(model, attention=attend_plainly)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert sorted(stores) == sorted([30, 13, 6] * len(layers))
+    # Attention that gathers knows no tables, so the heads are turned by torch.
+    torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
+    assert len(stores) == 3 * len(layers)
 
 
 def test_fused_layers_are_as_near_to_float32_as_the_layers_they_replace() -> None:

@@ -1,4 +1,4 @@
-"""Triton kernels: attention of a step, straight from the paged cache.
+"""Triton kernels: attention of a step, straight from the paged cache, and what lies between a layer's products.
 
 Flash attention (arXiv:2205.14135) with the context split over programs (arXiv:2311.01282), for rows of any number of
 query tokens. The query heads that share a KV head are further queries of it, so every key is read once per tile.
@@ -168,3 +168,86 @@ def combine(  # noqa: PLR0917
     total = tl.sum(sums * weights, 0)
     result = tl.sum(parts * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + place * VALUE_SIZE + dim, result, mask=dim < VALUE_SIZE)
+
+
+@triton.jit
+def _turn(from_ptr, to_ptr, cos_ptr, sin_ptr, pair, mask, HALF: tl.constexpr):  # noqa: N803, PLR0917
+    """Write heads turned by rotary embedding: element `pair` of a head turns with element HALF + pair."""
+    number = to_ptr.dtype.element_ty
+    first = tl.load(from_ptr + pair, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(from_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
+    cos_first = tl.load(cos_ptr + pair, mask=mask, other=0.0).to(tl.float32)
+    sin_first = tl.load(sin_ptr + pair, mask=mask, other=0.0).to(tl.float32)
+    cos_second = tl.load(cos_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
+    sin_second = tl.load(sin_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
+    # Rounded in between, where torch.mul before torch.addcmul rounds: the bits are those of `fused_layer.Rotation`.
+    kept_first = (first * cos_first).to(number).to(tl.float32)
+    kept_second = (second * cos_second).to(number).to(tl.float32)
+    tl.store(to_ptr + pair, kept_first - second * sin_first, mask=mask)
+    tl.store(to_ptr + HALF + pair, kept_second + first * sin_second, mask=mask)
+
+
+@triton.jit
+def turn_and_store(  # noqa: PLR0917
+    query_ptr,  # [T, H, D]
+    key_ptr,  # [T, H_kv, D]
+    value_ptr,  # [T, H_kv, D]
+    cos_ptr,  # [T, D], contiguous
+    sin_ptr,  # [T, D], contiguous
+    slots_ptr,  # [T] int32
+    turned_ptr,  # [T, H, D], contiguous
+    keys_ptr,  # [slots, H_kv, D], contiguous
+    values_ptr,  # [slots, H_kv, D], contiguous
+    query_stride,
+    query_head_stride,
+    key_stride,
+    key_head_stride,
+    value_stride,
+    value_head_stride,
+    NUM_KV_HEADS: tl.constexpr,  # noqa: N803
+    REPEAT: tl.constexpr,  # noqa: N803 - query heads of a KV head
+    SIZE: tl.constexpr,  # noqa: N803
+    PADDED_REPEAT: tl.constexpr,  # noqa: N803 - sizes rounded up to a power of two
+    PADDED_HALF: tl.constexpr,  # noqa: N803
+):
+    """Turn one KV head of a token and its query heads, and store its key and value; program (token, KV head)."""
+    token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half: tl.constexpr = SIZE // 2
+    pair = tl.arange(0, PADDED_HALF)
+    is_pair = pair < half
+    cos_ptr += token * SIZE
+    sin_ptr += token * SIZE
+
+    of_group = tl.arange(0, PADDED_REPEAT)[:, None]
+    head = kv_head * REPEAT + of_group
+    query_ptr += token * query_stride + head * query_head_stride
+    turned_ptr += (token * (NUM_KV_HEADS * REPEAT) + head) * SIZE
+    _turn(query_ptr, turned_ptr, cos_ptr, sin_ptr, pair[None, :], (of_group < REPEAT) & is_pair[None, :], half)
+
+    place = (tl.load(slots_ptr + token).to(tl.int64) * NUM_KV_HEADS + kv_head) * SIZE
+    key_ptr += token * key_stride + kv_head * key_head_stride
+    _turn(key_ptr, keys_ptr + place, cos_ptr, sin_ptr, pair, is_pair, half)
+
+    value_ptr += token * value_stride + kv_head * value_head_stride
+    dim = tl.arange(0, 2 * PADDED_HALF)
+    values = tl.load(value_ptr + dim, mask=dim < SIZE)
+    tl.store(values_ptr + place + dim, values, mask=dim < SIZE)
+
+
+@triton.jit
+def gate(
+    both_ptr,  # [T, 2 * SIZE], contiguous: gate, then what it gates
+    out_ptr,  # [T, SIZE], contiguous
+    SIZE: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """silu of the first half times the second; program (token, block of numbers)."""
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_place = place < SIZE
+    both_ptr += token * (2 * SIZE)
+    gates = tl.load(both_ptr + place, mask=is_place, other=0.0).to(tl.float32)
+    gated = tl.load(both_ptr + SIZE + place, mask=is_place, other=0.0).to(tl.float32)
+    # Rounded in between, as by torch.silu before torch.mul.
+    factor = (gates / (1.0 + tl.exp(-gates))).to(out_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(out_ptr + token * SIZE + place, factor * gated, mask=is_place)

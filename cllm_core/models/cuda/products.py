@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cllm_core.models.adapter_bank import AdaptedProduct
+from cllm_core.models.cuda.layer_kernels import LayerKernels
 from cllm_core.models.products import Product, add_adapted, side_by_side
 
 
@@ -29,7 +30,10 @@ class PlainProduct:
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """See Product."""
-        return self(x).add_(other)
+        if self.bias is not None:
+            return self(x).add_(other)
+        # cuBLAS adds to what lies where it writes: no kernel of its own for the sum.
+        return add_adapted(other.addmm_(x, self.weight.t()), x, self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,12 @@ class PlainGate:
     """GatedProduct by one product for both layers; that of few tokens is read from memory faster than two halves."""
 
     both: Product
+    kernels: LayerKernels | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """See GatedProduct."""
-        gate, up = self.both(x).chunk(2, dim=-1)
+        both = self.both(x)
+        if self.kernels is not None:
+            return self.kernels.gate(both)
+        gate, up = both.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
