@@ -42,8 +42,8 @@ static inline __attribute__((always_inline)) void panel_tile(const bf16 *x, cons
         __m512bh first = (__m512bh)_mm512_loadu_si512(panel + k * PANEL);
         __m512bh last = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + PANEL);
         if (fetch) {
-            _mm_prefetch((const char *)(panel + k * PANEL) + FETCH_AHEAD, _MM_HINT_T1);
-            _mm_prefetch((const char *)(panel + k * PANEL + PANEL) + FETCH_AHEAD, _MM_HINT_T1);
+            _mm_prefetch((const char *)(panel + k * PANEL) + FETCH_AHEAD, _MM_HINT_NTA);
+            _mm_prefetch((const char *)(panel + k * PANEL + PANEL) + FETCH_AHEAD, _MM_HINT_NTA);
         }
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -77,8 +77,8 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
         for (int64_t k = 0; k < INT8_GROUP / 4; k++) {
             __m512i first = _mm512_loadu_si512(panel->numbers[k]), last = _mm512_loadu_si512(panel->numbers[k] + LANES);
             if (fetch) {
-                _mm_prefetch((const char *)panel->numbers[k] + FETCH_AHEAD, _MM_HINT_T1);
-                _mm_prefetch((const char *)(panel->numbers[k] + LANES) + FETCH_AHEAD, _MM_HINT_T1);
+                _mm_prefetch((const char *)panel->numbers[k] + FETCH_AHEAD, _MM_HINT_NTA);
+                _mm_prefetch((const char *)(panel->numbers[k] + LANES) + FETCH_AHEAD, _MM_HINT_NTA);
             }
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++) {
@@ -89,7 +89,7 @@ static inline __attribute__((always_inline)) void int8_tile(const input_group *x
                 add_fours(&sums[i][1], last, fours);
             }
         }
-        if (fetch) _mm_prefetch((const char *)panel->scales + FETCH_AHEAD, _MM_HINT_T1);
+        if (fetch) _mm_prefetch((const char *)panel->scales + FETCH_AHEAD, _MM_HINT_NTA);
         __m512 first = (__m512)load(panel->scales), last = (__m512)load(panel->scales + LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
