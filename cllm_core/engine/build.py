@@ -27,6 +27,7 @@ from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.model import PagedModel
 from cllm_core.models.native.decoder import use_native_decoder
 from cllm_core.models.native.head import use_native_head
+from cllm_core.models.native.huge_pages import use_huge_pages
 from cllm_core.models.native.int8 import quantise_weights
 from cllm_core.models.native.kernels import load_kernels
 from cllm_core.models.native.weights import INT8_GROUP
@@ -139,6 +140,7 @@ def _prepare_cpu_layers(
     if kernels is not None:
         use_native_head(causal_lm, kernels)
         num_saved = quantise_weights(causal_lm) if config.quantization is not None else 0
+        use_huge_pages(causal_lm)
         is_all_native = model.attends_natively and use_native_decoder(causal_lm, kernels)
         if is_all_native:
             model.use_native_model()
