@@ -91,6 +91,7 @@ def llama_server(
         flags: further ones.
         num_threads: None leaves the program's choice.
     """
+    binary = binary.absolute()  # a bare name would be looked for in PATH
     threads = [] if num_threads is None else ["--threads", str(num_threads), "--threads-batch", str(num_threads)]
     size = ["--parallel", str(concurrency), "--ctx-size", str(concurrency * context)]
     libraries = os.pathsep.join(filter(None, [str(binary.parent), os.environ.get("LD_LIBRARY_PATH")]))
@@ -104,6 +105,7 @@ def llama_server(
 
 def transformers_server(program: Path, model: Path, *, flags: Sequence[str], num_threads: int | None) -> ServerSpec:
     """`transformers serve`, in the precision of the folder."""
+    program = program.absolute()  # a bare name would be looked for in PATH
     return ServerSpec(
         name=TRANSFORMERS,
         command=(str(program), "serve", str(model), "--host", _LOOPBACK, "--port", "{port}", *flags),

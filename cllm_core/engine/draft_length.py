@@ -190,7 +190,6 @@ class DraftLengths:
             [_INITIAL_CONFIRMATION] * (max_window - 1), rate=_SHARED_RATE, num_prior=_SHARED_PRIOR_WINDOWS
         )
         self._caps = Caps(max_window)
-        self._max_window = self._newcomer_window = max_window
         self._by_request: dict[str, _Learnt] = {}
         self._num_steps = 0
         self._trial = _Trial()
@@ -204,38 +203,32 @@ class DraftLengths:
         their best number is where accepted tokens per second peak.
 
         Args:
-            max_windows: request id -> longest window it may have, at least 1.
+            max_windows: request id -> longest window it may have, at least 1; also of those whose prompt is being read,
+                so that many that come at once leave each other room.
             max_tokens: sum of the windows; at least the number of requests.
             num_forced: request id -> draft tokens at the head that a grammar forces, of those that have any.
         """
         if not max_windows:
-            self._newcomer_window = self._max_window
             return {}
         forced = num_forced or {}
-        lengths, newcomer, rate = self._cut_to_measure(max_windows, max_tokens, forced)
+        lengths, rate = self._cut_to_measure(max_windows, max_tokens, forced)
         cap_rates = self._cap_rates(max_windows, max_tokens, forced)
         best = int(np.argmax(cap_rates))
         chosen = best if cap_rates[best] > rate else None
         cap = self._trial.next_cap(chosen, typical_length=sum(lengths.values()) / len(lengths), rates=cap_rates)
-        if cap is not None:
-            newcomer = int(self._caps.lengths[cap])
-            lengths = {request_id: min(newcomer, longest) for request_id, longest in max_windows.items()}
-        self._newcomer_window = newcomer
-        return lengths
+        if cap is None:
+            return lengths
+        return {request_id: min(int(self._caps.lengths[cap]), longest) for request_id, longest in max_windows.items()}
 
     @property
     def explores_next(self) -> bool:
         """Whether the next choice may lengthen windows in order to learn, rather than for what is known."""
         return (self._num_steps + 1) % EXPLORE_EVERY == 0 or self._trial.is_due
 
-    def newcomer_window(self, longest: int) -> int:
-        """Window of a request whose prompt is read in this step; call it after `choose`."""
-        return min(self._newcomer_window, longest)
-
     def _cut_to_measure(
         self, max_windows: Mapping[str, int], max_tokens: int, forced: Mapping[str, int]
-    ) -> tuple[dict[str, int], int, float]:
-        """Windows by the chances of each row's depths, that of a newcomer, and accepted tokens per second."""
+    ) -> tuple[dict[str, int], float]:
+        """Windows by the chances of each row's depths, and accepted tokens per second."""
         num_rows = len(max_windows)
         chances = self._chances_of_depths(max_windows, forced, self._next_explorer(num_rows))
         best = np.sort(chances, axis=None)[::-1][: max_tokens - num_rows]
@@ -244,7 +237,7 @@ class DraftLengths:
         num_added = int(np.argmax(rates))
         rate = float(rates[num_added])
         if num_added == 0:
-            return dict.fromkeys(max_windows, 1), 1, rate
+            return dict.fromkeys(max_windows, 1), rate
         threshold = best[num_added - 1]
         num_above = np.count_nonzero(chances > threshold, axis=1)
         # Equally likely tokens stand at the threshold; the oldest rows get them, in the order given.
@@ -252,8 +245,7 @@ class DraftLengths:
         given_before = np.cumsum(num_equal) - num_equal
         num_taken = np.clip(num_added - num_above.sum() - given_before, 0, num_equal)
         lengths = (1 + num_above + num_taken).tolist()
-        newcomer = 1 + int(np.count_nonzero(self._shared.chances >= threshold))
-        return dict(zip(max_windows, lengths, strict=True)), newcomer, rate
+        return dict(zip(max_windows, lengths, strict=True)), rate
 
     def observe_window(
         self, request_id: str, window_length: int, num_matched: int, *, block_length: int, num_forced: int = 0

@@ -9,9 +9,9 @@ always advances, so none starves.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
@@ -85,7 +85,9 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
-        budget = _TokenBudget(self.max_batched_tokens, len(self._running), self._choose_num_tokens())
+        windows = self._choose_windows()
+        wanted = {state.request_id: _num_wanted(state, windows) for state in self._running}
+        budget = _TokenBudget(self.max_batched_tokens, len(self._running), wanted)
         granted: list[tuple[RequestState, int]] = []  # and the tokens it may compute
         num_preempted = 0
         # A copy, since preemption shortens the list from its young end while we walk it from the old one.
@@ -98,7 +100,7 @@ class Scheduler:
             if has_room:
                 granted.append((state, num_tokens))
                 budget.spend(num_tokens)
-        admissions = [] if num_preempted else list(self._admit(budget, granted))
+        admissions = [] if num_preempted else list(self._admit(budget, windows, granted))
         # Drafts take blocks last: none of them is worth another request's place.
         rows = tuple(_plan_row(state, self._fit(state, num_tokens)) for state, num_tokens in granted)
         return StepPlan(rows=rows, admissions=tuple(admissions))
@@ -176,34 +178,21 @@ class Scheduler:
             return False
         return all(window == 1 for window in self._choose_windows().values())
 
-    def _choose_num_tokens(self) -> dict[str, int]:
-        """Tokens that every running request should compute: what it has to read, and a window."""
-        windows = self._choose_windows()
-        return {
-            state.request_id: windows.get(state.request_id) or state.num_pending + self._first_window(state) - 1
-            for state in self._running
-        }
-
     def _choose_windows(self) -> dict[str, int]:
-        """Window length of every running request that has no prompt left to read.
+        """Window length of every request that runs, or may be admitted, for when its prompt is read.
 
         While a prompt is being read, or could be, windows leave half of the step to it, so that a full house of them
         cannot starve the requests that have yet to start.
         """
-        longest = {state.request_id: state.max_window for state in self._running if state.num_pending == 1}
-        has_prompt = len(longest) < len(self._running) or bool(self._waiting and self._free_slots)
+        newcomers = list(islice(self._waiting, len(self._free_slots)))
+        longest = {state.request_id: state.max_window for state in (*self._running, *newcomers)}
+        has_prompt = bool(newcomers) or any(state.num_pending > 1 for state in self._running)
         budget = max(self.max_batched_tokens // 2 if has_prompt else self.max_batched_tokens, len(longest))
         if self._draft_lengths is not None:
             num_forced = {state.request_id: state.num_forced for state in self._running if state.num_forced}
             return self._draft_lengths.choose(longest, budget, num_forced)
-        share = budget // max(1, len(longest))
+        share = budget // max(1, sum(state.num_pending == 1 for state in self._running))
         return {request_id: min(window, share) for request_id, window in longest.items()}
-
-    def _first_window(self, state: RequestState) -> int:
-        """Window behind the end of a prompt: what the step's load leaves to one of which nothing is known yet."""
-        if self._draft_lengths is None:
-            return state.max_window
-        return self._draft_lengths.newcomer_window(state.max_window)
 
     def _make_room(self, state: RequestState, num_known: int) -> tuple[bool, int]:
         """Get blocks for known tokens of a running request, for the first at least by preempting younger requests.
@@ -227,7 +216,9 @@ class Scheduler:
         state.block_ids += pool.allocate(max(0, min(num_missing, pool.num_free)))
         return min(wanted, len(state.block_ids) * pool.block_size - state.num_computed)
 
-    def _admit(self, budget: "_TokenBudget", granted: list[tuple[RequestState, int]]) -> Iterator[Admission]:
+    def _admit(
+        self, budget: "_TokenBudget", windows: Mapping[str, int], granted: list[tuple[RequestState, int]]
+    ) -> Iterator[Admission]:
         while self._waiting and self._free_slots and budget.remaining > 0:
             state = self._waiting[0]
             if not self._reserve_known_tokens(state):
@@ -235,7 +226,7 @@ class Scheduler:
             self._waiting.popleft()
             state.slot = self._free_slots.pop()
             self._running.append(state)
-            num_tokens = min(budget.remaining, state.num_pending + self._first_window(state) - 1)
+            num_tokens = min(budget.remaining, _num_wanted(state, windows))
             granted.append((state, num_tokens))
             budget.spend(num_tokens)
             yield Admission(
@@ -322,6 +313,11 @@ class Scheduler:
         for index in range(state.num_registered, len(hashes)):
             self.block_pool.register(state.block_ids[index], hashes[index])
         state.num_registered = max(state.num_registered, len(hashes))
+
+
+def _num_wanted(state: RequestState, windows: Mapping[str, int]) -> int:
+    """Tokens that a request should compute: what it has to read, the last of which begins its window."""
+    return state.num_pending + windows[state.request_id] - 1
 
 
 class _TokenBudget:

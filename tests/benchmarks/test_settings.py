@@ -55,6 +55,14 @@ def test_servers_take_turns_in_the_order_of_the_settings(tmp_path: Path) -> None
     assert plan.engine.block_length == 8
 
 
+def test_a_program_in_this_folder_is_not_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = Path("transformers")
+    program.touch()
+    spec = plan_of(make_config(model=str(tmp_path), transformers=program)).servers[-1]
+    assert spec.command[0] == spec.version_command[0] == str(tmp_path / "transformers")
+
+
 def test_the_engine_alone_needs_a_load_of_one() -> None:
     assert plan_of(make_config(concurrency="2,4")).engine is None
 

@@ -71,7 +71,7 @@ def test_windows_cut_to_measure_reach_the_best_rate_of_all_windows(seed: int) ->
         accepted = 3 + sum(row[: window - 1].sum() for row, window in zip(chances, windows, strict=True))
         return float(accepted) / times.seconds(sum(windows))
 
-    chosen, _, expected = lengths._cut_to_measure(dict.fromkeys("abc", 4), 10, {})
+    chosen, expected = lengths._cut_to_measure(dict.fromkeys("abc", 4), 10, {})
     possible = [w for w in itertools.product(range(1, 5), repeat=3) if sum(w) <= 10]
     assert rate(tuple(chosen.values())) == pytest.approx(max(map(rate, possible)))
     assert rate(tuple(chosen.values())) == pytest.approx(expected)
@@ -171,12 +171,10 @@ def test_a_choice_that_explores_is_announced() -> None:
 
 
 def test_a_first_window_is_what_the_load_leaves() -> None:
-    lengths = draft_lengths(STEEP)
-    lengths.choose({}, max_tokens=64)
-    assert lengths.newcomer_window(8) == 8
-    teach(lengths, "a", num_matched=0)
-    lengths.choose(dict.fromkeys("abc", 8), max_tokens=64)
-    assert lengths.newcomer_window(8) == 1
+    lengths = draft_lengths({1: 0.010, 16: 0.010, 64: 0.640})
+    assert lengths.choose({"new": 8}, max_tokens=64) == {"new": 8}
+    chosen = lengths.choose({**dict.fromkeys("abcdefghijklmno", 1), "new": 8}, max_tokens=64)
+    assert chosen["new"] == 1
 
 
 def test_short_requests_try_for_those_that_come_after_them() -> None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.draft_length import DraftLengths, StepTimes
 from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.scheduler import Scheduler
@@ -147,6 +148,17 @@ def test_windows_leave_half_of_the_step_to_a_prompt() -> None:
     add(scheduler, make_state("b", 60))
     plan, _ = step(scheduler)
     assert [(row.request_id, row.num_tokens) for row in plan.rows] == [("a", 16), ("b", 16)]
+
+
+@pytest.mark.parametrize(("num_requests", "window"), [(1, 8), (16, 1)])
+def test_requests_that_come_at_once_leave_each_other_room(num_requests: int, window: int) -> None:
+    """Each used to get the window of one alone behind its prompt."""
+    times = StepTimes({1: 0.010, 16: 0.010, 64: 0.640}, max_tokens=64)
+    pool = BlockPool(100, BLOCK_SIZE, prefix_caching=False)
+    scheduler = Scheduler(pool, max_num_seqs=16, max_batched_tokens=64, draft_lengths=DraftLengths(times, 8))
+    add(scheduler, *(make_state(str(index), 2, block_length=8) for index in range(num_requests)))
+    plan, _ = step(scheduler)
+    assert [row.num_sampled for row in plan.rows] == [window] * num_requests
 
 
 def test_requests_start_in_the_order_they_came_even_where_a_later_one_would_fit() -> None:
