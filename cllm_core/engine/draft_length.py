@@ -56,28 +56,26 @@ class StepTimes:
         beyond = seconds[-1] + slope * (self._knots - tokens[-1])
         self._knot_seconds = np.where(self._knots > tokens[-1], beyond, np.interp(self._knots, tokens, seconds))
         self._all_tokens = np.arange(max_tokens + 1)
-        self._refresh()
+        self._table: Floats | None = None  # made when it is asked for: many steps are observed, few chosen by it
 
     def seconds(self, num_tokens: int) -> float:
         """Expected time of a step of this many tokens."""
-        return float(self._table[num_tokens])
+        return float(np.interp(num_tokens, self._knots, np.maximum.accumulate(self._knot_seconds)))
 
     def table(self) -> Floats:
         """Expected time of steps of 0..max_tokens tokens; [max_tokens + 1], never falling."""
+        if self._table is None:
+            rising = np.maximum.accumulate(self._knot_seconds)
+            self._table = np.interp(self._all_tokens, self._knots, rising)
         return self._table
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Learn from a step: knots next to it most, and all of them a little, since machines speed up and slow down."""
-        surprise = np.clip(seconds / self.seconds(num_tokens), 1 / _MAX_SURPRISE, _MAX_SURPRISE) - 1
+        surprise = min(max(seconds / self.seconds(num_tokens), 1 / _MAX_SURPRISE), _MAX_SURPRISE) - 1
         right = int(np.searchsorted(self._knots, num_tokens, side="right"))
-        rates = np.full(len(self._knots), _TIME_RATE_ALL)
-        rates[right - 1 : right + 1] = _TIME_RATE_NEAR
-        self._knot_seconds *= 1 + rates * surprise
-        self._refresh()
-
-    def _refresh(self) -> None:
-        rising = np.maximum.accumulate(self._knot_seconds)
-        self._table = np.interp(self._all_tokens, self._knots, rising)
+        self._knot_seconds *= 1 + _TIME_RATE_ALL * surprise
+        self._knot_seconds[right - 1 : right + 1] *= (1 + _TIME_RATE_NEAR * surprise) / (1 + _TIME_RATE_ALL * surprise)
+        self._table = None
 
 
 class Confirmations:
@@ -208,8 +206,8 @@ class DraftLengths:
             max_tokens: sum of the windows; at least the number of requests.
             num_forced: request id -> draft tokens at the head that a grammar forces, of those that have any.
         """
-        if not max_windows:
-            return {}
+        if max(max_windows.values(), default=1) == 1:
+            return dict(max_windows)
         forced = num_forced or {}
         lengths, rate = self._cut_to_measure(max_windows, max_tokens, forced)
         cap_rates = self._cap_rates(max_windows, max_tokens, forced)
