@@ -121,9 +121,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.temperature == 0.0
 
     @property
+    def penalizes_output(self) -> bool:
+        """Whether the output so far makes its tokens less or more likely."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def penalizes_repetition(self) -> bool:
+        """Whether prompt and output so far do."""
+        return self.repetition_penalty != 1
+
+    @property
     def has_penalties(self) -> bool:
-        """Whether the tokens of prompt or output act on the choice of the next one beyond the model."""
-        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+        """Whether the text so far acts on the choice of the next token beyond the model."""
+        return self.penalizes_output or self.penalizes_repetition
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,11 +95,6 @@ class Confirmations:
         self._rate = rate
         self._num_seen = [num_prior] * len(self.given_previous)
 
-    @property
-    def chances(self) -> Floats:
-        """Chance that at least so many draft tokens are confirmed, by depth; falling."""
-        return np.cumprod(self.given_previous, dtype=np.float64)
-
     def observe(self, window_length: int, num_matched: int) -> None:
         """Learn from a window of which `num_matched` draft tokens were confirmed."""
         for depth in range(min(num_matched + 1, window_length - 1)):

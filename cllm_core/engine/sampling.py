@@ -19,9 +19,10 @@ from cllm_core.engine.sampling_batch import Draw, Penalty, SamplingBatch
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
 
-# Temporary memory of a logit that is drawn from. Noise takes three int64 beside the score, 28. Top-p takes most while
-# CUDA sorts: scores, probabilities, sorted values and their int64 places, 20, and in the sort itself two arrays of
-# 8-byte places, the sorted keys, and keys and places once more for the radix passes, 32.
+# Temporary memory of a logit that is drawn from. Noise takes three int64 beside the score, 28. Top-p should take most
+# while CUDA sorts: scores, probabilities, sorted values and their int64 places, 20, and in the sort itself two arrays
+# of 8-byte places, the sorted keys, and keys and places once more for the radix passes, 32. An estimate, rounded up:
+# what the sort takes was not measured on a device.
 _BYTES_PER_DRAWN_LOGIT = 56
 
 # Tokens whose largest score is found before the one among them: divides nearly every vocabulary.

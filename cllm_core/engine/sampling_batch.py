@@ -104,7 +104,7 @@ class Penalty:
         windows = [
             (*window, placed.row.params.presence_penalty, placed.row.params.frequency_penalty)
             for placed in rows
-            if _penalizes_output(placed.row.params)
+            if placed.row.params.penalizes_output
             for window in placed.history_windows(history_rows.index(placed.index), placed.row.num_prompt_tokens)
         ]
         return cls._build(windows, device)
@@ -117,7 +117,7 @@ class Penalty:
         windows = [
             (*window, placed.row.params.repetition_penalty)
             for placed in rows
-            if _penalizes_repetition(placed.row.params)
+            if placed.row.params.penalizes_repetition
             for window in placed.history_windows(history_rows.index(placed.index), 0)
         ]
         return cls._build(windows, device)
@@ -290,14 +290,6 @@ def _host_keys(rows: Sequence[_PlacedRow]) -> Tensor:
 
 def _signed64(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
-
-
-def _penalizes_output(params: SamplingParams) -> bool:
-    return params.presence_penalty != 0 or params.frequency_penalty != 0
-
-
-def _penalizes_repetition(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1
 
 
 def _at_each(entries: Sequence[tuple[range, Ids]]) -> tuple[Ids, Ids]:

@@ -104,7 +104,7 @@ def test_short_windows_are_not_taken_for_failures() -> None:
         for _ in range(4000):
             num_matched = next((depth for depth in range(window - 1) if rng.random() > 0.7), window - 1)
             confirmations.observe(window, num_matched)
-        learnt.append(confirmations.chances)
+        learnt.append(np.cumprod(confirmations.given_previous))
     assert learnt[0][:2] == pytest.approx([0.7, 0.49], abs=0.05)
     assert learnt[1] == pytest.approx(0.7 ** np.arange(1, 8), abs=0.05)
     assert learnt[0][6] >= learnt[1][6] - 0.05

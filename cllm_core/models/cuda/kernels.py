@@ -30,6 +30,15 @@ def _find_row(query_starts_ptr, num_rows, tile, tile_queries: tl.constexpr, MAX_
 
 
 @triton.jit
+def _find_turns(first_key, end, split, num_splits, BLOCK_N: tl.constexpr):  # noqa: N803
+    """The turns of one split, first and end: they share those with keys that some query of a tile sees."""
+    first_turn, end_turn = tl.maximum(first_key, 0) // BLOCK_N, tl.cdiv(end, BLOCK_N)
+    num_turns = tl.cdiv(tl.maximum(end_turn - first_turn, 0), num_splits)
+    first_turn += split * num_turns
+    return first_turn, tl.minimum(first_turn + num_turns, end_turn)
+
+
+@triton.jit
 def _fold(scores, values, maximum, total, weighted):
     """The running maximum, sum of weights and weighted sum of values with one more turn's scores and values in them."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
@@ -96,13 +105,9 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
         other=0.0,
     )
 
-    # Keys that some query of the tile sees, and of these the turns of this split.
     first_position = context_length - num_queries + first_query
     end = tl.minimum(context_length, first_position + tile_queries)
-    first_turn, end_turn = tl.maximum(first_position - window + 1, 0) // BLOCK_N, tl.cdiv(end, BLOCK_N)
-    num_turns = tl.cdiv(tl.maximum(end_turn - first_turn, 0), num_splits)
-    first_turn += split * num_turns
-    end_turn = tl.minimum(first_turn + num_turns, end_turn)
+    first_turn, end_turn = _find_turns(first_position - window + 1, end, split, num_splits, BLOCK_N)
 
     block_ids_ptr += tl.load(block_starts_ptr + row)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -129,16 +134,15 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
         maximum, total, weighted = _fold(scores, values, maximum, total, weighted)
 
     place_out = token * NUM_HEADS + head
-    is_out = is_query[:, None] & (value_dim < VALUE_SIZE)[None, :]
     if IS_WHOLE:
         # Tokens of padding see nothing: 0, not 0 / 0.
-        result = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
-        tl.store(out_ptr + place_out[:, None] * VALUE_SIZE + value_dim[None, :], result, mask=is_out)
+        weighted /= tl.where(total == 0.0, 1.0, total)[:, None]
     else:
         place_out = place_out * num_splits + split
-        tl.store(out_ptr + place_out[:, None] * VALUE_SIZE + value_dim[None, :], weighted, mask=is_out)
         tl.store(maxima_ptr + place_out, maximum, mask=is_query)
         tl.store(sums_ptr + place_out, total, mask=is_query)
+    is_out = is_query[:, None] & (value_dim < VALUE_SIZE)[None, :]
+    tl.store(out_ptr + place_out[:, None] * VALUE_SIZE + value_dim[None, :], weighted, mask=is_out)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
