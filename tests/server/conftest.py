@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from cllm_core.heap import settle_heap
 from tests.server.fakes import ScriptedEngine
 from tests.server.harness import RunningServer, running
 
@@ -17,6 +18,12 @@ def _plain_logs() -> None:
         logger_factory=structlog.ReturnLoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled_heap() -> None:
+    """As in a server. What the tests before have left takes a second to look through, as long as a request may cost."""
+    settle_heap()
 
 
 @pytest.fixture(scope="module")
