@@ -29,14 +29,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.kernel_profile import KernelProfile, profile_kernels
+from cllm_core.backends.fused_layer import FusedLayer
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
 from cllm_core.info import TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.fused_layer import FusedLayer
 from cllm_core.models.loader import LoadedModel, load_model
-from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
 from cllm_core.request import NewRequest, SamplingParams
 

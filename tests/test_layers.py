@@ -1,6 +1,6 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, heap, logs, request, info <- text, models, tasks <- engine <- llm
+    errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine <- llm
         <- worker, training, evaluation, bench, export <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
@@ -28,6 +28,7 @@ LAYERS = (
         "cllm_core.info",
     ),
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
+    ("cllm_core.backends",),
     ("cllm_core.engine",),
     ("cllm_core.llm",),
     ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench", "cllm_core.export"),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.backends.cpu.packed_linear import PackedLinear, can_pack, pack_linear_layers
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
@@ -24,7 +25,6 @@ from cllm_core.errors import ConfigError
 from cllm_core.evaluation.answering import ChatCodec
 from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.loader import load_model
-from cllm_core.models.packed_linear import PackedLinear, can_pack, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 from cllm_core.request import NewRequest, RequestOutput, SamplingParams
 from cllm_core.text.codec import TextCodec

@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cllm_core.backends.cpu.decoder import use_native_decoder
+from cllm_core.backends.cpu.head import use_native_head
+from cllm_core.backends.cpu.huge_pages import use_huge_pages
+from cllm_core.backends.cpu.int8 import quantise_weights
+from cllm_core.backends.cpu.kernels import load_kernels
+from cllm_core.backends.cpu.packed_linear import can_pack, leave_weights_file, pack_linear_layers
+from cllm_core.backends.cpu.weights import INT8_GROUP
+from cllm_core.backends.cuda.attention import load_attention
+from cllm_core.backends.fusing import fuse_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
 from cllm_core.engine.draft_length import DraftLengths, StepTimes
@@ -20,18 +30,8 @@ from cllm_core.info import AdapterInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.cuda.attention import load_attention
 from cllm_core.models.embedded import cache_folder
-from cllm_core.models.fusing import fuse_layers
 from cllm_core.models.loader import LoadedModel, load_model
-from cllm_core.models.model import PagedModel
-from cllm_core.models.native.decoder import use_native_decoder
-from cllm_core.models.native.head import use_native_head
-from cllm_core.models.native.huge_pages import use_huge_pages
-from cllm_core.models.native.int8 import quantise_weights
-from cllm_core.models.native.kernels import load_kernels
-from cllm_core.models.native.weights import INT8_GROUP
-from cllm_core.models.packed_linear import can_pack, leave_weights_file, pack_linear_layers
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
 

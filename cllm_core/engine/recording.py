@@ -4,12 +4,12 @@ import logging
 
 import torch
 
+from cllm_core.backends.cuda.graphs import BYTES_PER_GRAPH, WORKSPACE_BYTES, GraphRecorder
+from cllm_core.backends.cuda.static_steps import Buckets, StaticSteps
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.sampling import drawing_bytes
-from cllm_core.models.cuda.graphs import BYTES_PER_GRAPH, WORKSPACE_BYTES, GraphRecorder
-from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
-from cllm_core.models.static_steps import Buckets, StaticSteps
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from benchmarks.gpu import (
     slow_layers,
     slow_paths,
 )
+from cllm_core.backends.cuda.layer_kernels import LayerKernels
+from cllm_core.backends.cuda.static_steps import Buckets, Work
+from cllm_core.backends.fused_layer import FusedLayer
+from cllm_core.backends.fusing import fuse_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.models.attention import register_paged_attention
-from cllm_core.models.cuda.layer_kernels import LayerKernels
-from cllm_core.models.fused_layer import FusedLayer
-from cllm_core.models.fusing import fuse_layers
-from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
-from cllm_core.models.static_steps import Buckets, Work
+from tests.backends.table_attention import attend_plainly
 from tests.engine.factories import paged_model
-from tests.models.table_attention import attend_plainly
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.engine import Engine
@@ -14,7 +15,6 @@ from cllm_core.engine.plan import StepPlan
 from cllm_core.engine.runner import LaunchedStep, ModelRunner, StepModel
 from cllm_core.info import ModelInfo, TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.model import PagedModel
 from cllm_core.request import (
     DecodingStats,
     FinishReason,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cllm_core.backends.cpu.kernels import load_kernels
 from cllm_core.config import EngineConfig, QuantizationName
 from cllm_core.engine.build import build_engine
 from cllm_core.models.embedded import cache_folder
-from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import NewRequest, SamplingParams
 from tests.architectures import Architecture
 from tests.checkpoints import write_checkpoint

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from cllm_core.backends.cpu.kernels import load_kernels
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine import build
 from cllm_core.engine.build import build_engine
 from cllm_core.errors import ConfigError
 from cllm_core.models.embedded import cache_folder
-from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import SamplingParams
 from tests.checkpoints import (
     ENDOFTEXT_ID,

@@ -5,11 +5,11 @@ from typing import Literal
 
 import pytest
 
+from cllm_core.backends.cpu.kernels import load_kernels
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import build_engine
 from cllm_core.models.embedded import cache_folder
-from cllm_core.models.model import PagedModel
-from cllm_core.models.native.kernels import load_kernels
 from cllm_core.request import SamplingParams
 from tests.engine.factories import Answer, decode_one, make_request
 

@@ -3,14 +3,14 @@
 import pytest
 from transformers import PreTrainedModel
 
+from cllm_core.backends.cuda.static_steps import Buckets, Work
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.engine.engine import Engine
-from cllm_core.models.model import PagedModel
-from cllm_core.models.static_steps import Buckets, Work
 from cllm_core.request import NewRequest, SamplingParams
 from tests.architectures import Architecture
+from tests.backends.table_attention import attend_plainly
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE
 from tests.engine.factories import Setup, decode, engine_over, greedy_ar, make_request, paged_model, plain_model
-from tests.models.table_attention import attend_plainly
 
 PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 4, 21, 30)]
 NUM_NEW = 12

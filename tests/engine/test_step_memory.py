@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine import recording, sampling
 from cllm_core.engine.recording import activation_bytes, step_bytes
 from cllm_core.engine.sampling import drawing_bytes
 from cllm_core.engine.sampling_batch import Draw
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.model import PagedModel
 
 
 def paged_gpt2() -> PagedModel:

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config
 
+from cllm_core.backends.cuda.attention import load_attention
+from cllm_core.backends.cuda.graphs import GraphRecorder
+from cllm_core.backends.cuda.static_steps import Buckets, NotRecordable
+from cllm_core.backends.fused_layer import FusedLayer
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.recording import step_bytes
-from cllm_core.models.cuda.attention import load_attention
-from cllm_core.models.cuda.graphs import GraphRecorder
-from cllm_core.models.fused_layer import FusedLayer
-from cllm_core.models.model import PagedModel
 from cllm_core.models.paged import RowSpan
-from cllm_core.models.static_steps import Buckets, NotRecordable
 from cllm_core.request import SamplingParams
+from tests.backends.step_rows import random_rows
 from tests.engine.factories import Launches, Reader, decode, greedy_ar, make_request
 from tests.gpu.models import LLAMA, QWEN3, VOCAB_SIZE, loaded_model, make_engine
-from tests.models.step_rows import random_rows
 
 pytestmark = pytest.mark.gpu
 

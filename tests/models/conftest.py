@@ -9,19 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from cllm_core.config import EngineConfig
 from cllm_core.models.loader import LoadedModel, load_model
-from cllm_core.models.native.kernels import Kernels, load_kernels
 from tests.checkpoints import VOCAB_SIZE
 
 Load = Callable[..., LoadedModel]
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """Kernels that compute whole decoders."""
-    loaded = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None or not loaded.can_decode:
-        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
-    return loaded
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.model import PagedModel
 from cllm_core.request import SamplingParams
 from tests.engine.factories import decode_one, engine_over, greedy_ar, make_request
 

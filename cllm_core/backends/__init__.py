@@ -1,0 +1,1 @@
+"""Backends: each prepares a loaded model for a kind of machine."""

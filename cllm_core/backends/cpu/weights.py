@@ -1,0 +1,92 @@
+"""PanelWeight: the weight of a linear layer as our own matrix products read it (native/products.c), as bfloat16 or in
+groups of 8-bit numbers with a scale each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from cllm_core.backends.cpu.records import LinearRecord
+
+PANEL = 32  # outputs side by side
+INT8_GROUP = 64  # inputs with one scale
+
+_LARGEST = 127
+_ZERO = 128  # what stands for 0: the instruction takes one signed and one unsigned factor
+_NUMBER_BYTES = INT8_GROUP * PANEL
+
+
+@dataclass(frozen=True, slots=True)
+class PanelWeight:
+    """A weight [out, in], `out` a multiple of PANEL, and a bias.
+
+    Attributes:
+        panels: [out / PANEL, in / 2, PANEL, 2] bfloat16; or [out / PANEL, in / INT8_GROUP, bytes of a group] uint8, the
+            group being weight_group of kernels.h.
+        bias: [out] float32.
+    """
+
+    panels: Tensor
+    bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "PanelWeight":
+        """From [out, in] bfloat16, `in` even, and [out]."""
+        num_out, num_in = weight.shape
+        panels = weight.view(num_out // PANEL, PANEL, num_in // 2, 2).transpose(1, 2).contiguous()
+        return cls(panels, None if bias is None else bias.float())
+
+    def to_int8(self) -> "PanelWeight":
+        """The same weight in 8 bits, rounded to nearest; `in` is a multiple of INT8_GROUP.
+
+        Every INT8_GROUP inputs of an output have a scale of their own: the largest of them over 127.
+        """
+        groups = self.panels.unflatten(1, (-1, INT8_GROUP // 2)).transpose(2, 3).flatten(3).float()
+        scales = (groups.abs().amax(dim=-1) / _LARGEST).bfloat16()  # [panels, groups, PANEL]
+        steps = scales.float().clamp_min(torch.finfo(torch.bfloat16).tiny)[..., None]
+        numbers = (groups / steps).round_().clamp_(-_LARGEST, _LARGEST).add_(_ZERO).byte()
+        fours = numbers.unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2)
+        return PanelWeight(torch.cat((fours, scales.view(torch.uint8)), dim=-1), self.bias)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weight is held in 8 bits."""
+        return self.panels.dtype == torch.uint8
+
+    @property
+    def num_in(self) -> int:
+        """Inputs."""
+        return self.panels.shape[1] * (INT8_GROUP if self.is_int8 else 2)
+
+    @property
+    def num_out(self) -> int:
+        """Outputs."""
+        return PANEL * self.panels.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the panels."""
+        return self.panels.nbytes
+
+    @property
+    def record(self) -> LinearRecord:
+        """What the kernels read; keep the weight alive beside it."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        return LinearRecord(self.panels.data_ptr(), bias, self.num_in, self.num_out, self.is_int8)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """[..., in] bfloat16: the weights of the outputs index [...] int64."""
+        panel, place = index // PANEL, index % PANEL
+        if not self.is_int8:
+            weights: Tensor = self.panels[panel, :, place]
+            return weights.flatten(-2)
+        numbers: Tensor = self.panels[..., :_NUMBER_BYTES].unflatten(-1, (-1, PANEL, 4))[panel, :, :, place]
+        scales: Tensor = self.panels[..., _NUMBER_BYTES:].view(torch.bfloat16)[panel, :, place]
+        return ((numbers.flatten(-2).float() - _ZERO) * scales.float()[..., None]).flatten(-2).bfloat16()
+
+
+def pad_outputs(weight: Tensor) -> Tensor:
+    """[out, in] with rows of zeros behind, up to a multiple of PANEL."""
+    return F.pad(weight, (0, 0, 0, -len(weight) % PANEL))

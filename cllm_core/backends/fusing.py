@@ -1,0 +1,187 @@
+"""Finds the decoder layers that a FusedLayer can stand in for, proves it, and puts them in place.
+
+FusedLayers know the common shape (Llama, Mistral, Qwen2, Qwen3 and what else has it). Shape alone does not prove that a
+layer computes the same - a factor on the residual, interleaved rotary pairs, another kind of norm - so each one has to
+reproduce what the layer it replaces made of real inputs, in float32, and is not used where it does not.
+"""
+
+import copy
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from cllm_core.backends.cpu.kernels import Kernels
+from cllm_core.backends.cuda.layer_kernels import LayerKernels, load_layer_kernels
+from cllm_core.backends.fused_layer import AttentionCall, FusedLayer, HeadShape, LayerAdapters, Rotation
+from cllm_core.backends.step_tables import StepShape, StepTables, TableStep, pack_tables
+from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
+
+logger = logging.getLogger(__name__)
+
+# In float32, where rounding changes about 3e-7 of a layer's contribution and anything computed differently far more.
+_MAX_RELATIVE_ERROR = 1e-3
+
+# Enough tokens that attention and rotary positions matter; away from 0, where rotation is the identity.
+_NUM_PROBE_TOKENS = 12
+_FIRST_PROBE_POSITION = 37
+
+_LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters: AdapterBank | None = None) -> int:
+    """Replace every decoder layer that can be; returns how many were.
+
+    Each layer's plain weights are given up as it is replaced, so that memory for a few copies of one layer is enough.
+
+    Args:
+        model: loaded with attn_implementation="cllm_paged".
+        kernels: compute norms, rotary embeddings and products of a bfloat16 model; None: torch does.
+        adapters: whose share the fused products shall add; None: there are none.
+    """
+    names = [name for name, layer in model.named_modules() if _has_common_shape(layer)]
+    if not names:
+        return 0
+    calls = _record_calls(model, names)
+    layer_kernels = load_layer_kernels(model.device, model.dtype)
+    rotations: dict[int, Rotation] = {}  # by the factors that transformers hands the layers
+    num_fused = 0
+    for name in names:
+        call = calls.get(name)
+        if call is None:
+            logger.info("%s of %s is not fused: it turns its heads in another way", name, type(model).__name__)
+            continue
+        layer = model.get_submodule(name)
+        error = call.relative_error(layer, layer_kernels)
+        if not error < _MAX_RELATIVE_ERROR:
+            logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
+            continue
+        rotation = rotations.setdefault(id(call.position_embeddings[0]), Rotation(kernels))
+        own = LayerAdapters.of(adapters, name)
+        model.set_submodule(
+            name, FusedLayer(layer, call.attention, rotation, kernels, own, layer_kernels=layer_kernels)
+        )
+        num_fused += 1
+    return num_fused
+
+
+@dataclass(slots=True)
+class _ProbeAttention:
+    """Causal attention among the tokens of one row, without a cache; remembers the last call. See PagedAttention."""
+
+    last_call: AttentionCall | None = None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        self.last_call = AttentionCall(layer, HeadShape(query.shape[1], key.shape[1], query.shape[2]), scale, window)
+        return _attend_among(query, key, value, scale)
+
+
+def _attend_among(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention among tokens: [T, H, D], [T, H_kv, D] and [T, H_kv, D_v] to [T, H, D_v]."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _attend_stored(
+    query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
+) -> Tensor:
+    """The probe's attention as TableAttention, for a step that is all of its context."""
+    slots = tables.write_slots.long()
+    return _attend_among(query, keys.flatten(0, 1)[slots], values.flatten(0, 1)[slots], scale)
+
+
+def _probe_step(heads: HeadShape, like: Tensor) -> TableStep:
+    """A step of the probe's tokens over a cache of one layer, so that storing keys and values is proved too."""
+    shape, blocks = StepShape(1, _NUM_PROBE_TOKENS), (2, 0, 1)
+    block_size = _NUM_PROBE_TOKENS // len(blocks)
+    rows = [RowSpan(0, _NUM_PROBE_TOKENS, 0, blocks)]
+    packed = pack_tables(rows, shape, block_size=block_size, scratch_block=len(blocks))
+    spec = LayerSpec(heads.num_kv_heads, heads.size, heads.size)
+    cache = KVCache([spec], num_blocks=len(blocks) + 1, block_size=block_size, dtype=like.dtype, device=like.device)
+    return TableStep(cache, StepTables.view(torch.from_numpy(packed).to(like.device), shape), _attend_stored)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerCall:
+    """One call of a decoder layer: what went in, and what it asked of its attention."""
+
+    hidden_states: Tensor
+    kwargs: dict[str, object]
+    position_embeddings: tuple[Tensor, Tensor]
+    attention: AttentionCall
+
+    def relative_error(self, layer: nn.Module, layer_kernels: LayerKernels | None) -> float:
+        """How far the layer is from its fused self, relative to what it adds to its input; in float32."""
+        exact = copy.deepcopy(layer).float()
+        cos, sin = self.position_embeddings
+        kwargs = self.kwargs | {"position_embeddings": (cos.float(), sin.float())}
+        before = self.hidden_states.float()
+        with torch.inference_mode():
+            expected = exact(before, **kwargs | {"paged": _ProbeAttention()})
+            fused = FusedLayer(exact, replace(self.attention, layer=0), Rotation(), layer_kernels=layer_kernels)
+            # A copy, since fused layers overwrite what they are given.
+            output = fused(before.clone(), **kwargs | {"paged": _probe_step(self.attention.heads, before)})
+        return float((output - expected).norm() / (expected - before).norm())
+
+
+def _record_calls(model: PreTrainedModel, names: list[str]) -> dict[str, _LayerCall]:
+    """Run a few tokens through the model and note the calls of those of these layers whose whole heads are turned."""
+    probe = _ProbeAttention()
+    # By name: layers as keys would stay alive beside the fused ones.
+    calls: dict[str, _LayerCall] = {}
+
+    def record(name: str, _layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
+        assert probe.last_call is not None
+        match kwargs.get("position_embeddings"):
+            case (Tensor() as cos, Tensor() as sin) if cos.shape[-1] == probe.last_call.heads.size:
+                calls[name] = _LayerCall(args[0], kwargs, (cos, sin), probe.last_call)
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(record, name), with_kwargs=True) for name in names]
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = model.config.get_text_config().vocab_size
+    token_ids = torch.randint(vocab_size, (1, _NUM_PROBE_TOKENS), generator=generator).to(model.device)
+    positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None] + _FIRST_PROBE_POSITION
+    try:
+        with torch.inference_mode():
+            model(input_ids=token_ids, position_ids=positions, use_cache=False, paged=probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _has_common_shape(layer: nn.Module) -> bool:
+    """Whether this is a decoder layer whose parts are those that FusedLayer knows."""
+    parts = dict(layer.named_children())
+    if set(parts) != _LAYER_PARTS:
+        return False
+    attention, mlp = dict(parts["self_attn"].named_children()), dict(parts["mlp"].named_children())
+    if set(attention) not in (_PROJECTIONS, _PROJECTIONS | _HEAD_NORMS) or set(mlp) != _MLP_PARTS:
+        return False
+    norms = [module for part in (parts, attention) for name, module in part.items() if name.endswith("norm")]
+    linears = [module for part in (attention, mlp) for name, module in part.items() if name.endswith("_proj")]
+    return (
+        all(type(module) is nn.Linear for module in linears)
+        and len({_linear(parts["self_attn"], name).bias is None for name in ("q_proj", "k_proj", "v_proj")}) == 1
+        and all(type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon") for module in norms)
+        and isinstance(mlp["act_fn"], (nn.SiLU, SiLUActivation))
+    )
+
+
+def _linear(parent: nn.Module, name: str) -> nn.Linear:
+    linear = parent.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear

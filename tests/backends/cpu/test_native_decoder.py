@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cllm_core.backends.cpu.decoder import NativeDecoder, use_native_decoder
+from cllm_core.backends.cpu.head import use_native_head
+from cllm_core.backends.cpu.int8 import quantise_weights
+from cllm_core.backends.cpu.kernels import Kernels
+from cllm_core.backends.cpu.weights import PANEL, PanelWeight
+from cllm_core.backends.fused_layer import FusedLayer, Rotation
+from cllm_core.backends.fusing import fuse_layers
+from cllm_core.backends.paged_model import PagedModel
+from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.lora import LowRank
+from cllm_core.models.paged import RowSpan
+from tests.architectures import Architecture
+from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
+
+NUM_TOKENS = 90
+BLOCK_SIZE = 16
+BLOCKS = (3, 9, 1, 4, 12, 6, 15, 2)
+
+
+def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False) -> PagedModel:
+    register_paged_attention()
+    model = build_model(architecture)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    model.set_attn_implementation(PAGED_ATTENTION)
+    paged = PagedModel(model.requires_grad_(False))
+    paged.use_kernels(kernels, block_size=BLOCK_SIZE)
+    bank = AdapterBank(model)
+    fuse_layers(model, kernels, bank)
+    use_native_head(model, kernels)
+    assert not int8 or quantise_weights(model)
+    assert not decoder or use_native_decoder(model, kernels)
+    bank.attach(model)
+    paged.use_adapters(bank)
+    generator = torch.Generator().manual_seed(3)
+    bank.load(
+        1,
+        {
+            name: LowRank(
+                0.3 * torch.randn(2, shape.num_in, generator=generator),
+                0.3 * torch.randn(shape.num_out, 2, generator=generator),
+            )
+            for name, shape in bank.linears.items()
+        },
+    )
+    paged.allocate_cache(num_blocks=24, block_size=BLOCK_SIZE)
+    return paged
+
+
+def token_ids() -> Tensor:
+    return torch.randint(VOCAB_SIZE, (NUM_TOKENS,), generator=torch.Generator().manual_seed(1))
+
+
+def run(paged: PagedModel, *steps: list[RowSpan]) -> Tensor:
+    """Logits of all tokens of these steps; every text is the same one."""
+    ids, out = token_ids(), []
+    for rows in steps:
+        positions = torch.cat([torch.arange(row.first_position, row.context_length) for row in rows])
+        out.append(paged.forward(ids[positions], positions, rows, torch.arange(len(positions))))
+    return torch.cat(out)
+
+
+def whole(adapter_id: int = 0) -> list[RowSpan]:
+    return [RowSpan(0, NUM_TOKENS, 0, BLOCKS, adapter_id)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_layers_at_once_are_as_near_to_float32_as_one_by_one(kernels: Kernels, architecture: Architecture) -> None:
+    exact_model = build_model(architecture).requires_grad_(False)
+    exact = exact_model(input_ids=token_ids()[None]).logits[0]
+    one_by_one = run(make_model(architecture, kernels, decoder=False), whole())
+    at_once = run(make_model(architecture, kernels), whole())
+    assert (at_once - exact).norm() < 1.2 * (one_by_one - exact).norm()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("num_threads", "int8"), [(1, False), (3, False), (3, True)])
+def test_a_token_has_the_same_logits_however_it_is_batched(
+    kernels: Kernels, architecture: Architecture, num_threads: int, int8: bool
+) -> None:
+    """Bit for bit in bfloat16 and in 8 bits: as a prompt, in chunks, one by one, and beside another row."""
+    expected = run(make_model(architecture, kernels, int8=int8), whole())
+    torch.set_num_threads(num_threads)
+    chunks = run(
+        make_model(architecture, kernels, int8=int8),
+        [RowSpan(0, 17, 0, BLOCKS)],
+        [RowSpan(0, 50, 17, BLOCKS)],
+        *([RowSpan(0, 1, position, BLOCKS)] for position in range(67, 72)),
+        [RowSpan(0, 18, 72, BLOCKS)],
+    )
+    beside = run(
+        make_model(architecture, kernels, int8=int8), [RowSpan(0, 5, 0, (20,)), RowSpan(5, NUM_TOKENS, 0, BLOCKS)]
+    )
+    torch.set_num_threads(1)
+    assert torch.equal(chunks, expected)
+    assert torch.equal(beside[5:], expected)
+
+
+def test_rows_with_adapters_get_their_share(kernels: Kernels) -> None:
+    expected = run(make_model("llama", kernels, decoder=False), whole(adapter_id=1))
+    found = run(make_model("llama", kernels), whole(adapter_id=1))
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, run(make_model("llama", kernels), whole()), atol=0.1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_transformers_around_the_layers_all_logits_stay(kernels: Kernels, architecture: Architecture) -> None:
+    expected = run(make_model(architecture, kernels), whole()), run(make_model(architecture, kernels), whole(1))
+    paged = make_model(architecture, kernels)
+    assert paged.use_native_model()
+    paged._model.forward = None  # type: ignore[assignment]  # nobody calls it any more
+    assert torch.equal(run(paged, whole()), expected[0])
+    assert torch.equal(run(paged, whole(1)), expected[1])
+
+
+def test_a_model_that_scales_its_logits_is_called_as_a_whole(kernels: Kernels) -> None:
+    paged = make_model("llama", kernels)
+    forward = paged._model.forward
+
+    def scaled(**inputs: object) -> object:
+        out = forward(**inputs)
+        out.logits = 2 * out.logits
+        return out
+
+    paged._model.forward = scaled
+    expected = run(paged, whole())
+    assert not paged.use_native_model()
+    assert torch.equal(run(paged, whole()), expected)
+
+
+def test_layers_that_turn_heads_differently_stay_apart(kernels: Kernels) -> None:
+    paged = make_model("llama", kernels, decoder=False)
+    model = paged._model
+    first = model.get_submodule("model.layers.0")
+    assert isinstance(first, FusedLayer)
+    first.rotation = Rotation(kernels)
+    assert not use_native_decoder(model, kernels)
+    assert not any(isinstance(module, NativeDecoder) for module in model.modules())
+
+
+@pytest.mark.parametrize("shape", [(1, 2, PANEL), (3, 64, 2 * PANEL), (13, 70, PANEL), (500, 96, 3 * PANEL)])
+def test_products_are_those_of_torch(kernels: Kernels, shape: tuple[int, int, int], tmp_path: Path) -> None:
+    num_tokens, num_in, num_out = shape
+    x, weight, bias = (torch.randn(*size).bfloat16() for size in ((num_tokens, num_in), (num_out, num_in), (num_out,)))
+    weights = PanelWeight.of(weight, bias)
+    assert (weights.num_in, weights.num_out) == (num_in, num_out)
+    out = kernels.linear(x, weights)
+    torch.testing.assert_close(out.float(), x.float() @ weight.float().T + bias.float(), rtol=2**-8, atol=1e-4)
+    assert torch.equal(out[:1], kernels.linear(x[:1], weights))

@@ -1,0 +1,29 @@
+"""Attention over tables, token by token, as plainly as it can be written."""
+
+import torch
+from torch import Tensor
+
+from cllm_core.backends.step_tables import StepTables
+
+
+def attend_plainly(
+    query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
+) -> Tensor:
+    """See TableAttention."""
+    out = query.new_zeros(len(query), query.shape[1], values.shape[-1])
+    repeat = query.shape[1] // keys.shape[2]
+    for row in range(tables.num_rows):
+        start, end = tables.query_starts[row : row + 2].tolist()
+        length, first_block = int(tables.context_lengths[row]), int(tables.block_starts[row])
+        if length == 0 or start == end:
+            continue
+        blocks = tables.block_ids[first_block : first_block - (-length // keys.shape[1])].long()
+        row_keys = keys[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
+        row_values = values[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
+        places = torch.arange(length, device=query.device)
+        behind = places[length - (end - start) :, None] - places
+        hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)
+        scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scale
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[start:end] = torch.einsum("hqk,khd->qhd", weights, row_values)
+    return out
