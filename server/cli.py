@@ -5,13 +5,18 @@ from typing import Annotated
 import msgspec
 import typer
 
+import cllm_core.bench.cli as bench_cli
+import cllm_core.evaluation.cli as evaluation_cli
+import cllm_core.export.cli as export_cli
+import cllm_core.training.cli as training_cli
+from cllm_core.cli.command import exit_with
+from cllm_core.cli.struct_options import struct_command, with_struct_options
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server import bench_command, eval_command, export_command, local, training_commands
-from server.options import exit_with, settings_command
+from server import local
+from server.options import settings_command, single_model_command
 from server.settings import EngineSettings, ServerSettings
-from server.struct_options import struct_command, with_struct_options
 
 app = typer.Typer(
     name="cllm",
@@ -62,15 +67,13 @@ app.command()(settings_command(serve, ServerSettings))
 app.command()(settings_command(worker, EngineSettings))
 app.command()(settings_command(local.generate, EngineSettings))
 app.command()(settings_command(local.chat, EngineSettings))
-app.command("eval")(
-    settings_command(with_struct_options(eval_command.evaluate, eval_command.EvalOptions), EngineSettings)
-)
-app.command()(struct_command(training_commands.sft, SftConfig))
-app.command()(struct_command(training_commands.trajectories, TrajectoryConfig))
-app.command()(struct_command(training_commands.train, TrainConfig))
+app.command("eval")(single_model_command(with_struct_options(evaluation_cli.evaluate, evaluation_cli.EvalOptions)))
+app.command()(struct_command(training_cli.sft, SftConfig))
+app.command()(struct_command(training_cli.trajectories, TrajectoryConfig))
+app.command()(struct_command(training_cli.train, TrainConfig))
 
 bench = typer.Typer(name="bench", help="Measure speed on this machine.", no_args_is_help=True)
-bench.command("engine")(settings_command(bench_command.engine, EngineSettings))
+bench.command("engine")(single_model_command(bench_cli.engine))
 app.add_typer(bench)
-app.command()(training_commands.card)
-app.command()(export_command.export)
+app.command()(training_cli.card)
+app.command()(export_cli.export)

@@ -12,10 +12,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cllm_core.errors import CllmError, DataError, RequestError
+from cllm_core.cli.command import exit_with
+from cllm_core.cli.prompt_file import read_prompt_file
+from cllm_core.errors import CllmError, RequestError
 from cllm_core.request import DecodingStats, SamplingParams
-from cllm_core.tasks.records import decode_lines, read_json_lines
-from server.options import exit_with
 from server.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -101,21 +101,6 @@ def read_prompts(given: list[str], file: Path | None) -> list[str]:
     if not prompts:
         exit_with("nothing to complete: give --prompt TEXT or --file FILE")
     return prompts
-
-
-def read_prompt_file(file: Path, *, option: str) -> list[str]:
-    """The prompts of a file of JSON lines, "-" for standard input; ends the command where it is no such file."""
-    try:
-        if str(file) != "-":
-            return [line.prompt for line in read_json_lines(file, _PromptLine)]
-        lines = list(decode_lines(sys.stdin.buffer.read(), _PromptLine, Path("standard input")))
-    except DataError as error:
-        exit_with(f"{option} {error}")
-    return [line.prompt for _, line in lines] or exit_with(f"{option} -: standard input holds no prompt")
-
-
-class _PromptLine(msgspec.Struct):
-    prompt: str
 
 
 def _params(*, temperature: float, top_p: float, seed: int | None, max_tokens: int | None) -> SamplingParams:

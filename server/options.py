@@ -17,12 +17,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 from typer.models import ArgumentInfo, OptionInfo
 
+from cllm_core.cli.command import describe_command, exit_with
 from cllm_core.errors import ConfigError
 from server.settings import ENV_PREFIX, EngineSettings, Panel
 
 Settings = TypeVar("Settings", bound=EngineSettings)
 
-USAGE_EXIT_CODE = 2
 _POSITIONAL = "model"
 
 
@@ -39,15 +39,18 @@ def settings_command(run: Callable[..., None], settings_type: type[EngineSetting
     return describe_command(command, like=run, parameters=parameters)
 
 
-def describe_command(
-    command: Callable[..., None], *, like: Callable[..., None], parameters: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """Give `command` these parameters and the name and help of `like`, which is where typer looks for them."""
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__name__ = like.__name__
-    command.__doc__ = like.__doc__
-    return command
+def single_model_command(run: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command of the library that runs one model: `run` gets its EngineConfig."""
+
+    def run_with(settings: EngineSettings, **rest: object) -> None:
+        try:
+            config = settings.to_single_model_config()
+        except ConfigError as error:
+            exit_with(str(error))
+        run(config, **rest)
+
+    parameters = list(inspect.signature(run).parameters.values())
+    return settings_command(describe_command(run_with, like=run, parameters=parameters), EngineSettings)
 
 
 def load_settings(settings_type: type[Settings], given: dict[str, object]) -> Settings:
@@ -58,12 +61,6 @@ def load_settings(settings_type: type[Settings], given: dict[str, object]) -> Se
         exit_with(_describe(error.errors()[0], settings_type))
     except SettingsError as error:
         exit_with(str(error))
-
-
-def exit_with(message: str) -> typing.NoReturn:
-    """End the program as typer ends it on wrong usage: one clear line on stderr, exit code 2."""
-    typer.secho(f"error: {message}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(USAGE_EXIT_CODE)
 
 
 def flag_of(name: str, info: FieldInfo) -> str:

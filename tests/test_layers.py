@@ -1,6 +1,6 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine <- llm
+    errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
         <- worker, training, evaluation, bench, export <- server
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.backends",),
-    ("cllm_core.engine",),
+    ("cllm_core.engine", "cllm_core.cli"),
     ("cllm_core.llm",),
     ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench", "cllm_core.export"),
     ("server",),
@@ -39,6 +39,7 @@ FACADE, FACADE_BESIDE = "cllm_core", "cllm_core.worker"
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "safetensors")
 TORCH_FREE = (
+    "cllm_core.cli",
     "cllm_core.config",
     "cllm_core.errors",
     "cllm_core.heap",

@@ -30,12 +30,13 @@ from benchmarks.served.servers import (
     transformers_server,
     version_of,
 )
+from cllm_core.cli.command import exit_with
+from cllm_core.cli.struct_options import struct_command
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError
 from cllm_core.evaluation.machine import describe_machine
-from server.options import exit_with, load_settings
+from server.options import load_settings
 from server.settings import ENV_PREFIX, EngineSettings
-from server.struct_options import struct_command
 
 _QUESTIONS = Path(__file__).parent.parent / "prompts" / "questions.jsonl"
 

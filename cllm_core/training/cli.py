@@ -11,11 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cllm_core.cli.command import INTERRUPTED_EXIT_CODE, exit_with
 from cllm_core.errors import CllmError
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server.options import exit_with
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 def sft(config: SftConfig) -> None:

@@ -14,8 +14,8 @@ import msgspec
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from cllm_core.cli.command import describe_command, exit_with
 from cllm_core.errors import ConfigError
-from server.options import describe_command, exit_with
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 Settings = TypeVar("Settings")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cllm_core.cli.command import exit_with
 from cllm_core.errors import CllmError
 from cllm_core.export.config import ExportConfig, ExportDType, ExportFormat
-from server.options import exit_with
 
 
 def export(

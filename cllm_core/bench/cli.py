@@ -13,14 +13,14 @@ from typing import Annotated
 import msgspec
 import typer
 
+from cllm_core.cli.command import exit_with
+from cllm_core.cli.prompt_file import read_prompt_file
+from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError
-from server.local import read_prompt_file
-from server.options import exit_with
-from server.settings import EngineSettings
 
 
 def engine(
-    settings: EngineSettings,
+    model: EngineConfig,
     *,
     prompts: Annotated[
         Path | None, typer.Option(help='JSON lines with a "prompt" each. Left out: a few built-in prompts.')
@@ -42,7 +42,7 @@ def engine(
         _make_folder(output)
     try:
         bench = bench_engine(
-            settings.to_single_model_config(),
+            model,
             texts,
             chat=chat,
             block_lengths=block_lengths or [],

@@ -15,16 +15,13 @@ import typer
 from msgspec import Meta
 from rich.console import Console
 
+from cllm_core.cli.command import INTERRUPTED_EXIT_CODE, exit_with
 from cllm_core.config import EngineConfig
-from cllm_core.errors import CllmError, ConfigError
+from cllm_core.errors import CllmError
 from cllm_core.evaluation.tasks import TaskName
-from server.options import exit_with
-from server.settings import EngineSettings
 
 if TYPE_CHECKING:
     from cllm_core.evaluation.run import EvalConfig, Evaluation
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 class EvalOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +66,9 @@ class EvalOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
 
 
-def evaluate(settings: EngineSettings, options: EvalOptions) -> None:
+def evaluate(model: EngineConfig, options: EvalOptions) -> None:
     """Measure the quality and speed of a model and, beside it, of the model it was trained from."""
     folder = options.output or Path("runs") / f"eval-{options.task}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    model = _single_model(settings)
     given = msgspec.structs.asdict(options) | {
         "data": str(options.data),
         "tables": None if options.tables is None else str(options.tables),
@@ -84,13 +80,6 @@ def evaluate(settings: EngineSettings, options: EvalOptions) -> None:
         "command": shlex.join(["cllm", *sys.argv[1:]]),
     }
     _show(_run(given, folder), folder)
-
-
-def _single_model(settings: EngineSettings) -> EngineConfig:
-    try:
-        return settings.to_single_model_config()
-    except ConfigError as error:
-        exit_with(str(error))
 
 
 def _run(given: dict[str, object], folder: Path) -> "Evaluation":

@@ -1,0 +1,1 @@
+"""What the console commands of all parts share; the commands themselves live beside what they run."""
