@@ -13,7 +13,7 @@
     |-- EngineFailed            the worker died or failed while it held the request
     `-- BlockPoolCorrupted      an internal invariant of the KV cache does not hold
 
-The server maps these types to HTTP in one table (`server.errors`).
+The server maps these types to HTTP in one table (`server.http.errors`).
 """
 
 

@@ -11,23 +11,28 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+import server.openai.completions.route as completions
+import server.openai.models.adapter_route as adapters
+import server.openai.models.route as models
+import server.openai.responses.route as responses
+import server.openai.tokens.route as tokens
+import server.ops.routes as operations
 from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
-from server.errors import error_response, http_exception_response, request_error_of
-from server.grammars import GrammarChecker
-from server.metrics import Metrics
-from server.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
-from server.models import ModelRegistry
-from server.openapi import DocumentedApi
-from server.record import record_of
-from server.routes import adapters, completions, models, operations, responses, tokens
-from server.schemas.chat import ChatCompletionChunk
-from server.schemas.completions import Completion
-from server.schemas.responses import RESPONSE_EVENTS
+from server.generation.grammar_checker import GrammarChecker
+from server.generation.served_models import ModelRegistry
+from server.http.errors import error_response, http_exception_response, request_error_of
+from server.http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
+from server.http.openapi import DocumentedApi
+from server.http.record import record_of
+from server.openai.chat.body import ChatCompletionChunk
+from server.openai.completions.body import Completion
+from server.openai.responses.body import RESPONSE_EVENTS
+from server.ops.engine_log import watch_engine
+from server.ops.metrics import Metrics
 from server.services import Services
 from server.settings import ServerSettings
-from server.watch import watch_engine
 
 
 def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:

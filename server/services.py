@@ -6,9 +6,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from cllm_core.worker.protocol import EngineClient
-from server.grammars import GrammarChecker
-from server.metrics import Metrics
-from server.models import ModelRegistry
+from server.generation.grammar_checker import GrammarChecker
+from server.generation.served_models import ModelRegistry
+from server.ops.metrics import Metrics
 from server.settings import ServerSettings
 
 

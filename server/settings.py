@@ -14,7 +14,7 @@ from cllm_core.config import DeviceName, DTypeName, EngineConfig, QuantizationNa
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.tools.formats import ToolFormatChoice
-from server.limits import BodyLimits
+from server.http.body_limits import BodyLimits
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
 

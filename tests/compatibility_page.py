@@ -15,10 +15,10 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 
 from server.app import create_app
-from server.schemas.chat import ChatCompletionRequest
-from server.schemas.common import ApiModel
-from server.schemas.completions import CompletionRequest
-from server.schemas.responses import ResponseRequest
+from server.openai.chat.body import ChatCompletionRequest
+from server.openai.completions.body import CompletionRequest
+from server.openai.responses.body import ResponseRequest
+from server.openai.shared.fields import ApiModel
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 from pydantic.fields import FieldInfo
 
-from server.options import flag_of
+from server.cli.options import flag_of
 from server.settings import ENV_PREFIX, Panel, PanelName, ServerSettings
 
 HEADER = """\

@@ -10,7 +10,7 @@ from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
 from server.cli import app
-from server.options import flag_of
+from server.cli.options import flag_of
 from server.settings import ENV_PREFIX, ServerSettings
 from tests.settings_page import render_settings_page
 

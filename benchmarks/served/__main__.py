@@ -35,7 +35,7 @@ from cllm_core.cli.struct_options import struct_command
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError
 from cllm_core.evaluation.machine import describe_machine
-from server.options import load_settings
+from server.cli.options import load_settings
 from server.settings import ENV_PREFIX, EngineSettings
 
 _QUESTIONS = Path(__file__).parent.parent / "prompts" / "questions.jsonl"

@@ -10,7 +10,7 @@ from typing import TypeVar
 import httpx
 from openai import AsyncOpenAI, OpenAI
 
-from server.serve import DrainingServer
+from server.cli.serve import DrainingServer
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

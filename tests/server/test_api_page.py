@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from server.app import create_app
-from server.errors import HTTP_ERRORS
-from server.schemas.chat import ChatCompletionRequest, Message
-from server.schemas.common import GenerationRequest, StreamOptions
-from server.schemas.completions import CompletionRequest
-from server.schemas.responses import ResponseRequest
+from server.http.errors import HTTP_ERRORS
+from server.openai.chat.body import ChatCompletionRequest, Message
+from server.openai.completions.body import CompletionRequest
+from server.openai.responses.body import ResponseRequest
+from server.openai.shared.fields import GenerationRequest, StreamOptions
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

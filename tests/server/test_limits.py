@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cllm_core.request import BOUNDS
-from server.limits import MAX_CONTAINERS
+from server.http.body_limits import MAX_CONTAINERS
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
 

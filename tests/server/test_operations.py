@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from server.app import create_app
-from server.errors import HTTP_ERRORS, http_error_of
+from server.http.errors import HTTP_ERRORS, http_error_of
 from server.settings import ServerSettings
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running, wait_until
@@ -170,6 +170,6 @@ def test_every_error_type_has_an_http_status() -> None:
 
 
 def test_importing_the_app_loads_neither_torch_nor_transformers() -> None:
-    code = "import sys, server.app, server.serve, server.cli; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, server.app, server.cli.serve; print({'torch', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

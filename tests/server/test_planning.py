@@ -8,12 +8,12 @@ import pytest
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.tools.dialect import find_dialect
-from server.grammars import GrammarChecker
-from server.models import LoadedModel, TextTools
-from server.planning import plan_chat, plan_completion
-from server.prompts import INLINE_CHARS
-from server.schemas.chat import ChatCompletionRequest
-from server.schemas.completions import CompletionRequest
+from server.generation.grammar_checker import GrammarChecker
+from server.generation.served_models import LoadedModel, TextTools
+from server.openai.chat.body import ChatCompletionRequest
+from server.openai.completions.body import CompletionRequest
+from server.openai.shared.planning import plan_chat, plan_completion
+from server.openai.shared.prompts import INLINE_CHARS
 from tests.server.fakes import make_info
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.prediction import PredictedText, PredictionAligner
+from server.generation.prediction import PredictedText, PredictionAligner
 
 TOKENS = st.lists(st.integers(0, 3), max_size=30)
 

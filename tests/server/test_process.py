@@ -16,7 +16,7 @@ from tests.server.fakes import ANSWER, MODEL_NAME
 SERVE = """
 import sys
 from cllm_core.logs import configure_logging
-from server.serve import DrainingServer
+from server.cli.serve import DrainingServer
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cllm_core.config import EngineConfig
 from server.cli import app
-from server.options import load_settings
+from server.cli.options import load_settings
 from server.settings import EngineSettings, ServerSettings
 
 run = CliRunner().invoke

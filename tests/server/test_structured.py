@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar import choice_grammar, json_grammar, json_object_grammar, regex_grammar
 from cllm_core.text.grammar_compiler import GrammarCompiler
-from server.grammars import GrammarChecker
-from server.schemas.structured import OutputForm
+from server.generation.grammar_checker import GrammarChecker
+from server.openai.shared.structured import OutputForm
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
 from tests.server.test_planning import RecordingCodec, make_model
@@ -286,7 +286,7 @@ def test_a_vocabulary_is_laid_out_once_however_many_need_it_first(monkeypatch: p
         checker, model = GrammarChecker(max_seconds=5.0), make_model(RecordingCodec())
         await asyncio.gather(*(checker.check(OutputForm("x", lambda: "start: /a/"), model) for _ in range(8)))
 
-    monkeypatch.setattr("server.grammars.GrammarCompiler", make)
+    monkeypatch.setattr("server.generation.grammar_checker.GrammarCompiler", make)
     asyncio.run(check_many())
     assert len(made) == 1
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.generation import ChoiceDelta
-from server.schemas.chat import ChunkChoice, Delta
-from server.text_frames import TextFrames, as_json
+from server.generation.generation import ChoiceDelta
+from server.openai.chat.body import ChunkChoice, Delta
+from server.openai.shared.text_frames import TextFrames, as_json
 
 TEXTS = ["a", 'say "\\n"', "line\nbreak\r\u2028\x00\x1f\x7f", "über 日本 🙂", "</data>: {}", '"text"']
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cllm_core.text.codec import TextCodec
-from server.prompts import INLINE_CHARS, check_token_ids
+from server.openai.shared.prompts import INLINE_CHARS, check_token_ids
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
 from tests.text.factories import BOS
@@ -129,7 +129,7 @@ def test_many_tokens_are_looked_at_off_the_event_loop(
         return note_and_call
 
     monkeypatch.setattr(TextCodec, "token_text", noted(TextCodec.token_text))
-    monkeypatch.setattr("server.routes.tokens.check_token_ids", noted(check_token_ids))
+    monkeypatch.setattr("server.openai.tokens.route.check_token_ids", noted(check_token_ids))
     post(server, "/tokenize", prompt="x" * num_tokens, return_token_strs=True)
     post(server, "/detokenize", tokens=[5] * num_tokens)
     assert (server.in_loop(threading.get_ident) in threads) == (num_tokens <= INLINE_CHARS)

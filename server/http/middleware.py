@@ -1,0 +1,162 @@
+"""What happens to every HTTP request before and after its route: id, log line, API key, body limit.
+
+Plain ASGI: these must see streamed bytes pass and must not stand between a stream and its client's disconnect.
+"""
+
+import hmac
+import re
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.http.errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
+from server.http.record import RequestRecord, attach_record, record_of
+from server.ops.metrics import Metrics
+
+REQUEST_ID_HEADER = "X-Request-Id"
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_CLIENT_LEFT_STATUS = 499
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class RequestContextMiddleware:
+    """Names the request, catches what nobody else caught, and writes one access line and its metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(request_id=_request_id(Headers(scope=scope)))
+        attach_record(scope, record)
+        status = _StatusProbe(send, record.request_id)
+        with structlog.contextvars.bound_contextvars(request_id=record.request_id):
+            try:
+                await self._app(scope, receive, status.send)
+            except Exception:
+                _log.exception("unhandled error")
+                if not status.started:
+                    await internal_error_response(record.request_id)(scope, receive, status.send)
+            finally:
+                self._report(scope, record, status.code)
+
+    def _report(self, scope: Scope, record: RequestRecord, status: int) -> None:
+        status = _CLIENT_LEFT_STATUS if record.is_aborted else status
+        endpoint = _endpoint(scope)
+        self._metrics.observe_http(endpoint=endpoint, status=status, record=record)
+        # Probes and scrapes come every few seconds: they would drown the lines worth reading.
+        write = _log.debug if endpoint in OPEN_PATHS else _log.info
+        write(
+            "request",
+            method=scope["method"],
+            # As it was sent, percent-encoded: a decoded line break would forge a log line.
+            path=scope["raw_path"].decode("latin-1"),
+            status=status,
+            error=record.error,
+            model=record.model,
+            seconds=round(record.seconds, 4),
+            prompt_tokens=record.num_prompt_tokens,
+            cached_tokens=record.num_cached_tokens,
+            completion_tokens=record.num_completion_tokens,
+            tokens_per_forward=round(record.tokens_per_forward, 3),
+        )
+
+
+class ApiKeyMiddleware:
+    """Lets only requests through that carry one of the keys; the operations endpoints stay open."""
+
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._api_keys = tuple(key.encode() for key in api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_allowed(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        error = InvalidApiKey("a valid API key is required: send the header 'Authorization: Bearer <key>'")
+        await error_response(error, request_id=record_of(scope).request_id)(scope, receive, send)
+
+    def _is_allowed(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+        # Headers are read as Latin-1; clients send letters beyond ASCII as that or as UTF-8.
+        sent = given.strip(" \t")
+        forms = (sent.encode("latin-1"), sent.encode())
+        # Every key is compared, in constant time: how long it takes tells nothing about any key.
+        matches = [hmac.compare_digest(key, form) for key in self._api_keys for form in forms]
+        return any(matches)
+
+
+class BodyLimitMiddleware:
+    """Refuses request bodies over the limit, announced or not, before they fill the memory."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
+            response = error_response(self._error(), request_id=record_of(scope).request_id)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise self._error()
+            return message
+
+        return receive_within_limit
+
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is longer than the limit of {self._max_bytes} bytes")
+
+
+class _StatusProbe:
+    """Passes ASGI messages on, adds the request id to the headers and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.started = False
+        self.code = 500
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.code = message["status"]
+            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self._request_id
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _endpoint(scope: Scope) -> str:
+    """The route's own path: a label that strangers cannot multiply by asking for made-up paths."""
+    route = scope.get("route")
+    return "unmatched" if route is None else str(route.path)

@@ -1,0 +1,129 @@
+"""Bodies of /v1/completions."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.request import MAX_LOGPROBS
+from server.openai.shared.fields import EXAMPLE_MODEL, LABEL_FIELDS, MAX_COUNT, Count, IsNeutral, Usage
+from server.openai.shared.structured import StructuredRequest
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
+
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+def _check_prompt(value: object) -> object:
+    """Say in one sentence what pydantic would say in one for each form that a prompt may have."""
+    if isinstance(value, str) or _is_list_of(value, str) or _is_list_of(value, int):
+        return value
+    if isinstance(value, list) and value and all(_is_list_of(part, int) for part in value):
+        return value
+    raise InvalidRequest(
+        "prompt: must be a string, a list of strings, a list of token ids, or a list of such lists, none of them empty",
+        param="prompt",
+    )
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(part) is kind for part in value)
+
+
+class CompletionRequest(StructuredRequest):
+    """Body of a completion request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "prompt": "Jacobi was", "max_tokens": 8}]}
+    )
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
+
+    # Checked by the function alone: pydantic would try every form on every one of what may be a million token ids.
+    prompt: Annotated[Prompt, PlainValidator(_check_prompt, json_schema_input_type=Prompt)]
+    suffix: str | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    best_of: Count | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.num_candidates < self.num_choices:
+            raise InvalidRequest(f"best_of={self.best_of}: must be at least n={self.num_choices}", param="best_of")
+        if self.num_candidates > self.num_choices and self.stream:
+            raise InvalidRequest(
+                f"best_of={self.best_of}: the best can only be told at the end; leave stream out", param="best_of"
+            )
+        if self.suffix and not isinstance(self.prompts[0], str):
+            raise UnsupportedParameter("suffix: needs the prompt as text, not as token ids", param="suffix")
+        if self.suffix and self.scores_prompt:
+            raise UnsupportedParameter("suffix: not supported together with echo and logprobs", param="suffix")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("max_tokens=0: only with echo=true is there anything to answer", param="max_tokens")
+        return self
+
+    @property
+    def num_candidates(self) -> int:
+        """Outputs decoded for each prompt."""
+        return self.num_choices if self.best_of is None else self.best_of
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the answer repeats the prompt with log-probabilities."""
+        return bool(self.echo) and self.logprobs is not None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts as a list: texts, or token ids each."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a choice, one entry per token in each list; null for a token that follows nothing.
+
+    Attributes:
+        top_logprobs: of the likeliest tokens, and of the token itself where it is not among them.
+        text_offset: of each token, in characters from the start of the choice's text.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One output, whole or (in a stream) what is new of it.
+
+    Attributes:
+        draft: in a stream, text that may follow what was given so far, replacing the draft before (extension, on
+            request).
+        token_ids: of the output, its end-of-sequence token included (extension, on request).
+        prompt_token_ids: the same of the prompt; in a stream with the choice's first chunk.
+    """
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    draft: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(BaseModel):
+    """Answer to a completion request, whole or one chunk of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -1,0 +1,1 @@
+"""/v1/models, and the endpoints that load and unload adapters."""

@@ -1,0 +1,42 @@
+"""/v1/responses: text only, nothing stored."""
+
+import time
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from server.http.json_body import JsonRoute
+from server.http.openapi import event_stream
+from server.http.record import record_of
+from server.openai.completions.route import GENERATION_ERRORS
+from server.openai.responses.answer import ResponseScript, ResponseShaper
+from server.openai.responses.body import RESPONSE_EVENTS, ResponseBody, ResponseRequest
+from server.openai.shared.planning import plan_chat
+from server.openai.shared.respond import GenerationStream, respond_whole, start_generation
+from server.services import ServicesDep
+
+router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
+
+
+@router.post(
+    "/responses",
+    response_model=ResponseBody,
+    responses=GENERATION_ERRORS | event_stream(*RESPONSE_EVENTS, ends_with_done=False),
+)
+async def create_response(body: ResponseRequest, request: Request, services: ServicesDep) -> Response:
+    """Answer a text or a conversation."""
+    model = await services.models.get(body.model)
+    shaper = ResponseShaper(body, response_id=f"resp_{uuid.uuid4().hex}", created_at=int(time.time()))
+    chat = body.to_chat()
+    plan = await plan_chat(
+        chat,
+        model,
+        answer_id=shaper.response_id,
+        max_choices=services.settings.max_choices,
+        grammars=services.grammars,
+    )
+    generation = await start_generation(request, services, plan, model)
+    if not body.stream:
+        return await respond_whole(request, generation, shaper.whole)
+    script = ResponseScript(shaper)
+    return GenerationStream(generation, script, record=record_of(request.scope), settings=services.settings)

@@ -1,0 +1,96 @@
+"""Prompts as the model reads them: messages rendered, texts tokenized, off the event loop where they are long."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.text.tools.formats import Function, to_json
+from server.generation.served_models import LoadedModel
+from server.openai.chat.body import Message, content_text
+
+# Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
+INLINE_CHARS = 4096
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """What a chat template made of messages, special tokens spelled out, and its tokens."""
+
+    text: str
+    token_ids: list[int]
+
+
+async def render_messages(
+    messages: Sequence[Message],
+    model: LoadedModel,
+    *,
+    functions: Sequence[Function] = (),
+    template_kwargs: Mapping[str, object] | None = None,
+    add_generation_prompt: bool = True,
+    param: str = "messages",
+) -> RenderedPrompt:
+    """The prompt that these messages are to the model; errors name the request field `param`.
+
+    Args:
+        functions: that the model may call.
+
+    Raises:
+        UnsupportedParameter: the model has no chat template.
+        InvalidRequest: the template refuses the messages or template_kwargs, or makes nothing of them.
+    """
+    template = model.chat_template
+    if template is None:
+        raise UnsupportedParameter(
+            f"{param}: the model {model.name!r} has no chat template; use /v1/completions", param=param
+        )
+
+    def render() -> RenderedPrompt:
+        try:
+            text = model.dialect.render(
+                template,
+                [message.to_turn() for message in messages],
+                functions,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=template_kwargs,
+            )
+        except InvalidRequest as error:
+            if error.param == "messages":
+                raise InvalidRequest(str(error), param=param) from error
+            raise
+        return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param=param))
+
+    prompt = await off_loop_if_long(_num_chars(messages, functions), render)
+    if not prompt.token_ids:
+        raise InvalidRequest(f"{param}: no tokens; the model needs at least one to start from", param=param)
+    return prompt
+
+
+async def encode_text(text: str, model: LoadedModel, *, param: str, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text (InvalidRequest where it is no valid Unicode)."""
+    return await off_loop_if_long(
+        len(text), lambda: model.codec.encode(text, add_special_tokens=add_special_tokens, param=param)
+    )
+
+
+def check_token_ids(token_ids: Sequence[int] | Mapping[int, float], model: LoadedModel, *, param: str) -> None:
+    """Raise InvalidRequest where an id is not in the vocabulary."""
+    size = model.info.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < size:
+            raise InvalidRequest(f"{param}: token id {token_id} is not in the vocabulary (0..{size - 1})", param=param)
+
+
+async def off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread where it handles so much text that streams would notice."""
+    return work() if num_chars <= INLINE_CHARS else await asyncio.to_thread(work)
+
+
+def _num_chars(messages: Sequence[Message], functions: Sequence[Function]) -> int:
+    """About as many characters as there are to render."""
+    told = sum(len(content_text(message.content)) for message in messages)
+    called = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
+    return told + called + sum(len(to_json(function.as_tool())) for function in functions)

@@ -1,0 +1,1 @@
+"""/tokenize, /detokenize and /v1/chat/completions/render."""

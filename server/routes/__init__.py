@@ -1,1 +1,0 @@
-"""The HTTP endpoints: each parses, calls once and shapes the answer."""
