@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+import server.openai.chat.route as chat
 import server.openai.completions.route as completions
 import server.openai.models.adapter_route as adapters
 import server.openai.models.route as models
@@ -26,9 +27,9 @@ from server.http.errors import error_response, http_exception_response, request_
 from server.http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.http.openapi import DocumentedApi
 from server.http.record import record_of
-from server.openai.chat.body import ChatCompletionChunk
-from server.openai.completions.body import Completion
-from server.openai.responses.body import RESPONSE_EVENTS
+from server.openai.chat.answer import ChatCompletionChunk
+from server.openai.completions.answer import Completion
+from server.openai.responses.events import RESPONSE_EVENTS
 from server.ops.engine_log import watch_engine
 from server.ops.metrics import Metrics
 from server.services import Services
@@ -61,6 +62,7 @@ def _add_routes(app: FastAPI, settings: ServerSettings) -> None:
     # The middleware checks the keys, before the body is read; here the scheme is only declared for the schema.
     with_key = [Security(HTTPBearer(auto_error=False))]
     # Tried one after the other with each request: those that most requests want stand first, in no router of routers.
+    app.include_router(chat.router, dependencies=with_key)
     app.include_router(completions.router, dependencies=with_key)
     app.include_router(responses.router, dependencies=with_key)
     app.include_router(models.router, dependencies=with_key)

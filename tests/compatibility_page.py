@@ -15,10 +15,10 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 
 from server.app import create_app
-from server.openai.chat.body import ChatCompletionRequest
-from server.openai.completions.body import CompletionRequest
-from server.openai.responses.body import ResponseRequest
-from server.openai.shared.fields import ApiModel
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.completions.request import CompletionRequest
+from server.openai.responses.request import ResponseRequest
+from server.openai.shared.api_model import ApiModel
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

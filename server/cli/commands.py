@@ -14,7 +14,7 @@ from cllm_core.cli.struct_options import struct_command, with_struct_options
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server import local
+from server.cli import local
 from server.cli.options import settings_command, single_model_command
 from server.settings import EngineSettings, ServerSettings
 

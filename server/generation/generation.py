@@ -10,130 +10,17 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable
-from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput
+from cllm_core.errors import EngineFailed, EngineUnavailable
+from cllm_core.request import DecodingStats, NewRequest, RequestOutput
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
-from cllm_core.text.tools.formats import FunctionCall
-from cllm_core.text.tools.reader import CallDelta, CallSyntax, join_calls
 from cllm_core.worker.protocol import EngineClient
+from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts, join_deltas
 from server.generation.echo import ScoredPrompt, place_output, score_prompt
+from server.generation.plan import GenerationPlan
 from server.generation.prediction import PredictedText, PredictionAligner
 from server.http.record import RequestRecord
 from server.ops.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationPlan:
-    """What one API call asks of the engine.
-
-    Attributes:
-        requests: one per choice; position i is the choice's index. Those of one prompt stand together. All have the
-            same prediction.
-        echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
-        continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
-        calls: how calls of functions look in the outputs, None where none are read.
-        num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
-            returns all. Needs requests with log-probabilities.
-        shows_token_ids: give the ids of prompts and outputs beside the texts.
-    """
-
-    requests: tuple[NewRequest, ...]
-    echoes: tuple[str, ...]
-    continues_text: bool
-    calls: CallSyntax | None = None
-    num_best: int | None = None
-    shows_token_ids: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceDelta:
-    """What one step added to one choice; `is_first` holds once per choice.
-
-    Attributes:
-        text: that comes before every call.
-        calls: what is new of calls of functions.
-        draft: what may follow the text so far, None where the client did not ask.
-        token_ids: that the step added, None where the client did not ask.
-        prompt_ids: of the choice's prompt in its first delta, None elsewhere and where the client did not ask.
-        scored_prompt: the same with log-probabilities, which stand before `logprobs`.
-    """
-
-    index: int
-    is_first: bool
-    text: str
-    logprobs: tuple[PlacedLogprobs, ...]
-    finish_reason: FinishReason | None
-    calls: tuple[CallDelta, ...] = ()
-    draft: str | None = None
-    token_ids: tuple[int, ...] | None = None
-    prompt_ids: tuple[int, ...] | None = None
-    scored_prompt: ScoredPrompt | None = None
-
-    @property
-    def says_something(self) -> bool:
-        """Whether a client that streams has to hear of it."""
-        is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
-        return bool(is_news) or self.draft is not None
-
-    @property
-    def is_text_only(self) -> bool:
-        """Whether it goes on with a text and tells nothing else."""
-        is_more = self.is_first or self.logprobs or self.finish_reason or self.calls or self.scored_prompt
-        shows_more = self.draft is not None or self.token_ids is not None or self.prompt_ids is not None
-        return bool(self.text) and not is_more and not shows_more
-
-    def with_text(self, text: str) -> "ChoiceDelta":
-        """The same with another text."""
-        return replace(self, text=text)
-
-    def split(self) -> list["ChoiceDelta"]:
-        """The same news in deltas that hold either text, or one piece of one call, or the end of calls."""
-        if not self.calls:
-            return [self]
-        no_ids = None if self.token_ids is None else ()
-        head = replace(self, finish_reason=None, calls=())
-        empty = replace(head, is_first=False, text="", logprobs=(), token_ids=no_ids, prompt_ids=None)
-        pieces = [replace(empty, calls=(call,)) for call in self.calls]
-        end = [] if self.finish_reason is None else [replace(empty, finish_reason=self.finish_reason)]
-        return [part for part in (head, *pieces, *end) if part.says_something]
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceResult:
-    """One whole output; token_ids, prompt_ids and scored_prompt are None where the client did not ask."""
-
-    index: int
-    text: str
-    calls: tuple[FunctionCall, ...]
-    logprobs: tuple[PlacedLogprobs, ...]
-    finish_reason: FinishReason
-    token_ids: tuple[int, ...] | None
-    prompt_ids: tuple[int, ...] | None
-    scored_prompt: ScoredPrompt | None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
-    """Tokens of the call so far; a prompt counts once, however many choices it has.
-
-    Attributes:
-        num_accepted_prediction, num_rejected_prediction: as PredictionAligner counts them.
-        num_decoded: tokens that the engine accepted, those behind a stop string included.
-    """
-
-    num_prompt: int
-    num_cached: int
-    num_completion: int
-    num_accepted_prediction: int
-    num_rejected_prediction: int
-    num_decoded: int
-    num_forward_passes: int
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """TPF over all choices; 0.0 where nothing was decoded."""
-        return self.num_decoded / self.num_forward_passes if self.num_forward_passes else 0.0
 
 
 @dataclass(slots=True)
@@ -221,7 +108,7 @@ class Generation:
         parts: list[list[ChoiceDelta]] = [[] for _ in self._choices]
         async for delta in self.deltas():
             parts[delta.index].append(delta)
-        results = [_joined(deltas) for deltas in parts]
+        results = [join_deltas(deltas) for deltas in parts]
         return results if self._plan.num_best is None else self._best(results, self._plan.num_best)
 
     async def aclose(self) -> None:
@@ -355,22 +242,4 @@ def _logprobs(choice: _Choice, delta: TextDelta, output: RequestOutput) -> tuple
     stop_token_id = output.stop_token_id if len(delta.token_ids) == len(output.token_ids) else None
     return place_output(
         delta.logprobs, output.logprobs, stop_token_id, num_echoed=len(choice.echo), num_chars=choice.num_chars
-    )
-
-
-def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
-    last = deltas[-1]
-    if last.finish_reason is None:
-        raise CllmError(f"choice {last.index} has no end")
-    logprobs = tuple(entry for delta in deltas for entry in delta.logprobs)
-    shown = [delta.token_ids for delta in deltas if delta.token_ids is not None]
-    return ChoiceResult(
-        last.index,
-        "".join(delta.text for delta in deltas),
-        join_calls([call for delta in deltas for call in delta.calls]),
-        logprobs,
-        last.finish_reason,
-        token_ids=tuple(token_id for ids in shown for token_id in ids) if shown else None,
-        prompt_ids=deltas[0].prompt_ids,
-        scored_prompt=deltas[0].scored_prompt,
     )

@@ -89,3 +89,7 @@ def _operation_id(route: APIRoute) -> str:
 
 def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
     return (operation for path in document["paths"].values() for operation in path.values())
+
+
+GENERATION_ERRORS = errors(400, 404, 413, 415, 429, 503)
+"""Error answers of the endpoints that generate."""

@@ -7,10 +7,11 @@ import pytest
 
 from server.app import create_app
 from server.http.errors import HTTP_ERRORS
-from server.openai.chat.body import ChatCompletionRequest, Message
-from server.openai.completions.body import CompletionRequest
-from server.openai.responses.body import ResponseRequest
-from server.openai.shared.fields import GenerationRequest, StreamOptions
+from server.openai.chat.messages import Message
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.completions.request import CompletionRequest
+from server.openai.responses.request import ResponseRequest
+from server.openai.shared.sampling import GenerationRequest, StreamOptions
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine
 

@@ -16,7 +16,7 @@ from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig,
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server.app import create_app
-from server.openai.shared.fields import EXAMPLE_MODEL
+from server.openai.shared.api_model import EXAMPLE_MODEL
 from server.settings import ServerSettings
 from tests.server.fakes import ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.openai.chat.body import ChatCompletionRequest
-from server.openai.completions.body import CompletionRequest
-from server.openai.responses.body import ResponseRequest
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.completions.request import CompletionRequest
+from server.openai.responses.request import ResponseRequest
 from tests.server.fakes import MODEL_NAME
 from tests.server.harness import RunningServer
 

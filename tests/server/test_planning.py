@@ -10,9 +10,10 @@ from cllm_core.text.codec import TextCodec
 from cllm_core.text.tools.dialect import find_dialect
 from server.generation.grammar_checker import GrammarChecker
 from server.generation.served_models import LoadedModel, TextTools
-from server.openai.chat.body import ChatCompletionRequest
-from server.openai.completions.body import CompletionRequest
-from server.openai.shared.planning import plan_chat, plan_completion
+from server.openai.chat.plan import plan_chat
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.completions.plan import plan_completion
+from server.openai.completions.request import CompletionRequest
 from server.openai.shared.prompts import INLINE_CHARS
 from tests.server.fakes import make_info
 

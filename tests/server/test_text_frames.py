@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.generation.generation import ChoiceDelta
-from server.openai.chat.body import ChunkChoice, Delta
+from server.generation.choices import ChoiceDelta
+from server.openai.chat.answer import ChunkChoice, Delta
 from server.openai.shared.text_frames import TextFrames, as_json
 
 TEXTS = ["a", 'say "\\n"', "line\nbreak\r\u2028\x00\x1f\x7f", "über 日本 🙂", "</data>: {}", '"text"']

@@ -1,296 +1,131 @@
-"""From a generation to the body and the events of /v1/responses."""
+"""The answer's body."""
 
-import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal
 
-from cllm_core.request import FinishReason
-from cllm_core.text.tools.reader import CallDelta
-from server.generation.generation import ChoiceDelta, ChoiceResult, TokenCounts
-from server.http.errors import ErrorBody
-from server.openai.responses.body import (
-    AllowedChoiceBody,
-    ArgumentsDeltaEvent,
-    ArgumentsDoneEvent,
-    ErrorEvent,
-    FunctionCallItem,
-    IncompleteDetails,
-    InputTokensDetails,
-    ItemEvent,
-    NamedChoiceBody,
-    OutputItem,
-    OutputMessage,
-    OutputText,
-    OutputTokensDetails,
-    PartEvent,
-    ResponseAllowedChoice,
-    ResponseBody,
-    ResponseEvent,
-    ResponseNamedChoice,
-    ResponseRequest,
-    ResponseTool,
-    ResponseUsage,
-    StatusEvent,
-    TextDeltaEvent,
-    TextDoneEvent,
-    ToolBody,
+from pydantic import (
+    BaseModel,
+    JsonValue,
 )
-from server.openai.shared.answers import new_call_id
-from server.openai.shared.respond import sent
-from server.openai.shared.text_frames import as_json
+
 from server.openai.shared.tools import ChoiceMode
 
-Status = Literal["in_progress", "completed", "incomplete"]
+
+class OutputText(BaseModel):
+    """A part of a message; the only one."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[str]
+    logprobs: list[str]
 
 
-class InItem(TypedDict):
-    """Fields of every event about an item."""
+class OutputMessage(BaseModel):
+    """The text of the answer."""
 
-    sequence_number: int
-    item_id: str
-    output_index: int
-
-
-@dataclass(slots=True)
-class TextItem:
-    """The text of an answer while it grows."""
-
-    text: str = ""
-    item_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
-
-    def body(self, status: Status) -> OutputMessage:
-        """The item, with its only part unless it has just begun."""
-        content = [] if status == "in_progress" else [self.part()]
-        return OutputMessage(type="message", id=self.item_id, status=status, role="assistant", content=content)
-
-    def part(self) -> OutputText:
-        """The text."""
-        return OutputText(type="output_text", text=self.text, annotations=[], logprobs=[])
+    type: Literal["message"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"]
+    content: list[OutputText]
 
 
-@dataclass(slots=True)
-class CallItem:
-    """A call of a function while it grows."""
+class FunctionCallItem(BaseModel):
+    """A call of a function; arguments are the text of a JSON object, incomplete where the answer was cut.
 
-    name: str
-    arguments: str = ""
-    item_id: str = field(default_factory=lambda: f"fc_{uuid.uuid4().hex}")
-    call_id: str = field(default_factory=new_call_id)
-
-    def body(self, status: Status) -> FunctionCallItem:
-        """The item."""
-        return FunctionCallItem(
-            type="function_call",
-            id=self.item_id,
-            call_id=self.call_id,
-            name=self.name,
-            arguments=self.arguments,
-            status=status,
-        )
-
-
-AnswerItem = TextItem | CallItem
-
-
-class ResponseShaper:
-    """Shapes the answer to one response request.
-
-    Args:
-        created_at: Unix time in seconds.
+    Attributes:
+        call_id: that the result of the call has to name.
     """
 
-    def __init__(self, body: ResponseRequest, *, response_id: str, created_at: int) -> None:
-        self._body = body
-        self.response_id = response_id
-        self._created_at = created_at
-
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ResponseBody:
-        """The body of an answer that is not streamed."""
-        result = results[0]
-        items: list[AnswerItem] = [CallItem(call.name, call.arguments) for call in result.calls]
-        if result.text or not items:
-            items.insert(0, TextItem(result.text))
-        return self.ended(items, result.finish_reason, counts)
-
-    def begun(self) -> ResponseBody:
-        """The response before anything was decoded."""
-        return self._response("in_progress", [], None)
-
-    def ended(self, items: Sequence[AnswerItem], finish_reason: FinishReason, counts: TokenCounts) -> ResponseBody:
-        """The response as it is in the end; where it was cut, its last item was."""
-        status = status_of(finish_reason)
-        *whole, last = items
-        output = [*(item.body("completed") for item in whole), last.body(status)]
-        return self._response(status, output, _usage(counts))
-
-    def _response(self, status: Status, output: list[OutputItem], usage: ResponseUsage | None) -> ResponseBody:
-        body = self._body
-        return ResponseBody(
-            id=self.response_id,
-            object="response",
-            created_at=self._created_at,
-            status=status,
-            error=None,
-            incomplete_details=IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None,
-            instructions=body.instructions,
-            max_output_tokens=body.max_output_tokens,
-            metadata=body.metadata or {},
-            model=body.model,
-            output=output,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
-            previous_response_id=None,
-            store=False,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            tool_choice=_choice_body(body.tool_choice),
-            tools=[_tool_body(tool) for tool in body.tools or ()],
-            top_p=1.0 if body.top_p is None else body.top_p,
-            truncation="disabled",
-            usage=usage,
-        )
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["in_progress", "completed", "incomplete"]
 
 
-class ResponseScript:
-    """The events of a streamed response, from response.created to response.completed or response.incomplete."""
-
-    def __init__(self, shaper: ResponseShaper) -> None:
-        self._shaper = shaper
-        self._num_sent = 0
-        self._items: list[AnswerItem] = []  # of which the last is open
-        self._finish_reason: FinishReason = "stop"
-
-    def opening(self) -> Iterable[bytes]:
-        """The response begins."""
-        for kind in ("response.created", "response.in_progress"):
-            yield self._sent(StatusEvent(type=kind, sequence_number=self._num_sent, response=self._shaper.begun()))
-
-    def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
-        """New text and calls, if any."""
-        self._finish_reason = delta.finish_reason or self._finish_reason
-        if delta.text:
-            yield from self._text(delta.text)
-        for call in delta.calls:
-            yield from self._call(call)
-
-    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
-        """The last item and the response end."""
-        if not self._items:
-            yield from self._begin(TextItem())
-        status = status_of(self._finish_reason)
-        yield from self._end(self._items[-1], status)
-        response = self._shaper.ended(self._items, self._finish_reason, counts)
-        yield self._sent(StatusEvent(type=f"response.{status}", sequence_number=self._num_sent, response=response))
-
-    def _text(self, text: str) -> Iterable[bytes]:
-        if not self._items:
-            yield from self._begin(TextItem())
-        item = self._items[-1]
-        assert isinstance(item, TextItem)  # text comes before every call
-        item.text += text
-        yield self._sent(
-            TextDeltaEvent(
-                type="response.output_text.delta", **self._in_item(item), content_index=0, delta=text, logprobs=[]
-            )
-        )
-
-    def _call(self, delta: CallDelta) -> Iterable[bytes]:
-        if delta.name is not None:
-            if self._items:
-                yield from self._end(self._items[-1], "completed")
-            yield from self._begin(CallItem(delta.name))
-        if delta.arguments:
-            item = self._items[-1]
-            assert isinstance(item, CallItem)  # its name came first
-            item.arguments += delta.arguments
-            kind = "response.function_call_arguments.delta"
-            yield self._sent(ArgumentsDeltaEvent(type=kind, **self._in_item(item), delta=delta.arguments))
-
-    def _begin(self, item: AnswerItem) -> Iterable[bytes]:
-        self._items.append(item)
-        yield self._item("response.output_item.added", item.body("in_progress"))
-        if isinstance(item, TextItem):
-            yield self._part("response.content_part.added", item)
-
-    def _end(self, item: AnswerItem, status: Status) -> Iterable[bytes]:
-        match item:
-            case TextItem():
-                kind = "response.output_text.done"
-                yield self._sent(
-                    TextDoneEvent(type=kind, **self._in_item(item), content_index=0, text=item.text, logprobs=[])
-                )
-                yield self._part("response.content_part.done", item)
-            case CallItem():
-                kind = "response.function_call_arguments.done"
-                yield self._sent(ArgumentsDoneEvent(type=kind, **self._in_item(item), arguments=item.arguments))
-        yield self._item("response.output_item.done", item.body(status))
-
-    def _in_item(self, item: AnswerItem) -> InItem:
-        return {
-            "sequence_number": self._num_sent,
-            "item_id": item.item_id,
-            "output_index": len(self._items) - 1,
-        }
-
-    def failure(self, error: ErrorBody) -> bytes:
-        """The error."""
-        detail = error.error
-        return self._sent(
-            ErrorEvent(
-                type="error",
-                sequence_number=self._num_sent,
-                code=detail.code,
-                message=detail.message,
-                param=detail.param,
-            )
-        )
-
-    def _item(self, kind: str, body: OutputItem) -> bytes:
-        output_index = len(self._items) - 1
-        return self._sent(ItemEvent(type=kind, sequence_number=self._num_sent, output_index=output_index, item=body))
-
-    def _part(self, kind: str, item: TextItem) -> bytes:
-        return self._sent(PartEvent(type=kind, **self._in_item(item), content_index=0, part=item.part()))
-
-    def _sent(self, event: ResponseEvent) -> bytes:
-        self._num_sent += 1
-        return sent(as_json(event), name=event.type)
+OutputItem = OutputMessage | FunctionCallItem
 
 
-def status_of(finish_reason: FinishReason) -> Literal["completed", "incomplete"]:
-    """Whether the model came to an end of its own."""
-    return "incomplete" if finish_reason == "length" else "completed"
+class ToolBody(BaseModel):
+    """A tool, as the request offered it."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None
+    parameters: dict[str, JsonValue] | None
+    strict: bool | None
 
 
-def _tool_body(tool: ResponseTool) -> ToolBody:
-    return ToolBody(
-        type="function",
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.strict,
-    )
+class NamedChoiceBody(BaseModel):
+    """The choice of one tool, as the request made it."""
+
+    type: Literal["function"]
+    name: str
 
 
-def _choice_body(
-    choice: ChoiceMode | ResponseNamedChoice | ResponseAllowedChoice | None,
-) -> ChoiceMode | NamedChoiceBody | AllowedChoiceBody:
-    match choice:
-        case None:
-            return "auto"
-        case ResponseNamedChoice():
-            return NamedChoiceBody(type="function", name=choice.name)
-        case ResponseAllowedChoice():
-            tools = [NamedChoiceBody(type="function", name=tool.name) for tool in choice.tools]
-            return AllowedChoiceBody(type="allowed_tools", mode=choice.mode, tools=tools)
-        case _:
-            return choice
+class AllowedChoiceBody(BaseModel):
+    """The choice of some tools, as the request made it."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoiceBody]
 
 
-def _usage(counts: TokenCounts) -> ResponseUsage:
-    return ResponseUsage(
-        input_tokens=counts.num_prompt,
-        input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached, cache_write_tokens=0),
-        output_tokens=counts.num_completion,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
-        total_tokens=counts.num_prompt + counts.num_completion,
-    )
+class InputTokensDetails(BaseModel):
+    """What of the input tokens is special.
+
+    Attributes:
+        cached_tokens: those whose cache entries were shared with an earlier request.
+        cache_write_tokens: of OpenAI's paid writes, which there are none of here.
+    """
+
+    cached_tokens: int
+    cache_write_tokens: Literal[0]
+
+
+class OutputTokensDetails(BaseModel):
+    """This server has no models that reason apart from their answer."""
+
+    reasoning_tokens: Literal[0]
+
+
+class ResponseUsage(BaseModel):
+    """Tokens of the call."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class IncompleteDetails(BaseModel):
+    """Why the answer is cut."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseBody(BaseModel):
+    """Answer to a response request, whole or (in a stream's events) as far as it is."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    error: None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    store: Literal[False]
+    temperature: float
+    tool_choice: ChoiceMode | NamedChoiceBody | AllowedChoiceBody
+    tools: list[ToolBody]
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None

@@ -6,13 +6,15 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from server.http.json_body import JsonRoute
-from server.http.openapi import event_stream
+from server.http.openapi import GENERATION_ERRORS, event_stream
 from server.http.record import record_of
-from server.openai.completions.route import GENERATION_ERRORS
-from server.openai.responses.answer import ResponseScript, ResponseShaper
-from server.openai.responses.body import RESPONSE_EVENTS, ResponseBody, ResponseRequest
-from server.openai.shared.planning import plan_chat
-from server.openai.shared.respond import GenerationStream, respond_whole, start_generation
+from server.openai.chat.plan import plan_chat
+from server.openai.responses.answer import ResponseBody
+from server.openai.responses.events import RESPONSE_EVENTS
+from server.openai.responses.request import ResponseRequest
+from server.openai.responses.shaping import ResponseScript, ResponseShaper
+from server.openai.shared.respond import respond_whole, start_generation
+from server.openai.shared.streaming import GenerationStream
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)

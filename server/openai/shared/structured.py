@@ -10,7 +10,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.grammar import choice_grammar, json_grammar, json_object_grammar, regex_grammar, written_grammar
-from server.openai.shared.fields import ApiModel, GenerationRequest
+from server.openai.shared.api_model import ApiModel
+from server.openai.shared.sampling import GenerationRequest
 
 JsonSchema = dict[str, JsonValue]
 

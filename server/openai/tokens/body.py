@@ -5,8 +5,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cllm_core.errors import InvalidRequest
-from server.openai.chat.body import Messages, TemplateKwargs
-from server.openai.shared.fields import EXAMPLE_MODEL, ApiModel
+from server.openai.chat.messages import Messages
+from server.openai.chat.request import TemplateKwargs
+from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel
 
 
 class TokenizeRequest(ApiModel):

@@ -5,8 +5,8 @@ from fastapi import APIRouter
 from server.generation.served_models import LoadedModel
 from server.http.json_body import JsonRoute
 from server.http.openapi import errors
-from server.openai.chat.body import ChatCompletionRequest
-from server.openai.shared.planning import render_chat
+from server.openai.chat.plan import render_chat
+from server.openai.chat.request import ChatCompletionRequest
 from server.openai.shared.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
 from server.openai.tokens.body import (
     DetokenizeRequest,

@@ -1,122 +1,20 @@
-"""What the request bodies of the completion endpoints share: strict parsing, sampling fields, refusals."""
+"""Fields of sampling and streaming, which the endpoints that generate share."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.request import BOUNDS, Bounds, SamplingParams
-
-EXAMPLE_MODEL = "cllm-chat"
-"""Model of the examples in the OpenAPI document: the embedded one."""
-
-# Sums and products of longer numbers have more digits than Python writes into a message.
-MAX_COUNT = 2**31
-"""Highest number of tokens or outputs that a field may ask for; the server's own limits are lower."""
-
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+from cllm_core.request import SamplingParams
+from server.openai.shared.api_model import LABEL_FIELDS, MAX_COUNT, ApiModel, Count, IsNeutral, without_neutral
 
 _MAX_TOKEN_ID_DIGITS = len(str(MAX_COUNT))  # int() refuses thousands of them with an error of its own
-
-
-@dataclass(frozen=True, slots=True)
-class IsNeutral:
-    """Tells whether a value of a field asks for nothing; `schema` says the same as a JSON schema."""
-
-    accepts: Callable[[object], bool]
-    schema: JsonSchemaValue
-
-    def __call__(self, value: object) -> bool:
-        """Whether it does."""
-        return self.accepts(value)
-
-
-def only(*values: object) -> IsNeutral:
-    """Accept exactly these values: the documented defaults, which ask for nothing."""
-    # Compared with the type, for 1 == True would let a number through where a switch is meant.
-    return IsNeutral(
-        lambda value: any(type(value) is type(accepted) and value == accepted for accepted in values),
-        {"enum": list(values)} if values else {"type": "null"},
-    )
-
-
-# Documented to label the request and to change nothing.
-metadata_text = IsNeutral(lambda value: isinstance(value, str), {"type": "string"})
-metadata_map = IsNeutral(
-    lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
-    {"type": "object", "additionalProperties": {"type": "string"}},
-)
-
-# What the official client's parsing helpers put into an answer for their user, and send back with it.
-client_side = IsNeutral(lambda _: True, {})
-
-
-class ApiModel(BaseModel):
-    """A body or part of one: unknown fields and wrong types are refused, never converted or dropped.
-
-    Attributes:
-        refusable: known fields that are no fields of the model, for they may only have values that ask for nothing.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
-
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {}
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Publish what validators check beyond the types: fields of `refusable`, bounds of sampling parameters."""
-        schema = handler(core_schema)
-        properties = handler.resolve_ref_schema(schema).setdefault("properties", {})
-        for name, is_neutral in cls.refusable.items():
-            properties[name] = {"anyOf": [is_neutral.schema, {"type": "null"}]}
-        for name in properties.keys() & BOUNDS.keys():
-            _publish_bounds(properties[name], BOUNDS[name])
-        return schema
-
-
-def _publish_bounds(field: JsonSchemaValue, bounds: Bounds) -> None:
-    for form in field.get("anyOf", ()):
-        if form.get("type") in ("number", "integer"):
-            form.setdefault("exclusiveMinimum" if bounds.above_low else "minimum", bounds.low)
-            form.setdefault("maximum", bounds.high)
-
-
-# Fields of OpenAI's API that need no work here, for the values under which they change nothing.
-LABEL_FIELDS: Mapping[str, IsNeutral] = {
-    "user": metadata_text,
-    "safety_identifier": metadata_text,
-    "prompt_cache_key": metadata_text,
-    "metadata": metadata_map,
-    "store": only(False),
-    "service_tier": only("auto", "default"),
-}
-
-
-def without_neutral(body: object, refusable: Mapping[str, IsNeutral], *, prefix: str = "") -> object:
-    """The body without the known fields that ask for nothing; UnsupportedParameter where one asks for something.
-
-    Args:
-        prefix: of the fields' names in the error: the place of `body` in the request.
-    """
-    if not isinstance(body, dict):
-        return body
-    for name, is_neutral in refusable.items():
-        if body.get(name) is not None and not is_neutral(body[name]):
-            field = prefix + name
-            raise UnsupportedParameter(f"{field}: this server does not support the value given", param=field)
-    return {name: value for name, value in body.items() if name not in refusable}
 
 
 def _refuse_padding(value: bool) -> bool:
@@ -265,53 +163,3 @@ class GenerationRequest(ApiModel):
             "block_length": self.block_length,
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-
-class PromptTokensDetails(BaseModel):
-    """What of the prompt tokens is special.
-
-    Attributes:
-        cached_tokens: those whose cache entries were shared with an earlier request.
-    """
-
-    cached_tokens: int
-    audio_tokens: Literal[0]
-
-
-class CompletionTokensDetails(BaseModel):
-    """What of the completion tokens is special; `server.generation.prediction` defines the accepted ones.
-
-    Attributes:
-        accepted_prediction_tokens: output tokens taken over from the prediction.
-        rejected_prediction_tokens: predicted tokens that the output did not take over; no part of completion_tokens.
-    """
-
-    reasoning_tokens: Literal[0]
-    audio_tokens: Literal[0]
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
-
-
-class DecodingUsage(BaseModel):
-    """How one API call was decoded, over all its choices (extension).
-
-    Attributes:
-        forward_passes: Jacobi iterations that yielded output, summed over the choices.
-        tokens_per_forward: TPF, tokens that these accepted each; 1.0 is token by token.
-        cached_tokens: prompt tokens that were not computed again.
-    """
-
-    forward_passes: int
-    tokens_per_forward: float
-    cached_tokens: int
-
-
-class Usage(BaseModel):
-    """Tokens of one API call, over all its choices; a prompt counts once however many choices it has."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
-    decoding: DecodingUsage | None = None

@@ -1,13 +1,13 @@
-"""Bodies of /v1/completions."""
+"""The body of a completion request."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.request import MAX_LOGPROBS
-from server.openai.shared.fields import EXAMPLE_MODEL, LABEL_FIELDS, MAX_COUNT, Count, IsNeutral, Usage
+from server.openai.shared.api_model import EXAMPLE_MODEL, LABEL_FIELDS, MAX_COUNT, Count, IsNeutral
 from server.openai.shared.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
@@ -82,48 +82,3 @@ class CompletionRequest(StructuredRequest):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return self.prompt
-
-
-class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a choice, one entry per token in each list; null for a token that follows nothing.
-
-    Attributes:
-        top_logprobs: of the likeliest tokens, and of the token itself where it is not among them.
-        text_offset: of each token, in characters from the start of the choice's text.
-    """
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    """One output, whole or (in a stream) what is new of it.
-
-    Attributes:
-        draft: in a stream, text that may follow what was given so far, replacing the draft before (extension, on
-            request).
-        token_ids: of the output, its end-of-sequence token included (extension, on request).
-        prompt_token_ids: the same of the prompt; in a stream with the choice's first chunk.
-    """
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
-    draft: str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class Completion(BaseModel):
-    """Answer to a completion request, whole or one chunk of a stream."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None

@@ -1,0 +1,29 @@
+"""What one API call asks of the engine."""
+
+from dataclasses import dataclass
+
+from cllm_core.request import NewRequest
+from cllm_core.text.tools.reader import CallSyntax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationPlan:
+    """What one API call asks of the engine.
+
+    Attributes:
+        requests: one per choice; position i is the choice's index. Those of one prompt stand together. All have the
+            same prediction.
+        echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
+        continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
+        calls: how calls of functions look in the outputs, None where none are read.
+        num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
+            returns all. Needs requests with log-probabilities.
+        shows_token_ids: give the ids of prompts and outputs beside the texts.
+    """
+
+    requests: tuple[NewRequest, ...]
+    echoes: tuple[str, ...]
+    continues_text: bool
+    calls: CallSyntax | None = None
+    num_best: int | None = None
+    shows_token_ids: bool = False

@@ -1,0 +1,95 @@
+"""From a chat completion request to what the engine is asked."""
+
+import msgspec
+
+from cllm_core.errors import InvalidRequest
+from server.generation.grammar_checker import GrammarChecker
+from server.generation.plan import GenerationPlan
+from server.generation.served_models import LoadedModel
+from server.openai.chat.messages import content_text
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.shared.planning import (
+    check_context,
+    check_length,
+    check_num_choices,
+    check_params,
+    grammar_of,
+    requests_of,
+)
+from server.openai.shared.prompts import RenderedPrompt, encode_text, render_messages
+from server.openai.shared.structured import OutputForm
+from server.openai.shared.tools import ToolUse
+
+
+async def plan_chat(
+    body: ChatCompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
+) -> GenerationPlan:
+    """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
+    check_num_choices(body.num_choices, max_choices)
+    num_chars = sum(len(content_text(message.content)) for message in body.messages)
+    check_length(num_chars, model, field=body.prompt_field)
+    prompt = await render_chat(body, model)
+    prompt_ids = prompt.token_ids
+    check_context(
+        len(prompt_ids), body.output_limit, model, prompt_field=body.prompt_field, limit_field=body.limit_field
+    )
+    params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
+    use = body.tool_use()
+    grammar = await _grammar(body, use, model, grammars)
+    params = msgspec.structs.replace(params, grammar=grammar)
+    check_params(params, model)
+    prediction_ids = await _prediction_ids(body, model)
+    requests = requests_of(body, prompt_ids, params, model, answer_id=answer_id, prediction_ids=prediction_ids)
+    return GenerationPlan(
+        requests=tuple(requests),
+        echoes=("",) * len(requests),
+        continues_text=False,
+        calls=None if use is None else model.dialect.syntax(use.rules.functions, is_required=use.rules.is_required),
+        shows_token_ids=bool(body.return_token_ids),
+    )
+
+
+async def render_chat(body: ChatCompletionRequest, model: LoadedModel) -> RenderedPrompt:
+    """The prompt of a chat call; errors as render_messages."""
+    use = body.tool_use()
+    return await render_messages(
+        body.messages,
+        model,
+        functions=() if use is None else use.functions,
+        template_kwargs=body.chat_template_kwargs,
+        param=body.prompt_field,
+    )
+
+
+async def _grammar(
+    body: ChatCompletionRequest, use: ToolUse | None, model: LoadedModel, grammars: GrammarChecker
+) -> str | None:
+    """What the output has to match: the form demanded of text, calls of functions, or one or the other."""
+    form = body.output_form()
+    if use is None:
+        return await grammar_of(form, model, grammars)
+    rules, dialect = use.rules, model.dialect
+    calls = await grammars.check(OutputForm("tools", lambda: dialect.grammar(rules), is_quick=True), model)
+    if form is None:
+        return calls
+
+    def write() -> str:
+        return dialect.grammar(msgspec.structs.replace(rules, content=form.write()))
+
+    # The calls have passed alone: what is refused now is the form's fault.
+    return await grammars.check(OutputForm(form.param, write, is_quick=form.is_quick), model)
+
+
+async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
+    if body.prediction is None:
+        return []
+    text = content_text(body.prediction.content)
+    check_length(len(text), model, field="prediction")
+    ids = await encode_text(text, model, param="prediction", add_special_tokens=False)
+    if len(ids) > model.info.max_model_len:
+        raise InvalidRequest(
+            f"prediction: has {len(ids)} tokens, but no answer of this model is longer than "
+            f"{model.info.max_model_len}: shorten it",
+            param="prediction",
+        )
+    return ids

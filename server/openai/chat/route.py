@@ -1,0 +1,37 @@
+"""POST /v1/chat/completions."""
+
+from fastapi import APIRouter, Request, Response
+
+from server.http.errors import ErrorBody
+from server.http.json_body import JsonRoute
+from server.http.openapi import GENERATION_ERRORS, event_stream
+from server.openai.chat.answer import ChatCompletion, ChatCompletionChunk
+from server.openai.chat.plan import plan_chat
+from server.openai.chat.request import ChatCompletionRequest
+from server.openai.chat.shaping import ChatAnswer
+from server.openai.shared.answers import answer_head
+from server.openai.shared.respond import respond, start_generation
+from server.services import ServicesDep
+
+router = APIRouter(prefix="/v1", tags=["chat completions"], route_class=JsonRoute)
+
+
+@router.post(
+    "/chat/completions",
+    response_model=ChatCompletion,
+    responses=GENERATION_ERRORS | event_stream(ChatCompletionChunk, ErrorBody, ends_with_done=True),
+)
+async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
+    """Answer a conversation."""
+    model = await services.models.get(body.model)
+    head = answer_head("chatcmpl", body, model, has_logprobs=bool(body.logprobs))
+    plan = await plan_chat(
+        body,
+        model,
+        answer_id=head.answer_id,
+        max_choices=services.settings.max_choices,
+        grammars=services.grammars,
+    )
+    generation = await start_generation(request, services, plan, model)
+    answer = ChatAnswer(head, may_call=plan.calls is not None)
+    return await respond(request, body, generation, answer, settings=services.settings)

@@ -1,0 +1,103 @@
+"""From a completion request to what the engine is asked."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cllm_core.errors import InvalidRequest
+from cllm_core.request import NewRequest
+from server.generation.grammar_checker import GrammarChecker
+from server.generation.plan import GenerationPlan
+from server.generation.served_models import LoadedModel
+from server.openai.completions.infill import infill_prompt
+from server.openai.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.openai.shared.planning import (
+    check_context,
+    check_length,
+    check_num_choices,
+    check_params,
+    grammar_of,
+    requests_of,
+)
+from server.openai.shared.prompts import check_token_ids, off_loop_if_long
+
+
+async def plan_completion(
+    body: CompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
+) -> GenerationPlan:
+    """Requests for the choices of a completion call.
+
+    Args:
+        answer_id: unique; the engine's request ids are made from it.
+        max_choices: most outputs of one call.
+        grammars: checks what the output has to match.
+
+    Raises:
+        RequestError: a value is out of range, a prompt does not fit the context, or nothing matches the output's form.
+        EngineBusy: grammars of others are being checked.
+    """
+    prompts = body.prompts
+    check_num_choices(len(prompts) * body.num_candidates, max_choices)
+    num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
+    prompt_ids = await off_loop_if_long(
+        num_chars, lambda: [_checked_prompt_ids(prompt, body, model) for prompt in prompts]
+    )
+    is_ranked = body.num_candidates > body.num_choices
+    logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
+    grammar = await grammar_of(body.output_form(), model, grammars)
+    requests: list[NewRequest] = []
+    for ids in prompt_ids:
+        max_tokens = _completion_limit(body, ids, model)
+        params = body.sampling_params(
+            max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.scores_prompt else None
+        )
+        params = msgspec.structs.replace(params, grammar=grammar)
+        check_params(params, model)
+        requests += requests_of(body, ids, params, model, answer_id=answer_id, first_index=len(requests))
+    return GenerationPlan(
+        requests=tuple(requests),
+        echoes=_echoes(body, prompt_ids, model),
+        continues_text=True,
+        num_best=body.num_choices if is_ranked else None,
+        shows_token_ids=bool(body.return_token_ids),
+    )
+
+
+def _checked_prompt_ids(prompt: str | list[int], body: CompletionRequest, model: LoadedModel) -> list[int]:
+    """Tokens of a prompt; PromptTooLong, before the next prompt costs any time, where they do not fit."""
+    if isinstance(prompt, str):
+        check_length(len(prompt) + len(body.suffix or ""), model, field="prompt")
+    ids = _prompt_ids(prompt, body.suffix, model)
+    check_context(len(ids), body.max_tokens, model, prompt_field="prompt", limit_field="max_tokens")
+    return ids
+
+
+def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel) -> list[int]:
+    if isinstance(prompt, list):
+        check_token_ids(prompt, model, param="prompt")
+        return prompt
+    text = infill_prompt(prompt, suffix, model.codec) if suffix else prompt
+    ids = model.codec.encode(text, add_special_tokens=True, param="prompt")
+    if not ids:
+        raise InvalidRequest("prompt: holds no tokens; the model needs at least one to start from", param="prompt")
+    return ids
+
+
+def _completion_limit(body: CompletionRequest, prompt_ids: Sequence[int], model: LoadedModel) -> int:
+    if body.max_tokens is not None:
+        return body.max_tokens
+    return min(DEFAULT_MAX_TOKENS, model.info.max_model_len - len(prompt_ids))
+
+
+def _echoes(body: CompletionRequest, prompt_ids: list[list[int]], model: LoadedModel) -> tuple[str, ...]:
+    if not body.echo:
+        return ("",) * (len(prompt_ids) * body.num_candidates)
+    texts = [
+        prompt if isinstance(prompt, str) else model.codec.decode(ids)
+        for prompt, ids in zip(body.prompts, prompt_ids, strict=True)
+    ]
+    return tuple(text for text in texts for _ in range(body.num_candidates))
+
+
+def _num_chars(prompts: list[str] | list[list[int]]) -> int:
+    return sum(len(prompt) for prompt in prompts)
