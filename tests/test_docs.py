@@ -114,6 +114,6 @@ def test_documented_make_targets_exist() -> None:
 
 def test_documented_metrics_exist() -> None:
     documented = re.findall(r"`(cllm_\w+)`", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
-    source = (ROOT / "server" / "metrics.py").read_text(encoding="utf-8")
+    source = (ROOT / "server" / "ops" / "metrics.py").read_text(encoding="utf-8")
     defined = set(re.findall(r'"(cllm_\w+)"', source))
     assert {name.removesuffix("_total") for name in documented} == defined

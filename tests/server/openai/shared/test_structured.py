@@ -22,7 +22,7 @@ from server.generation.grammar_checker import GrammarChecker
 from server.openai.shared.structured import OutputForm
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
-from tests.server.test_planning import RecordingCodec, make_model
+from tests.server.openai.shared.test_planning import RecordingCodec, make_model
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
