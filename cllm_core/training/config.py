@@ -279,7 +279,11 @@ class TrajectoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_tokens: Annotated[int, Meta(description="Limit of an answer, in tokens.")] = 256
     keep_unfinished: Annotated[bool, Meta(description="Keep answers that did not end within the limit.")] = False
     max_repetition: Annotated[
-        float, Meta(description="Drop answers in which more than this share of 4-grams is a repetition.")
+        float,
+        Meta(
+            description="Drop answers in which more than this share of 4-grams is a repetition, or a word stands ten "
+            "times in a row; 1 keeps them."
+        ),
     ] = 0.3
     shard_size: Annotated[int, Meta(description="Trajectories per file.")] = 512
     max_num_seqs: Annotated[int, Meta(description="Prompts decoded together.")] = 16

@@ -4,7 +4,7 @@ The backbone runs once over the pack; the output layer, which costs as much as m
 large, runs only on rows that have something to predict, a chunk of them at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -31,20 +31,20 @@ class PackedModel(nn.Module):
 
     Args:
         causal_lm: transformers model with attn_implementation="cllm_pack", LoRA layers included where there are any.
-        ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss of a pack.
+        ar_weight, consistency_weight: factors of the mean AR loss and the mean consistency loss.
         depth_decay: weight of a draft token over that of the one before it, from the first wrong one on.
         soft: consistency targets are distributions (see `losses`), else tokens.
         temperature: of targets that are distributions.
         base: switches the adapter off while its context lasts; where given, the model without it makes the targets of
             both losses.
-        unroll: Jacobi iterations that blocks go through first, each block a random number of them up to this.
+        unroll: Jacobi iterations that `unrolled` takes blocks through, each block a random number of them up to this.
         chunk_rows: rows whose logits exist at once; one example's rows always do.
 
     Raises:
         ConfigError: the model computes logits in a way that the output layer alone does not.
     """
 
-    accepts_loss_kwargs = False  # tells the Trainer that the loss is a mean over this batch
+    accepts_loss_kwargs = False  # keeps the Trainer's own count of labels, which packs do not have, out of the loss
 
     def __init__(
         self,
@@ -77,24 +77,27 @@ class PackedModel(nn.Module):
         """Of the model inside; the Trainer and its reports ask for it."""
         return self.causal_lm.config
 
-    def forward(self, **pack: Tensor) -> dict[str, Tensor]:
+    def forward(self, weight_totals: Tensor | None = None, **pack: Tensor) -> dict[str, Tensor]:
         """Losses of one pack.
 
         Args:
+            weight_totals: [2] float32, `weight_totals` of all packs whose losses are summed, so that the sum is a mean
+                over their tokens; None: of this pack alone.
             pack: fields of PackLayout, on the model's device.
 
         Returns:
-            loss: the weighted sum to minimise. ar_loss, consistency_loss: the means it is made of, without gradient;
-            0 where the pack has no such rows.
+            loss: the weighted sum to minimise. ar_loss, consistency_loss: the means over this pack's rows, without
+            gradient; 0 where it has no such rows. num_ar, num_consistency: how many rows those are.
         """
-        layout = self._unrolled(PackLayout(**pack))
+        layout = PackLayout(**pack)
         base_hidden = self._base_hidden(layout)
         hidden = self._hidden(layout)
         is_clean = layout.teacher_rows < 0
         depths = learning_depths(layout)
-        weights = self._row_weights(is_clean, depths)
+        totals = self.weight_totals(pack) if weight_totals is None else weight_totals
+        weights = self._row_weights(is_clean, depths, totals)
         head = self.causal_lm.get_output_embeddings()
-        totals, losses, num_clean = [], [], 0
+        sums, losses, num_clean = [], [], 0
         for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
             teachers = layout.teacher_rows[first:end]
             first_clean, num_clean = num_clean, num_clean + int(is_clean[first:end].sum())
@@ -107,14 +110,36 @@ class PackedModel(nn.Module):
                 base_logits=None if base_hidden is None else _logits(head, base_hidden[first_clean:num_clean]),
             )
             total, chunk = _chunk_losses(hidden[layout.row_index[first:end]], head, loss_of, weights[first:end])
-            totals.append(total)
+            sums.append(total)
             losses.append(chunk)
         per_row = torch.cat(losses)
         return {
-            "loss": torch.stack(totals).sum(),
+            "loss": torch.stack(sums).sum(),
             "ar_loss": _mean(per_row[is_clean]),
             "consistency_loss": _mean(per_row[depths > 0]),
+            "num_ar": is_clean.sum(),
+            "num_consistency": (depths > 0).sum(),
         }
+
+    def weight_totals(self, pack: Mapping[str, Tensor]) -> Tensor:
+        """[2] float32: answer tokens of a pack, and the weights of its draft tokens added up."""
+        layout = PackLayout(**pack)
+        return torch.stack([(layout.teacher_rows < 0).sum(), self._depth_weights(learning_depths(layout)).sum()])
+
+    @torch.no_grad()
+    def unrolled(self, pack: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The pack whose blocks the model has gone on with itself.
+
+        Args:
+            pack: fields of PackLayout, on the model's device.
+            generator: on the CPU; draws how far each block goes.
+        """
+        layout = PackLayout(**pack)
+        num_iterations = torch.randint(self._unroll + 1, (count_blocks(layout),), generator=generator)
+        num_iterations = num_iterations.to(layout.input_ids.device)
+        for iteration in range(self._unroll):
+            layout = advance_drafts(layout, self._predicted(layout), num_iterations > iteration)
+        return layout.as_dict()
 
     def _hidden(self, layout: PackLayout) -> Tensor:
         """[T, H] last hidden states."""
@@ -136,27 +161,21 @@ class PackedModel(nn.Module):
         with self._base():
             return self._hidden(clean)[clean.row_index]
 
-    @torch.no_grad()
-    def _unrolled(self, layout: PackLayout) -> PackLayout:
-        """The pack whose blocks the model has gone on with itself; the global generator draws how far."""
-        if not self._unroll:
-            return layout
-        num_iterations = torch.randint(self._unroll + 1, (count_blocks(layout),)).to(layout.input_ids.device)
-        for iteration in range(self._unroll):
-            layout = advance_drafts(layout, self._predicted(layout), num_iterations > iteration)
-        return layout
-
     def _predicted(self, layout: PackLayout) -> Tensor:
         """[R] likeliest token of each row."""
         head = self.causal_lm.get_output_embeddings()
         rows = self._hidden(layout)[layout.row_index]
         return torch.cat([head(chunk).argmax(dim=-1) for chunk in rows.split(self._chunk_rows)])
 
-    def _row_weights(self, is_clean: Tensor, depths: Tensor) -> Tensor:
-        clean = self._ar_weight / is_clean.sum().clamp(min=1) * is_clean
-        by_depth = torch.where(depths > 0, self._depth_decay ** (depths - 1).float(), 0.0)
-        learning = self._consistency_weight * by_depth / by_depth.sum().clamp(min=1)
-        return clean + learning
+    def _row_weights(self, is_clean: Tensor, depths: Tensor, totals: Tensor) -> Tensor:
+        num_clean, depth_weight = totals.clamp(min=1)
+        weights: Tensor = self._ar_weight / num_clean * is_clean
+        weights += self._consistency_weight / depth_weight * self._depth_weights(depths)
+        return weights
+
+    def _depth_weights(self, depths: Tensor) -> Tensor:
+        """[R] float32, of the rows' consistency losses."""
+        return torch.where(depths > 0, self._depth_decay ** (depths - 1).float(), 0.0)
 
 
 @torch.no_grad()

@@ -7,9 +7,11 @@ as packs are a function of their number, a resumed run follows the curve of an u
 import importlib.util
 import logging
 import math
+import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -34,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 _WEIGHTS_FILE = "trained.safetensors"
-_PARTS = ("ar_loss", "consistency_loss")
+_PARTS = ("ar", "consistency")
 _REPORTERS = ("wandb", "tensorboard", "mlflow")
 _COUNTS = ("tokens", "examples")
 
@@ -68,22 +71,41 @@ class ConsistencyTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted loss of one pack; its parts and sizes are kept for the next report."""
+        """A pack's share of the step's loss; its parts and sizes are kept for the next report."""
         outputs: dict[str, Tensor] = model(**inputs)
         for name in _PARTS:
-            self._sums[name] += float(outputs[name])
-        self._sums["packs"] += 1
+            num_rows = float(outputs[f"num_{name}"])
+            self._sums[f"{name}_loss"] += float(outputs[f"{name}_loss"]) * num_rows
+            self._sums[f"num_{name}"] += num_rows
         self._sums["tokens"] += inputs["input_ids"].numel()
         self._sums["examples"] += inputs["chunk_ends"].numel()
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        # Divided by the step's weights already. The Trainer divides by the packs, and devices average their gradients.
+        loss = outputs["loss"] * self.current_gradient_accumulation_steps * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """The packs of a step, unrolled, each with the weights of all devices' packs, which divide the losses."""
+        packs, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        model = self._packed_model()
+        first = self.state.global_step * self.args.gradient_accumulation_steps
+        with self.accelerator.autocast():
+            unrolled = [
+                self._unroll(self._prepare_inputs(pack), self._generator(first + index))
+                for index, pack in enumerate(packs)
+            ]
+        local = torch.stack([model.weight_totals(pack) for pack in unrolled]).sum(dim=0)
+        totals: Tensor = self.accelerator.reduce(local, reduction="sum")
+        return [{**pack, "weight_totals": totals} for pack in unrolled], num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss and the speed since the last report."""
-        num_packs = self._sums.pop("packs", 0.0)
-        if num_packs:
+        if self._sums:
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
-            logs |= {name: self._sums.pop(name) / num_packs for name in _PARTS}
+            for name in _PARTS:
+                logs[f"{name}_loss"] = self._sums.pop(f"{name}_loss") / max(1.0, self._sums.pop(f"num_{name}"))
             for name in _COUNTS:
                 count = self._sums.pop(name) * self.args.world_size  # packs are about equal
                 logs |= {name: count, f"{name}_per_second": count / seconds}
@@ -116,6 +138,18 @@ class ConsistencyTrainer(Trainer):
         with torch.no_grad():
             for name, value in stored.items():
                 parameters[name].copy_(value)
+
+    @cached_property
+    def _unroll(self) -> Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]:
+        """PackedModel.unrolled, around which FSDP gathers the weights; first used when the model is wrapped."""
+        model = self._packed_model()
+        register_fsdp_forward_method(model, "unrolled")
+        return model.unrolled
+
+    def _generator(self, index: int) -> torch.Generator:
+        """Draws for a pack, by its number among all devices' packs: a resumed run draws as an uninterrupted one."""
+        number = index * self.args.world_size + self.args.process_index
+        return torch.Generator().manual_seed(random.Random(f"{self.args.seed}/{number}").getrandbits(63))
 
     def _packed_model(self) -> PackedModel:
         model = self.accelerator.unwrap_model(self.model)
@@ -254,5 +288,5 @@ class _ProgressCallback(ProgressCallback):
     ) -> None:
         bar: tqdm[None] | None = self.training_bar  # made when the training begins, on the first process alone
         if bar is not None and logs is not None and "loss" in logs:
-            parts = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in _PARTS if logs[name]]
+            parts = [f"{name} {logs[f'{name}_loss']:.3f}" for name in _PARTS if logs[f"{name}_loss"]]
             bar.set_postfix_str(f"{', '.join(parts)}, {logs['tokens_per_second']:.0f} tokens/s")

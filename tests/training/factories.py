@@ -97,10 +97,10 @@ def no_progress(stage: str, fraction: float) -> None:
     """Take progress and show none."""
 
 
-def read_losses(folder: Path) -> list[float]:
-    """The loss of every report."""
+def read_losses(folder: Path, name: str = "loss") -> list[float]:
+    """One loss of every report."""
     entries = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [entry["loss"] for entry in entries if "loss" in entry]
+    return [entry[name] for entry in entries if "loss" in entry]
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ def train_sharded(checkpoint: Path, data: Path, output: Path) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "tests.training.fsdp_on_cpu", "train", checkpoint, "--data", data, "--output", output,
-        "--domain", "test", "--block-length", 5, "--blocks-per-example", 2,
+        "--domain", "test", "--block-length", 5, "--blocks-per-example", 2, "--unroll", 1,
         "--epochs", 8, "--pack-length", 96, "--packs-per-step", 1, "--precision", "float32", "--device", "cpu",
         "--logging-steps", 1, "--save-steps", 8, "--learning-rate", 0.01, "--num-threads", 1,
     ]  # fmt: skip
@@ -54,7 +54,8 @@ def train_sharded(checkpoint: Path, data: Path, output: Path) -> None:
 
 def test_sharded_training_equals_that_of_one_process_and_resumes(tiny_llama: Path, tmp_path: Path) -> None:
     data = write_questions(tmp_path)
-    one = run_train(make_train(tiny_llama, data, tmp_path / "one", epochs=8.0, packs_per_step=2), no_progress)
+    config = make_train(tiny_llama, data, tmp_path / "one", unroll=1, epochs=8.0, packs_per_step=2)
+    one = run_train(config, no_progress)
     sharded = tmp_path / "sharded"
     train_sharded(tiny_llama, data, sharded)
 

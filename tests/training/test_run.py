@@ -79,6 +79,28 @@ def test_a_new_adapter_answers_as_its_base_does(tiny_llama: Path, tmp_path: Path
     assert sum(drafts for _, drafts in reports[-3:]) < sum(drafts for _, drafts in reports[:3])
 
 
+@pytest.mark.parametrize("run", [run_sft, run_train])
+def test_a_step_of_many_packs_is_the_mean_over_its_tokens(
+    run: Callable[..., Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Packs counted alike whatever they held, so that the tokens of short ones weighed more."""
+    answers = ["the token", "the token " * 9, "a", "the token " * 14, "token " * 3, "of the " * 7]
+    data = write_lines(tmp_path / "data.jsonl", [{"prompt": f"Say {i}", "answer": a} for i, a in enumerate(answers)])
+    make = make_sft if run is run_sft else make_train
+    one, many = (
+        run(
+            make(tiny_llama, data, tmp_path / str(length), pack_length=length, packs_per_step=8, epochs=1.0),
+            no_progress,
+        )
+        for length in (2048, 64)
+    )
+    assert json.loads((many / "losses.jsonl").read_text().splitlines()[0])["examples"] == len(answers)
+    for name in ("loss", "ar_loss", "consistency_loss"):
+        assert read_losses(many, name) == pytest.approx(read_losses(one, name), rel=1e-5)
+    for name, value in read_adapter(one).items():
+        torch.testing.assert_close(read_adapter(many)[name], value, rtol=1e-2, atol=1e-5)
+
+
 @pytest.mark.parametrize("unroll", [0, 2])
 def test_resumed_run_follows_the_uninterrupted_curve(
     unroll: int, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -120,10 +120,18 @@ def test_repetition_is_the_share_of_repeated_4_grams() -> None:
         (Trajectory((1,), (2, 3), finished=False), "no end within the limit"),
         (Trajectory((1,), (2, 3) * 10), "repetition"),
         (Trajectory((1,), (2, 3, 4)), None),
+        (Trajectory((1,), (*range(50), *(7,) * 10, *range(50, 99))), "word repeated ten times in a row"),
+        (Trajectory((1,), (*range(50), *(7, 8, 9) * 10, *range(50, 199))), "word repeated ten times in a row"),
+        (Trajectory((1,), (*range(50), *(7,) * 9, *range(50, 99))), None),
     ],
 )
 def test_degenerate_answers_are_dropped_with_a_reason(trajectory: Trajectory, reason: str | None) -> None:
     assert reason_to_drop(trajectory, keep_unfinished=False, max_repetition=0.3) == reason
+
+
+def test_every_repetition_is_kept_on_request() -> None:
+    trajectory = Trajectory((1,), (2, 3) * 100)
+    assert reason_to_drop(trajectory, keep_unfinished=False, max_repetition=1.0) is None
 
 
 def test_unfinished_answers_are_kept_on_request() -> None:
