@@ -26,6 +26,7 @@ from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, object]
+Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
         n: int = 1,
         predictions: Sequence[str] | None = None,
@@ -110,7 +111,7 @@ class LLM:
 
         Args:
             prompts: one text or many, each a string or token ids.
-            params: for all prompts; None is SamplingParams().
+            params: for all prompts, or one for each; None is SamplingParams().
             n: outputs per prompt.
             predictions: what each output is expected to be; seeds the drafts, never changes the output.
             adapter: name of the adapter to decode with; "" is the base model alone.
@@ -126,7 +127,7 @@ class LLM:
         codec = self._tools_of(adapter).codec
         texts = _as_list(prompts)
         if predictions is not None and len(predictions) != len(texts):
-            raise InvalidRequest(f"{len(predictions)} predictions for {len(texts)} prompts: give one each")
+            raise InvalidRequest(f"{len(predictions)} predictions for {len(texts)} prompts: pass one for each")
         jobs = [
             _Job(
                 prompt_ids=tuple(codec.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt),
@@ -136,12 +137,12 @@ class LLM:
             )
             for prompt, expected in zip(texts, predictions or [""] * len(texts), strict=True)
         ]
-        return self._run(jobs, params or SamplingParams(), n=n, progress=progress)
+        return self._run(jobs, _params_of_each(params, len(jobs)), n=n, progress=progress)
 
     def chat(
         self,
         conversations: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
         n: int = 1,
         adapter: str = "",
@@ -160,7 +161,7 @@ class LLM:
             _Job(prompt_ids=self._encode_chat(messages, adapter), adapter=adapter)
             for messages in _as_conversations(conversations)
         ]
-        return self._run(jobs, params or SamplingParams(), n=n, progress=progress)
+        return self._run(jobs, _params_of_each(params, len(jobs)), n=n, progress=progress)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str = ""
@@ -175,16 +176,19 @@ class LLM:
             if text.finished:
                 return
 
-    def _run(self, jobs: Sequence["_Job"], params: SamplingParams, *, n: int, progress: bool) -> list[GenerationResult]:
+    def _run(
+        self, jobs: Sequence["_Job"], params: Sequence[SamplingParams], *, n: int, progress: bool
+    ) -> list[GenerationResult]:
         if n < 1:
             raise InvalidRequest(f"n={n}: must be >= 1", param="n")
-        requests = [self._new_request(job, params, choice_index=index) for job in jobs for index in range(n)]
-        collected = {
-            request.request_id: _Collected(
-                OutputText(self._tools_of(job.adapter).codec, stop=params.stop, continues_text=job.continues_text)
-            )
-            for request, job in zip(requests, (job for job in jobs for _ in range(n)), strict=True)
-        }
+        requests, collected = [], {}
+        for job, own in zip(jobs, params, strict=True):
+            codec = self._tools_of(job.adapter).codec
+            for index in range(n):
+                request = self._new_request(job, own, choice_index=index)
+                requests.append(request)
+                text = OutputText(codec, stop=own.stop, continues_text=job.continues_text)
+                collected[request.request_id] = _Collected(text)
         with tqdm(total=len(requests), disable=not progress, unit="output", dynamic_ncols=True) as bar:
             totals = _Totals()
             for output in self._decode(requests):
@@ -323,6 +327,21 @@ def _text_tools(info: ModelInfo) -> dict[str, _TextTools]:
         for adapter in info.adapters
     }
     return {"": base, **own}
+
+
+def _params_of_each(params: Params, num_prompts: int) -> list[SamplingParams]:
+    """The sampling parameters of each prompt; InvalidRequest where they are of another type or number."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(own, SamplingParams) for own in params):
+        raise InvalidRequest(
+            f"params={params!r}: must be SamplingParams, or a list with one for each prompt", param="params"
+        )
+    if len(params) != num_prompts:
+        raise InvalidRequest(
+            f"{len(params)} params for {num_prompts} prompts: pass one for all or one for each", param="params"
+        )
+    return list(params)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

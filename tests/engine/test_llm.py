@@ -42,6 +42,35 @@ def test_an_unknown_adapter_is_refused_with_the_names_there_are(llm: LLM) -> Non
         llm.generate("The answer", GREEDY, adapter="sq1", progress=False)
 
 
+def test_each_prompt_may_have_sampling_parameters_of_its_own(llm: LLM) -> None:
+    """A list of them ended in an AttributeError."""
+    own = [GREEDY, SamplingParams(temperature=0, max_tokens=3), SamplingParams(seed=5, max_tokens=7)]
+    prompts = ["The answer", "the token", "The answer"]
+    together = llm.generate(prompts, own, n=2, progress=False)
+    alone = [llm.generate(prompt, params, n=2, progress=False)[0] for prompt, params in zip(prompts, own, strict=True)]
+    assert [[o.token_ids for o in result.outputs] for result in together] == [
+        [o.token_ids for o in result.outputs] for result in alone
+    ]
+    assert len(together[1].outputs[0].token_ids) == 3
+    asked = [[{"role": "user", "content": text}] for text in prompts]
+    answers = llm.chat(asked, own, progress=False)
+    expected = [llm.chat(one, params, progress=False)[0] for one, params in zip(asked, own, strict=True)]
+    assert [answer.outputs[0].token_ids for answer in answers] == [one.outputs[0].token_ids for one in expected]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([GREEDY], "1 params for 2 prompts: pass one for all or one for each"),
+        ({"temperature": 0}, "must be SamplingParams, or a list with one for each prompt"),
+        ([GREEDY, 0.5], "must be SamplingParams, or a list with one for each prompt"),
+    ],
+)
+def test_parameters_of_another_type_or_number_are_refused(llm: LLM, params: object, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        llm.generate(["a", "b"], params, progress=False)  # type: ignore[arg-type]
+
+
 def test_outputs_of_base_and_adapters_match_their_grammar(llm: LLM) -> None:
     params = SamplingParams(temperature=0, grammar=choice_grammar(["the server", "the client"]))
     results = [llm.generate(["a", "b"], params, adapter=name, progress=False) for name in ("", "sql")]
