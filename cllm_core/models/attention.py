@@ -5,6 +5,7 @@ transformers' model classes forward unknown keyword arguments down to the attent
 here without any state on the module.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -53,15 +54,13 @@ def paged_attention(  # noqa: PLR0917 - the signature is transformers'
         ModelLoadError: the architecture uses an attention variant that the paged cache does not implement, or does not
             hand the cache down. Seen when the model is probed at load, before any request.
     """
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ModelLoadError(f"{type(module).__name__} uses {name} in its attention, which is not supported")
     paged: PagedAttention | None = kwargs.get("paged")
     if paged is None:
         raise ModelLoadError(
             f"{type(module).__name__} does not hand keyword arguments to its attention function; "
             "this architecture cannot run on the paged cache"
         )
+    _require_causal(module, attention_mask, kwargs)
     layer = module.layer_idx
     assert isinstance(layer, int)
     out = paged.attend(
@@ -72,7 +71,21 @@ def paged_attention(  # noqa: PLR0917 - the signature is transformers'
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=kwargs.get("sliding_window"),
     )
-    return out[None], None
+    # Architectures may view the result in another shape, which strides of all kinds do not allow.
+    return out.contiguous()[None], None
+
+
+def _require_causal(module: nn.Module, attention_mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError where a token sees others than those before it, or weighs them in a way of its own."""
+    name = type(module).__name__
+    for variant in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(variant) is not None:
+            raise ModelLoadError(f"{name} uses {variant} in its attention, which is not supported")
+    is_causal = kwargs.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise ModelLoadError(f"{name} attends to later tokens too: it is an encoder, not a decoder")
+    if attention_mask is not None:
+        raise ModelLoadError(f"{name} brings an attention mask of its own, which is not supported")
 
 
 def register_paged_attention() -> None:

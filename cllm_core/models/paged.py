@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from cllm_core.errors import ModelLoadError
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
@@ -44,7 +46,13 @@ class LayerProbe:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """See PagedAttention.attend; returns zeros of the right shape."""
+        """See PagedAttention.attend; returns zeros of the right shape.
+
+        Raises:
+            ModelLoadError: the layer attends twice, to keys and values of which the cache would keep the second alone.
+        """
+        if layer in self.layers:
+            raise ModelLoadError(f"layer {layer} attends more than once in a forward pass, which is not supported")
         self.layers[layer] = LayerSpec(key.shape[1], key.shape[2], value.shape[2])
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 

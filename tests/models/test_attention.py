@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PAGED_ATTENTION, paged_attention, register_paged_attention
+from cllm_core.models.paged import LayerProbe
 
 
 class Layer(nn.Module):
@@ -60,6 +61,45 @@ def test_a_variant_that_the_cache_lacks_is_refused_by_name(name: str) -> None:
 def test_a_model_that_drops_the_cache_on_its_way_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="does not hand keyword arguments"):
         paged_attention(Layer(), *random_states(), None)
+
+
+def test_an_encoder_that_attends_to_later_tokens_is_refused() -> None:
+    """BERT as a causal model was served as if it were a decoder."""
+
+    class Encoder(Layer):
+        is_causal = False
+
+    with pytest.raises(ModelLoadError, match="attends to later tokens too"):
+        paged_attention(Encoder(), *random_states(), None, paged=Recorder())
+    with pytest.raises(ModelLoadError, match="attends to later tokens too"):
+        paged_attention(Layer(), *random_states(), None, paged=Recorder(), is_causal=False)
+
+
+def test_a_mask_of_the_models_own_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="attention mask of its own"):
+        paged_attention(Layer(), *random_states(), torch.zeros(1, 1, 5, 5), paged=Recorder())
+
+
+def test_the_result_can_be_viewed_in_any_shape() -> None:
+    """AfMoE views it, which strides of a transposed result did not allow."""
+
+    class Transposing(Recorder):
+        def attend(
+            self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+        ) -> Tensor:
+            return query.transpose(0, 1).contiguous().transpose(0, 1)
+
+    out, _ = paged_attention(Layer(), *random_states(), None, paged=Transposing())
+    assert out.view(1, 5, 64).shape == (1, 5, 64)
+
+
+def test_a_layer_that_attends_twice_is_refused() -> None:
+    """DiffLlama's second call took the place of the first one's values in the cache."""
+    query, key, value = (x[0].transpose(0, 1) for x in random_states())
+    probe = LayerProbe()
+    probe.attend(0, query, key, value, scale=1.0, window=None)
+    with pytest.raises(ModelLoadError, match="layer 0 attends more than once"):
+        probe.attend(0, query, key, value, scale=1.0, window=None)
 
 
 def test_registering_twice_is_harmless() -> None:
