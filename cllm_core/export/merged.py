@@ -10,7 +10,8 @@ from cllm_core.errors import ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
 from cllm_core.models.architecture import check_architecture
 from cllm_core.models.checkpoint import read_config, read_tokenizer, stored_dtype
-from cllm_core.models.loader import find_eos_token_ids, read_model, tokenizer_source
+from cllm_core.models.end_tokens import find_eos_token_ids
+from cllm_core.models.loader import read_model, tokenizer_source
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.tokenizer import builtin_template

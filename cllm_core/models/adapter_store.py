@@ -13,6 +13,7 @@ from cllm_core.info import AdapterInfo, TokenizerBundle
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.checkpoint import Checkpoint, has_tokenizer, read_tokenizer
 from cllm_core.models.cllm_json import read_card
+from cllm_core.models.end_tokens import token_ids_in
 from cllm_core.models.loader import LoadedModel
 from cllm_core.models.lora import LowRank, read_lora
 from cllm_core.models.tokenizer import build_bundle
@@ -82,18 +83,14 @@ class AdapterStore:
             tokenizer = read_tokenizer(Checkpoint(folder), self._loaded.model.config)
             bundle = build_bundle(tokenizer, model_name=path)
             bundle = replace(bundle, chat_template=bundle.chat_template or base.chat_template)
-            eos_token_ids |= self._end_tokens(tokenizer.eos_token_id)
+            vocab_size = self._loaded.model.config.get_text_config(decoder=True).vocab_size
+            eos_token_ids |= token_ids_in(tokenizer.eos_token_id, vocab_size, place=f"{path}: its tokenizer")
         elif template.is_file():
             bundle = replace(base, chat_template=template.read_text(encoding="utf-8"))
         else:
             bundle = base
         _check_template(bundle, path)
         return None if bundle == base else bundle, tuple(sorted(eos_token_ids))
-
-    def _end_tokens(self, eos_token_id: object) -> set[int]:
-        """What a tokenizer names as its end token, if the model has it: a model is never asked for tokens beyond."""
-        vocab_size = self._loaded.model.config.get_text_config().vocab_size
-        return {eos_token_id} if isinstance(eos_token_id, int) and eos_token_id < vocab_size else set()
 
 
 def _check_template(bundle: TokenizerBundle, path: str) -> None:

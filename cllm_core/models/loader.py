@@ -1,11 +1,10 @@
 """Loads what the settings name: find it, check it, read it, merge the adapter, describe it. Called once per worker."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
@@ -17,11 +16,11 @@ from cllm_core.models.checkpoint import (
     Checkpoint,
     has_tokenizer,
     read_config,
-    read_generation_config,
     read_tokenizer,
     read_weights,
     stored_dtype,
 )
+from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
@@ -149,20 +148,6 @@ def tokenizer_source(source: ModelSource) -> Checkpoint:
     if source.adapter is not None and has_tokenizer(source.adapter):
         return Checkpoint(source.adapter, trust_remote_code=source.checkpoint.trust_remote_code)
     return source.checkpoint
-
-
-def find_eos_token_ids(
-    checkpoint: Checkpoint, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """What generation config, model config and tokenizer call end of sequence; checkpoints often fill in only one."""
-    generation = read_generation_config(checkpoint)
-    stated: Iterable[int | list[int] | None] = (
-        generation.eos_token_id if generation else None,
-        model_config.eos_token_id,
-        tokenizer.eos_token_id,
-    )
-    ids = {token_id for value in stated for token_id in (value if isinstance(value, list) else [value])}
-    return tuple(sorted(token_id for token_id in ids if token_id is not None and token_id < model_config.vocab_size))
 
 
 def _max_model_len(source: ModelSource, model_config: PreTrainedConfig, requested: int | None) -> int:

@@ -19,7 +19,7 @@ from cllm_core.models.adapter import attach_adapter
 from cllm_core.models.architecture import check_architecture
 from cllm_core.models.checkpoint import read_config, read_tokenizer, read_weights
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
-from cllm_core.models.loader import find_eos_token_ids
+from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.placement import choose_device, has_bfloat16
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, model_to_train, resolve_source

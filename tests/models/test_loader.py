@@ -12,7 +12,15 @@ from cllm_core.config import EngineConfig
 from cllm_core.models.cllm_json import CllmCard, write_card
 from cllm_core.models.loader import load_model
 from tests.architectures import Architecture
-from tests.checkpoints import ARCHITECTURES, ENDOFTEXT_ID, IM_END_ID, MAX_POSITIONS, write_adapter, write_gguf
+from tests.checkpoints import (
+    ARCHITECTURES,
+    ENDOFTEXT_ID,
+    IM_END_ID,
+    MAX_POSITIONS,
+    VOCAB_SIZE,
+    write_adapter,
+    write_gguf,
+)
 from tests.conftest import CheckpointFactory
 from tests.models.conftest import Load, logits_of, plain_logits
 
@@ -70,6 +78,28 @@ def test_end_of_sequence_tokens_come_from_all_three_places(load: Load, tiny_llam
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 9}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [ENDOFTEXT_ID, 7]}))
     assert load(tmp_path).eos_token_ids == (ENDOFTEXT_ID, IM_END_ID, 7, 9)
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, True, "</s>", [[7]], {"id": 7}, VOCAB_SIZE, [-1, None]], ids=repr)
+def test_an_end_token_that_is_no_id_is_left_out_with_a_warning(
+    load: Load, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, value: object
+) -> None:
+    """-1 made every grammar fail; a text or a nested list was a traceback."""
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert load(tmp_path).eos_token_ids == (IM_END_ID,)
+    wrong = value[0] if isinstance(value, list) else value
+    assert f"generation_config.json names {wrong!r}" in caplog.text
+
+
+def test_an_end_token_of_the_config_that_no_vocabulary_has_is_left_out(
+    load: Load, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": [9, -1]}))
+    assert load(tmp_path).eos_token_ids == (ENDOFTEXT_ID, IM_END_ID, 9)
+    assert "config.json names -1 as end of sequence" in caplog.text
 
 
 def test_requested_dtype_is_that_of_every_weight(load: Load, tiny_llama: Path) -> None:
