@@ -21,8 +21,6 @@ import server.ops.routes as operations
 from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
-from server.generation.grammar_checker import GrammarChecker
-from server.generation.served_models import ModelRegistry
 from server.http.errors import error_response, http_exception_response, request_error_of
 from server.http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.http.openapi import DocumentedApi
@@ -31,16 +29,13 @@ from server.openai.chat.answer import ChatCompletionChunk
 from server.openai.completions.answer import Completion
 from server.openai.responses.events import RESPONSE_EVENTS
 from server.ops.engine_log import watch_engine
-from server.ops.metrics import Metrics
-from server.services import Services
+from server.services import Services, build_services
 from server.settings import ServerSettings
 
 
 def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
     """An app that serves this engine; it starts the engine when it starts up and stops it when it shuts down."""
-    registry = ModelRegistry(engine, settings)
-    grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds)
-    services = Services(engine, settings, registry, Metrics(engine, registry), grammars)
+    services = build_services(engine, settings)
     engine.add_step_listener(services.metrics.observe_step)
     app = DocumentedApi(
         events=(Completion, ChatCompletionChunk, *RESPONSE_EVENTS),
@@ -52,6 +47,7 @@ def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
+    app.state.body_limits = settings.body_limits
     _add_routes(app, settings)
     _add_error_handlers(app)
     _add_middleware(app, services)
@@ -96,7 +92,7 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
-    app.add_middleware(RequestContextMiddleware, metrics=services.metrics)
+    app.add_middleware(RequestContextMiddleware, observe=services.metrics.observe_http)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 
 from cllm_core.worker.protocol import EngineClient
 from server.generation.grammar_checker import GrammarChecker
-from server.generation.served_models import ModelRegistry
 from server.ops.metrics import Metrics
+from server.served_models import ModelRegistry
 from server.settings import ServerSettings
 
 
@@ -21,6 +21,13 @@ class Services:
     models: ModelRegistry
     metrics: Metrics
     grammars: GrammarChecker
+
+
+def build_services(engine: EngineClient, settings: ServerSettings) -> Services:
+    """The parts of an app that serves this engine."""
+    models = ModelRegistry(engine, settings)
+    grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds)
+    return Services(engine, settings, models, Metrics(engine, models), grammars)
 
 
 def services_of(request: Request) -> Services:

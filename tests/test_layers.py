@@ -3,6 +3,8 @@
     errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
         <- worker, training, evaluation, bench, export <- server
 
+    server: http, settings <- served_models <- ops.metrics <- generation <- services <- openai, ops <- app <- cli
+
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
 one under `if TYPE_CHECKING:` never runs. Direction binds all three; what a process loads follows the eager ones.
 """
@@ -32,7 +34,14 @@ LAYERS = (
     ("cllm_core.engine", "cllm_core.cli"),
     ("cllm_core.llm",),
     ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench", "cllm_core.export"),
-    ("server",),
+    ("server.http", "server.settings"),
+    ("server.served_models",),
+    ("server.ops.metrics", "server.ops.engine_log"),
+    ("server.generation",),
+    ("server.services",),
+    ("server.openai", "server.ops"),  # endpoints
+    ("server.app",),
+    ("server",),  # server.cli, on top of all
 )
 # The package itself re-exports names of every layer below the server, so none of those may import it.
 FACADE, FACADE_BESIDE = "cllm_core", "cllm_core.worker"

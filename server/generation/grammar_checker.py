@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar_compiler import GrammarCompiler
-from server.generation.served_models import LoadedModel
-from server.openai.shared.structured import OutputForm
+from server.served_models import LoadedModel
 
 # A check that takes too long cannot be stopped: it keeps its thread until it is done, so these bound what all
 # hostile clients together can take.
@@ -19,6 +19,21 @@ _NUM_VOCABULARIES = 4
 _NUM_PASSED = 32
 
 _VocabularyKey = tuple[str, int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """A form that the output has to have.
+
+    Attributes:
+        param: the request field that demands it.
+        write: the grammar; InvalidRequest where there is none.
+        is_quick: writing takes about as long as checking the field's length did, so that the event loop may do it.
+    """
+
+    param: str
+    write: Callable[[], str]
+    is_quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from cllm_core.errors import InvalidRequest
-from server.http.body_limits import check_containers
+from server.http.body_limits import BodyLimits, check_containers
 from server.http.errors import ClientDisconnected, UnsupportedMediaType
 from server.http.record import record_of
-from server.services import services_of
 
 
 class JsonRoute(APIRoute):
@@ -32,8 +31,9 @@ class JsonRoute(APIRoute):
             _require_plain(request.headers.get("content-encoding"))
             body = await _read(request)
             check_containers(body)
+            body_limits: BodyLimits = request.app.state.body_limits
             value = parse_json(body)
-            services_of(request).settings.body_limits.check(value)
+            body_limits.check(value)
             refuse_repeated_names(body)
             return await handle(_ParsedRequest(request, body, value))
 

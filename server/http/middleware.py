@@ -6,6 +6,7 @@ Plain ASGI: these must see streamed bytes pass and must not stand between a stre
 import hmac
 import re
 import uuid
+from typing import Protocol
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
 from server.http.record import RequestRecord, attach_record, record_of
-from server.ops.metrics import Metrics
 
 REQUEST_ID_HEADER = "X-Request-Id"
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
@@ -24,12 +24,20 @@ _CLIENT_LEFT_STATUS = 499
 _log = structlog.stdlib.get_logger(__name__)
 
 
+class ObserveRequest(Protocol):
+    """Takes note of a request that has its whole answer."""
+
+    def __call__(self, *, endpoint: str, status: int, record: RequestRecord) -> None:
+        """Called once for each."""
+        ...
+
+
 class RequestContextMiddleware:
     """Names the request, catches what nobody else caught, and writes one access line and its metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, observe: ObserveRequest) -> None:
         self._app = app
-        self._metrics = metrics
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -52,7 +60,7 @@ class RequestContextMiddleware:
     def _report(self, scope: Scope, record: RequestRecord, status: int) -> None:
         status = _CLIENT_LEFT_STATUS if record.is_aborted else status
         endpoint = _endpoint(scope)
-        self._metrics.observe_http(endpoint=endpoint, status=status, record=record)
+        self._observe(endpoint=endpoint, status=status, record=record)
         # Probes and scrapes come every few seconds: they would drown the lines worth reading.
         write = _log.debug if endpoint in OPEN_PATHS else _log.info
         write(

@@ -3,11 +3,11 @@
 import msgspec
 
 from cllm_core.errors import InvalidRequest
-from server.generation.grammar_checker import GrammarChecker
+from server.generation.grammar_checker import GrammarChecker, OutputForm
 from server.generation.plan import GenerationPlan
-from server.generation.served_models import LoadedModel
 from server.openai.chat.messages import content_text
 from server.openai.chat.request import ChatCompletionRequest
+from server.openai.shared.call import Call
 from server.openai.shared.planning import (
     check_context,
     check_length,
@@ -17,15 +17,14 @@ from server.openai.shared.planning import (
     requests_of,
 )
 from server.openai.shared.prompts import RenderedPrompt, encode_text, render_messages
-from server.openai.shared.structured import OutputForm
 from server.openai.shared.tools import ToolUse
+from server.served_models import LoadedModel
 
 
-async def plan_chat(
-    body: ChatCompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
-) -> GenerationPlan:
-    """Requests for the choices of a chat call; arguments and errors as in plan_completion."""
-    check_num_choices(body.num_choices, max_choices)
+async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
+    """Requests for the choices of a chat call; errors as in plan_completion."""
+    model, grammars = call.model, call.services.grammars
+    check_num_choices(body.num_choices, call.services.settings.max_choices)
     num_chars = sum(len(content_text(message.content)) for message in body.messages)
     check_length(num_chars, model, field=body.prompt_field)
     prompt = await render_chat(body, model)
@@ -39,7 +38,7 @@ async def plan_chat(
     params = msgspec.structs.replace(params, grammar=grammar)
     check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
-    requests = requests_of(body, prompt_ids, params, model, answer_id=answer_id, prediction_ids=prediction_ids)
+    requests = requests_of(body, prompt_ids, params, model, answer_id=call.id, prediction_ids=prediction_ids)
     return GenerationPlan(
         requests=tuple(requests),
         echoes=("",) * len(requests),

@@ -10,7 +10,7 @@ from server.openai.chat.plan import plan_chat
 from server.openai.chat.request import ChatCompletionRequest
 from server.openai.chat.shaping import ChatAnswer
 from server.openai.shared.answers import answer_head
-from server.openai.shared.respond import respond, start_generation
+from server.openai.shared.call import begin_call, respond, start_generation
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["chat completions"], route_class=JsonRoute)
@@ -23,15 +23,8 @@ router = APIRouter(prefix="/v1", tags=["chat completions"], route_class=JsonRout
 )
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Answer a conversation."""
-    model = await services.models.get(body.model)
-    head = answer_head("chatcmpl", body, model, has_logprobs=bool(body.logprobs))
-    plan = await plan_chat(
-        body,
-        model,
-        answer_id=head.answer_id,
-        max_choices=services.settings.max_choices,
-        grammars=services.grammars,
-    )
-    generation = await start_generation(request, services, plan, model)
-    answer = ChatAnswer(head, may_call=plan.calls is not None)
-    return await respond(request, body, generation, answer, settings=services.settings)
+    call = await begin_call(request, services, model=body.model, id_prefix="chatcmpl-")
+    plan = await plan_chat(body, call)
+    generation = await start_generation(call, plan)
+    answer = ChatAnswer(answer_head(call, body, has_logprobs=bool(body.logprobs)), may_call=plan.calls is not None)
+    return await respond(call, generation, answer, is_stream=bool(body.stream))

@@ -19,16 +19,16 @@ from server.openai.chat.answer import (
     ChosenTokenLogprob,
     ChunkChoice,
     Delta,
+    FunctionDelta,
     TokenLogprob,
     ToolCallBody,
+    ToolCallDelta,
 )
 from server.openai.shared.answers import (
     AnswerHead,
-    draft_field,
+    ChunkScript,
     final_reason,
     new_call_id,
-    prompt_ids_field,
-    token_ids_field,
 )
 from server.openai.shared.text_frames import TextFrames, as_json
 from server.openai.shared.usage import Usage
@@ -49,17 +49,23 @@ class ChatAnswer:
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
-        choices = [self._choice(result) for result in results]
+        call = self._head.call
         completion = ChatCompletion(
-            id=self._head.answer_id,
+            id=call.id,
             object="chat.completion",
-            created=self._head.created,
-            model=self._head.model.name,
-            system_fingerprint=self._head.model.fingerprint,
-            choices=choices,
+            created=call.created,
+            model=call.model.name,
+            system_fingerprint=call.model.fingerprint,
+            choices=[self._choice(result) for result in results],
             usage=self._head.usage(counts),
         )
-        return completion.model_copy(update=prompt_ids_field(results[0]))
+        if results[0].prompt_ids is not None:
+            completion.prompt_token_ids = list(results[0].prompt_ids)
+        return completion
+
+    def script(self) -> ChunkScript:
+        """The chunks of a streamed answer."""
+        return ChunkScript(self, usage=self._head.streams_usage)
 
     def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """JSON of chunks with what is new of one choice; its first one names the role."""
@@ -67,35 +73,77 @@ class ChatAnswer:
             return (self._texts.chunk(delta),)
         return [as_json(self._delta_chunk(part)) for part in delta.split()]
 
+    def usage_chunk(self, counts: TokenCounts) -> bytes:
+        """JSON of the chunk after the last choice, with the usage only."""
+        return as_json(self._chunk([], self._head.usage(counts)))
+
     def _delta_chunk(self, delta: ChoiceDelta) -> ChatCompletionChunk:
         if delta.calls:
             self._calling.add(delta.index)
         choice = ChunkChoice(
             index=delta.index,
-            delta=Delta.model_validate({**_role(delta), **self._content(delta), **_call_deltas(delta)}),
+            delta=self._delta(delta),
             logprobs=self._choice_logprobs(delta.logprobs) if delta.logprobs else None,
             finish_reason=_chat_reason(delta.finish_reason, is_calling=delta.index in self._calling),
         )
-        chunk = self._chunk([choice.model_copy(update=draft_field(delta) | token_ids_field(delta))], None)
-        return chunk.model_copy(update=prompt_ids_field(delta))
+        if delta.draft is not None:
+            choice.draft = delta.draft
+        if delta.token_ids is not None:
+            choice.token_ids = list(delta.token_ids)
+        chunk = self._chunk([choice], None)
+        if delta.prompt_ids is not None:
+            chunk.prompt_token_ids = list(delta.prompt_ids)
+        return chunk
 
-    def usage_chunk(self, counts: TokenCounts) -> bytes:
-        """JSON of the chunk after the last choice, with the usage only."""
-        return as_json(self._chunk([], self._head.usage(counts)))
+    def _delta(self, delta: ChoiceDelta) -> Delta:
+        """What is new; the first delta of an answer always has content, null where calls may come instead."""
+        body = Delta()
+        if delta.is_first:
+            body.role = "assistant"
+            body.content = None if self._may_call else ""
+        if delta.text:
+            body.content = delta.text
+        if delta.calls:
+            body.tool_calls = [_call_delta(call) for call in delta.calls]
+        return body
 
     def _choice(self, result: ChoiceResult) -> ChatChoice:
         choice = ChatChoice(
             index=result.index,
-            message=self._message(result),
+            message=_message(result),
             logprobs=self._choice_logprobs(result.logprobs),
             finish_reason=_called(final_reason(result.finish_reason), is_calling=bool(result.calls)),
         )
-        return choice.model_copy(update=token_ids_field(result))
+        if result.token_ids is not None:
+            choice.token_ids = list(result.token_ids)
+        return choice
 
-    def _message(self, result: ChoiceResult) -> AnswerMessage:
-        if not result.calls:
-            return AnswerMessage(role="assistant", content=result.text, refusal=None)
-        calls = [
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
+        call = self._head.call
+        chunk = ChatCompletionChunk(
+            id=call.id,
+            object="chat.completion.chunk",
+            created=call.created,
+            model=call.model.name,
+            system_fingerprint=call.model.fingerprint,
+            choices=choices,
+        )
+        if self._head.streams_usage:
+            chunk.usage = usage
+        return chunk
+
+    def _choice_logprobs(self, entries: Sequence[PlacedLogprobs]) -> ChatLogprobs | None:
+        if not self._head.has_logprobs:
+            return None
+        codec = self._head.call.model.codec
+        return ChatLogprobs(content=[_chosen_token(entry, codec) for entry in entries], refusal=None)
+
+
+def _message(result: ChoiceResult) -> AnswerMessage:
+    message = AnswerMessage(role="assistant", content=result.text, refusal=None)
+    if result.calls:
+        message.content = result.text or None
+        message.tool_calls = [
             ToolCallBody(
                 id=new_call_id(),
                 type="function",
@@ -103,47 +151,14 @@ class ChatAnswer:
             )
             for call in result.calls
         ]
-        return AnswerMessage(role="assistant", content=result.text or None, refusal=None, tool_calls=calls)
-
-    def _content(self, delta: ChoiceDelta) -> dict[str, str | None]:
-        """Text; in the first delta of an answer always, null where calls may come instead."""
-        if delta.text:
-            return {"content": delta.text}
-        if not delta.is_first:
-            return {}
-        return {"content": None if self._may_call else ""}
-
-    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatCompletionChunk:
-        chunk = ChatCompletionChunk(
-            id=self._head.answer_id,
-            object="chat.completion.chunk",
-            created=self._head.created,
-            model=self._head.model.name,
-            system_fingerprint=self._head.model.fingerprint,
-            choices=choices,
-        )
-        return chunk.model_copy(update={"usage": usage}) if self._head.streams_usage else chunk
-
-    def _choice_logprobs(self, entries: Sequence[PlacedLogprobs]) -> ChatLogprobs | None:
-        if not self._head.has_logprobs:
-            return None
-        codec = self._head.model.codec
-        return ChatLogprobs(content=[_chosen_token(entry, codec) for entry in entries], refusal=None)
+    return message
 
 
-def _role(delta: ChoiceDelta) -> dict[str, str]:
-    return {"role": "assistant"} if delta.is_first else {}
-
-
-def _call_deltas(delta: ChoiceDelta) -> dict[str, list[dict[str, object]]]:
-    return {"tool_calls": [_call_delta(call) for call in delta.calls]} if delta.calls else {}
-
-
-def _call_delta(call: CallDelta) -> dict[str, object]:
+def _call_delta(call: CallDelta) -> ToolCallDelta:
     if call.name is None:
-        return {"index": call.index, "function": {"arguments": call.arguments}}
-    begun = {"name": call.name, "arguments": call.arguments}
-    return {"index": call.index, "id": new_call_id(), "type": "function", "function": begun}
+        return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(name=call.name, arguments=call.arguments)
+    return ToolCallDelta(index=call.index, id=new_call_id(), type="function", function=function)
 
 
 def _chosen_token(entry: PlacedLogprobs, codec: TextCodec) -> ChosenTokenLogprob:

@@ -6,11 +6,10 @@ import msgspec
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import NewRequest
-from server.generation.grammar_checker import GrammarChecker
 from server.generation.plan import GenerationPlan
-from server.generation.served_models import LoadedModel
 from server.openai.completions.infill import infill_prompt
 from server.openai.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.openai.shared.call import Call
 from server.openai.shared.planning import (
     check_context,
     check_length,
@@ -20,31 +19,25 @@ from server.openai.shared.planning import (
     requests_of,
 )
 from server.openai.shared.prompts import check_token_ids, off_loop_if_long
+from server.served_models import LoadedModel
 
 
-async def plan_completion(
-    body: CompletionRequest, model: LoadedModel, *, answer_id: str, max_choices: int, grammars: GrammarChecker
-) -> GenerationPlan:
+async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan:
     """Requests for the choices of a completion call.
-
-    Args:
-        answer_id: unique; the engine's request ids are made from it.
-        max_choices: most outputs of one call.
-        grammars: checks what the output has to match.
 
     Raises:
         RequestError: a value is out of range, a prompt does not fit the context, or nothing matches the output's form.
         EngineBusy: grammars of others are being checked.
     """
-    prompts = body.prompts
-    check_num_choices(len(prompts) * body.num_candidates, max_choices)
+    model, prompts = call.model, body.prompts
+    check_num_choices(len(prompts) * body.num_candidates, call.services.settings.max_choices)
     num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
     prompt_ids = await off_loop_if_long(
         num_chars, lambda: [_checked_prompt_ids(prompt, body, model) for prompt in prompts]
     )
     is_ranked = body.num_candidates > body.num_choices
     logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
-    grammar = await grammar_of(body.output_form(), model, grammars)
+    grammar = await grammar_of(body.output_form(), model, call.services.grammars)
     requests: list[NewRequest] = []
     for ids in prompt_ids:
         max_tokens = _completion_limit(body, ids, model)
@@ -53,7 +46,7 @@ async def plan_completion(
         )
         params = msgspec.structs.replace(params, grammar=grammar)
         check_params(params, model)
-        requests += requests_of(body, ids, params, model, answer_id=answer_id, first_index=len(requests))
+        requests += requests_of(body, ids, params, model, answer_id=call.id, first_index=len(requests))
     return GenerationPlan(
         requests=tuple(requests),
         echoes=_echoes(body, prompt_ids, model),

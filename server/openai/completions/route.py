@@ -10,7 +10,7 @@ from server.openai.completions.plan import plan_completion
 from server.openai.completions.request import CompletionRequest
 from server.openai.completions.shaping import CompletionAnswer
 from server.openai.shared.answers import answer_head
-from server.openai.shared.respond import respond, start_generation
+from server.openai.shared.call import begin_call, respond, start_generation
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
@@ -23,14 +23,8 @@ router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 )
 async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Continue one or more prompts."""
-    model = await services.models.get(body.model)
-    head = answer_head("cmpl", body, model, has_logprobs=body.logprobs is not None)
-    plan = await plan_completion(
-        body,
-        model,
-        answer_id=head.answer_id,
-        max_choices=services.settings.max_choices,
-        grammars=services.grammars,
-    )
-    generation = await start_generation(request, services, plan, model)
-    return await respond(request, body, generation, CompletionAnswer(head), settings=services.settings)
+    call = await begin_call(request, services, model=body.model, id_prefix="cmpl-")
+    plan = await plan_completion(body, call)
+    generation = await start_generation(call, plan)
+    answer = CompletionAnswer(answer_head(call, body, has_logprobs=body.logprobs is not None))
+    return await respond(call, generation, answer, is_stream=bool(body.stream))

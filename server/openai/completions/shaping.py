@@ -1,13 +1,12 @@
 """From choices to the bodies of completions."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
-from cllm_core.request import FinishReason, TokenLogprobs
+from cllm_core.request import TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
 from server.openai.completions.answer import Completion, CompletionChoice, CompletionLogprobs
-from server.openai.shared.answers import AnswerHead, draft_field, final_reason, prompt_ids_field, token_ids_field
+from server.openai.shared.answers import AnswerHead, ChunkScript, final_reason
 from server.openai.shared.text_frames import TextFrames, as_json
 
 
@@ -20,8 +19,13 @@ class CompletionAnswer:
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
         """The body of an answer that is not streamed."""
-        choices = [self._choice(result) for result in results]
-        return self._completion(choices).model_copy(update={"usage": self._head.usage(counts)})
+        completion = self._completion([self._choice(result) for result in results])
+        completion.usage = self._head.usage(counts)
+        return completion
+
+    def script(self) -> ChunkScript:
+        """The chunks of a streamed answer."""
+        return ChunkScript(self, usage=self._head.streams_usage)
 
     def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """JSON of the chunk with what is new of one choice."""
@@ -29,28 +33,40 @@ class CompletionAnswer:
 
     def usage_chunk(self, counts: TokenCounts) -> bytes:
         """JSON of the chunk after the last choice, with the usage only."""
-        return as_json(self._completion([]).model_copy(update={"usage": self._head.usage(counts)}))
+        chunk = self._completion([])
+        chunk.usage = self._head.usage(counts)
+        return as_json(chunk)
 
     def _delta_chunk(self, delta: ChoiceDelta) -> Completion:
-        chunk = self._completion([self._choice(delta).model_copy(update=draft_field(delta))])
-        return chunk.model_copy(update={"usage": None}) if self._head.streams_usage else chunk
+        choice = self._choice(delta)
+        if delta.draft is not None:
+            choice.draft = delta.draft
+        chunk = self._completion([choice])
+        if self._head.streams_usage:
+            chunk.usage = None
+        return chunk
 
     def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
         choice = CompletionChoice(
             index=part.index,
             text=part.text,
-            logprobs=_completion_logprobs(part, self._head.model.codec) if self._head.has_logprobs else None,
-            finish_reason=_reason(part.finish_reason),
+            logprobs=_completion_logprobs(part, self._head.call.model.codec) if self._head.has_logprobs else None,
+            finish_reason=None if part.finish_reason is None else final_reason(part.finish_reason),
         )
-        return choice.model_copy(update=token_ids_field(part) | prompt_ids_field(part))
+        if part.token_ids is not None:
+            choice.token_ids = list(part.token_ids)
+        if part.prompt_ids is not None:
+            choice.prompt_token_ids = list(part.prompt_ids)
+        return choice
 
     def _completion(self, choices: list[CompletionChoice]) -> Completion:
+        call = self._head.call
         return Completion(
-            id=self._head.answer_id,
+            id=call.id,
             object="text_completion",
-            created=self._head.created,
-            model=self._head.model.name,
-            system_fingerprint=self._head.model.fingerprint,
+            created=call.created,
+            model=call.model.name,
+            system_fingerprint=call.model.fingerprint,
             choices=choices,
         )
 
@@ -80,7 +96,3 @@ def _top_texts(chosen_id: int, entry: TokenLogprobs, codec: TextCodec) -> dict[s
     texts = {codec.token_text(token_id): logprob for token_id, logprob in tops}
     texts.setdefault(codec.token_text(chosen_id), entry.logprob)
     return texts
-
-
-def _reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:
-    return None if reason is None else final_reason(reason)

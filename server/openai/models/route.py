@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from server.generation.served_models import LoadedModel
 from server.http.openapi import errors
 from server.openai.models.body import ModelCard, ModelList
+from server.served_models import LoadedModel
 from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["models"])

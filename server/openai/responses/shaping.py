@@ -112,6 +112,10 @@ class ResponseShaper:
             items.insert(0, TextItem(result.text))
         return self.ended(items, result.finish_reason, counts)
 
+    def script(self) -> "ResponseScript":
+        """The events of a streamed answer."""
+        return ResponseScript(self)
+
     def begun(self) -> ResponseBody:
         """The response before anything was decoded."""
         return self._response("in_progress", [], None)

@@ -1,30 +1,23 @@
 """What the answers of chat and text completions have in common: head, usage, extensions, the end of a stream."""
 
-import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel
-
 from cllm_core.errors import CllmError
 from cllm_core.request import FinishReason
-from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
-from server.generation.served_models import LoadedModel
+from server.generation.choices import ChoiceDelta, TokenCounts
 from server.http.errors import ErrorBody
 from server.http.sse import encode_event
+from server.openai.shared.call import Call
 from server.openai.shared.sampling import GenerationRequest
 from server.openai.shared.text_frames import as_json
 from server.openai.shared.usage import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 
 
-class Answer(Protocol):
-    """Shapes the answer to one API call."""
-
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> BaseModel:
-        """The body of an answer that is not streamed."""
-        ...
+class ChunkedAnswer(Protocol):
+    """Shapes an answer that streams in chunks: those of chat and text completions."""
 
     def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
         """JSON of chunks with what is new of one choice."""
@@ -40,15 +33,12 @@ class AnswerHead:
     """What every body of one answer has in common.
 
     Attributes:
-        created: Unix time in seconds.
         has_logprobs: whether the client asked for them.
         has_decoding_stats: whether usage tells how the call was decoded.
         streams_usage: whether a stream ends with it, which puts "usage": null into every other chunk.
     """
 
-    answer_id: str
-    created: int
-    model: LoadedModel
+    call: Call
     has_logprobs: bool
     has_decoding_stats: bool
     streams_usage: bool
@@ -67,30 +57,14 @@ class AnswerHead:
                 rejected_prediction_tokens=counts.num_rejected_prediction,
             ),
         )
-        return usage.model_copy(update={"decoding": _decoding(counts)}) if self.has_decoding_stats else usage
+        if self.has_decoding_stats:
+            usage.decoding = _decoding(counts)
+        return usage
 
 
 def new_call_id() -> str:
     """Id of a call, unlike any other."""
     return f"call_{uuid.uuid4().hex}"
-
-
-# Extensions that a client has to ask for; where it did not, not even the field appears.
-
-
-def draft_field(delta: ChoiceDelta) -> dict[str, str]:
-    """The text that may follow."""
-    return {} if delta.draft is None else {"draft": delta.draft}
-
-
-def token_ids_field(part: ChoiceDelta | ChoiceResult) -> dict[str, list[int]]:
-    """The ids of the output."""
-    return {} if part.token_ids is None else {"token_ids": list(part.token_ids)}
-
-
-def prompt_ids_field(part: ChoiceDelta | ChoiceResult) -> dict[str, list[int]]:
-    """The ids of the prompt."""
-    return {} if part.prompt_ids is None else {"prompt_token_ids": list(part.prompt_ids)}
 
 
 def _decoding(counts: TokenCounts) -> DecodingUsage:
@@ -111,7 +85,7 @@ def final_reason(reason: FinishReason) -> Literal["stop", "length"]:
 class ChunkScript:
     """A chunk for each delta, then the usage where asked for, then [DONE]."""
 
-    def __init__(self, answer: Answer, *, usage: bool) -> None:
+    def __init__(self, answer: ChunkedAnswer, *, usage: bool) -> None:
         self._answer = answer
         self._usage = usage
 
@@ -133,12 +107,10 @@ class ChunkScript:
         return encode_event(as_json(error))
 
 
-def answer_head(prefix: str, body: GenerationRequest, model: LoadedModel, *, has_logprobs: bool) -> AnswerHead:
-    """The head of a new answer; `prefix` begins its id."""
+def answer_head(call: Call, body: GenerationRequest, *, has_logprobs: bool) -> AnswerHead:
+    """The head of the answer to a call."""
     return AnswerHead(
-        answer_id=f"{prefix}-{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=model,
+        call=call,
         has_logprobs=has_logprobs,
         has_decoding_stats=body.wants_decoding_stats,
         streams_usage=body.include_usage,

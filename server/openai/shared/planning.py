@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.request import NewRequest, SamplingParams
-from server.generation.grammar_checker import GrammarChecker
-from server.generation.served_models import LoadedModel
+from server.generation.grammar_checker import GrammarChecker, OutputForm
 from server.openai.shared.prompts import check_token_ids
 from server.openai.shared.sampling import GenerationRequest
-from server.openai.shared.structured import OutputForm
+from server.served_models import LoadedModel
 
 
 async def grammar_of(form: OutputForm | None, model: LoadedModel, grammars: GrammarChecker) -> str | None:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.tools.formats import Function, to_json
-from server.generation.served_models import LoadedModel
 from server.openai.chat.messages import Message, content_text
+from server.served_models import LoadedModel
 
 # Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
 INLINE_CHARS = 4096

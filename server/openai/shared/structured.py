@@ -1,8 +1,7 @@
 """The form that a request demands of its output: OpenAI's response_format, and what open servers have beside it."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -10,6 +9,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.grammar import choice_grammar, json_grammar, json_object_grammar, regex_grammar, written_grammar
+from server.generation.grammar_checker import OutputForm
 from server.openai.shared.api_model import ApiModel
 from server.openai.shared.sampling import GenerationRequest
 
@@ -67,21 +67,6 @@ class StructuredOutputs(ApiModel):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OutputForm:
-    """A form that the output has to have.
-
-    Attributes:
-        param: the request field that demands it.
-        write: the grammar; InvalidRequest where there is none.
-        is_quick: writing takes about as long as checking the field's length did, so that the event loop may do it.
-    """
-
-    param: str
-    write: Callable[[], str]
-    is_quick: bool = False
 
 
 class StructuredRequest(GenerationRequest):

@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter
 
-from server.generation.served_models import LoadedModel
 from server.http.json_body import JsonRoute
 from server.http.openapi import errors
 from server.openai.chat.plan import render_chat
@@ -15,6 +14,7 @@ from server.openai.tokens.body import (
     TokenizeRequest,
     TokenizeResponse,
 )
+from server.served_models import LoadedModel
 from server.services import ServicesDep
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute, responses=errors(400, 404, 413, 415, 503))

@@ -4,18 +4,21 @@ import asyncio
 import threading
 
 import pytest
+from starlette.requests import Request
 
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.tools.dialect import find_dialect
-from server.generation.grammar_checker import GrammarChecker
-from server.generation.served_models import LoadedModel, TextTools
 from server.openai.chat.plan import plan_chat
 from server.openai.chat.request import ChatCompletionRequest
 from server.openai.completions.plan import plan_completion
 from server.openai.completions.request import CompletionRequest
+from server.openai.shared.call import Call
 from server.openai.shared.prompts import INLINE_CHARS
-from tests.server.fakes import make_info
+from server.served_models import LoadedModel, TextTools
+from server.services import build_services
+from server.settings import ServerSettings
+from tests.server.fakes import ScriptedEngine, make_info
 
 
 class RecordingCodec(TextCodec):
@@ -37,15 +40,16 @@ def make_model(codec: TextCodec, template: ChatTemplate | None = None) -> Loaded
     return LoadedModel(name="m", info=info, tools=tools, fingerprint="fp", created=0)
 
 
-def make_checker() -> GrammarChecker:
-    return GrammarChecker(max_seconds=5.0)
+def make_call(model: LoadedModel) -> Call:
+    request = Request({"type": "http", "headers": []})
+    return Call(request, build_services(ScriptedEngine(), ServerSettings()), model, id="a", created=0)
 
 
 @pytest.mark.parametrize(("num_chars", "on_loop"), [(10, True), (INLINE_CHARS + 1, False)])
 def test_long_prompts_are_tokenized_off_the_event_loop(num_chars: int, on_loop: bool) -> None:
     codec = RecordingCodec()
     body = CompletionRequest.model_validate({"model": "m", "prompt": "x" * num_chars})
-    planning = plan_completion(body, make_model(codec), answer_id="a", max_choices=1, grammars=make_checker())
+    planning = plan_completion(body, make_call(make_model(codec)))
     plan = asyncio.run(planning)
     assert [thread == threading.get_ident() for thread in codec.threads] == [on_loop]
     assert len(plan.requests[0].prompt_ids) == num_chars
@@ -57,5 +61,5 @@ def test_a_long_prediction_is_tokenized_off_the_event_loop_too() -> None:
     prediction = {"type": "content", "content": "x" * (INLINE_CHARS + 1)}
     fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "prediction": prediction}
     body = ChatCompletionRequest.model_validate(fields)
-    asyncio.run(plan_chat(body, model, answer_id="a", max_choices=1, grammars=make_checker()))
+    asyncio.run(plan_chat(body, make_call(model)))
     assert [thread == threading.get_ident() for thread in codec.threads] == [True, False]

@@ -18,8 +18,7 @@ from pydantic import BaseModel
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar import choice_grammar, json_grammar, json_object_grammar, regex_grammar
 from cllm_core.text.grammar_compiler import GrammarCompiler
-from server.generation.grammar_checker import GrammarChecker
-from server.openai.shared.structured import OutputForm
+from server.generation.grammar_checker import GrammarChecker, OutputForm
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
 from tests.server.harness import RunningServer, running
 from tests.server.openai.shared.test_planning import RecordingCodec, make_model

@@ -1,0 +1,94 @@
+"""One call of an endpoint that generates: plan, start, answer, in this order and for all of them alike.
+
+A route parses its body, makes a Call, plans what the engine is asked, starts it and responds. This module knows no
+endpoint: plans and answers are handed in.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.generation.choices import ChoiceResult, TokenCounts
+from server.generation.generation import Generation
+from server.generation.plan import GenerationPlan
+from server.http.disconnect import until_disconnect
+from server.http.errors import ClientDisconnected
+from server.http.record import RequestRecord, record_of
+from server.openai.shared.streaming import GenerationStream, Script
+from server.served_models import LoadedModel
+from server.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What plan, generation and answer of one call have in common.
+
+    Attributes:
+        id: of the answer, unique; those of the engine's requests are made from it.
+        created: Unix time in seconds.
+        model: that answers.
+    """
+
+    request: Request
+    services: Services
+    model: LoadedModel
+    id: str
+    created: int
+
+    @property
+    def record(self) -> RequestRecord:
+        """For the access log."""
+        return record_of(self.request.scope)
+
+
+class Answer(Protocol):
+    """Shapes the answer to one call: as one body, or as the events of a stream."""
+
+    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> BaseModel:
+        """The body of an answer that is not streamed."""
+        ...
+
+    def script(self) -> Script:
+        """The events of a streamed answer."""
+        ...
+
+
+async def begin_call(request: Request, services: Services, *, model: str, id_prefix: str) -> Call:
+    """A new call to the model of that name (ModelNotFound, EngineUnavailable)."""
+    loaded = await services.models.get(model)
+    return Call(request, services, loaded, id=f"{id_prefix}{uuid.uuid4().hex}", created=int(time.time()))
+
+
+async def start_generation(call: Call, plan: GenerationPlan) -> Generation:
+    """Begin to decode what the plan asks for; whoever calls must close the generation, which `respond` does."""
+    services, model = call.services, call.model
+    call.record.model = model.adapter_name or services.models.name_or_empty
+    generation = Generation(services.engine, model.codec, plan, record=call.record, metrics=services.metrics)
+    await generation.start()
+    return generation
+
+
+async def respond(call: Call, generation: Generation, answer: Answer, *, is_stream: bool) -> Response:
+    """Send the answer in one body or as a stream, and close the generation, at once when the client leaves.
+
+    Raises:
+        ClientDisconnected: nobody waits for the answer any more.
+        EngineFailed, EngineUnavailable: as Generation.deltas; in a stream they become an error event.
+    """
+    if is_stream:
+        return GenerationStream(generation, answer.script(), record=call.record, settings=call.services.settings)
+    try:
+        results = await until_disconnect(call.request, generation.results())
+    except ClientDisconnected:
+        call.record.is_aborted = True
+        raise
+    finally:
+        await generation.aclose()
+    body = answer.whole(results, generation.counts)
+    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
