@@ -94,6 +94,17 @@ class BlockPool:
             matched.append(block_id)
         return matched
 
+    def share(self, block_ids: Sequence[int]) -> None:
+        """Take a further reference to each of these blocks, which others hold.
+
+        Raises:
+            BlockPoolCorrupted: nobody holds one of them.
+        """
+        for block_id in block_ids:
+            if self._ref_counts[block_id] < 1:
+                raise BlockPoolCorrupted(f"block {block_id} shared though nobody holds it")
+            self._ref_counts[block_id] += 1
+
     def register(self, block_id: int, block_hash: BlockHash) -> None:
         """Make a full, computed block findable. Of two equal blocks the first stays the findable one."""
         if self.prefix_caching and block_hash not in self._cached and self._hashes[block_id] is None:

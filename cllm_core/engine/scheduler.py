@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
 
-from cllm_core.engine.block_pool import BlockPool
+from cllm_core.engine.block_pool import BlockHash, BlockPool
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
@@ -219,15 +219,20 @@ class Scheduler:
     def _admit(
         self, budget: "_TokenBudget", windows: Mapping[str, int], granted: list[tuple[RequestState, int]]
     ) -> Iterator[Admission]:
+        computing: dict[BlockHash, int] = {}
+        if self._waiting and self._free_slots:
+            for state, num_tokens in granted:
+                computing |= self._blocks_filled(state, num_tokens)
         while self._waiting and self._free_slots and budget.remaining > 0:
             state = self._waiting[0]
-            if not self._reserve_known_tokens(state):
+            if not self._reserve_known_tokens(state, computing):
                 return
             self._waiting.popleft()
             state.slot = self._free_slots.pop()
             self._running.append(state)
             num_tokens = min(budget.remaining, _num_wanted(state, windows))
             granted.append((state, num_tokens))
+            computing |= self._blocks_filled(state, num_tokens)
             budget.spend(num_tokens)
             yield Admission(
                 slot=state.slot,
@@ -239,18 +244,39 @@ class Scheduler:
                 constraint=state.constraint,
             )
 
-    def _reserve_known_tokens(self, state: RequestState) -> bool:
-        """Take blocks for all known tokens of a waiting request, cached ones first; False where they do not fit."""
+    def _blocks_filled(self, state: RequestState, num_tokens: int) -> dict[BlockHash, int]:
+        """The blocks, by hash, that a row of `num_tokens` fills with known tokens in this step."""
+        pool = self.block_pool
+        if not pool.prefix_caching:
+            return {}
+        end = min(state.num_computed + num_tokens, state.num_tokens)
+        first = state.num_computed // pool.block_size
+        hashes = state.full_block_hashes(pool.block_size, end)[first:]
+        return dict(zip(hashes, state.block_ids[first:], strict=False))
+
+    def _reserve_known_tokens(self, state: RequestState, computing: Mapping[BlockHash, int]) -> bool:
+        """Take blocks for all known tokens of a waiting request; False where they do not fit.
+
+        Blocks with an equal prefix come first: cached ones, then those that other rows of this step fill. A layer
+        stores the keys and values of all rows before any row attends, so both serve alike.
+
+        Args:
+            state: of the request.
+            computing: blocks that rows planned so far fill in this step, by hash.
+        """
         pool = self.block_pool
         # At least one token must be computed, else there is nothing to predict from.
         hashes = state.full_block_hashes(pool.block_size, state.num_shareable) if pool.prefix_caching else []
         matched = pool.match_prefix(hashes)
+        shared = [computing[h] for h in takewhile(computing.__contains__, hashes[len(matched) :])]
+        pool.share(shared)
+        matched += shared
         num_missing = pool.num_needed(state.num_tokens) - len(matched)
         if num_missing > pool.num_free:
             pool.free(matched)
             return False
         state.block_ids = matched + pool.allocate(num_missing)
-        state.num_registered = len(matched)
+        state.num_registered = len(matched) - len(shared)
         state.num_computed = len(matched) * pool.block_size
         if not state.num_preemptions:  # else it may find its own blocks
             state.num_cached = state.num_computed

@@ -7,7 +7,7 @@ import pytest
 from cllm_core.engine.engine import Engine
 from cllm_core.errors import InvalidRequest, PromptTooLong, RequestError
 from cllm_core.request import NewRequest, SamplingParams
-from tests.engine.factories import Reader, Setup, decode, decode_one, make_request, make_scripted_engine
+from tests.engine.factories import Reader, Setup, decode, decode_one, make_engine, make_request, make_scripted_engine
 from tests.engine.scripted import EOS, VOCAB_SIZE, scripted_ar
 
 CONTEXT = 40
@@ -114,6 +114,20 @@ def test_a_known_prefix_is_not_computed_again() -> None:
     assert first.stats.num_cached_tokens == salted.stats.num_cached_tokens == 0
     assert longer.stats.num_cached_tokens == 28  # full blocks of the 30 tokens computed for the first
     assert salted.token_ids == first.token_ids
+
+
+@pytest.mark.parametrize("block_length", [1, 8])
+def test_equal_prompts_at_once_get_the_answers_of_each_alone(block_length: int) -> None:
+    """All but the first read blocks that the first writes in the same step."""
+    prompt = tuple(range(3, 60))
+    params = SamplingParams(seed=7, max_tokens=20, block_length=block_length)
+    requests = [make_request(str(i), prompt, params, choice_index=i) for i in range(6)]
+    together = decode(make_engine("llama"), requests)
+    alone = {request.request_id: decode_one(make_engine("llama"), request) for request in requests}
+    assert {key: answer.token_ids for key, answer in together.items()} == {
+        key: answer.token_ids for key, answer in alone.items()
+    }
+    assert [answer.stats.num_cached_tokens for answer in together.values()] == [0] + [56] * 5
 
 
 def test_a_known_prefix_shortens_the_step() -> None:

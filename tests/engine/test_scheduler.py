@@ -319,3 +319,41 @@ def test_a_draft_never_takes_the_place_of_a_request() -> None:
         plan, outputs = step(scheduler)
         assert ids(plan.rows) == ["a", "b"]
         assert all(output.stats.num_preemptions == 0 for output in outputs)
+
+
+def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
+    scheduler = make_scheduler(num_seqs=8, budget=1000, caching=True)
+    add(scheduler, *(make_state(str(i), 102, block_length=1) for i in range(8)))
+    plan, _ = step(scheduler)
+    assert [row.num_tokens for row in plan.rows] == [102] + [2] * 7
+    assert {row.block_ids[:25] for row in plan.rows} == {plan.rows[0].block_ids[:25]}
+    assert len({row.block_ids[25] for row in plan.rows}) == 8
+
+
+def test_a_prompt_shares_what_a_running_request_computes_in_the_same_step() -> None:
+    scheduler = make_scheduler(budget=24, caching=True)
+    add(scheduler, make_state("a", 40, block_length=1))
+    step(scheduler)
+    add(scheduler, make_state("b", 41, block_length=1))
+    plan, _ = step(scheduler)
+    assert [shape(row) for row in plan.rows] == [("a", 24, 16, 1), ("b", 40, 1, 1)]
+
+
+def test_shared_blocks_stay_when_the_request_that_fills_them_is_aborted_meanwhile() -> None:
+    scheduler = make_scheduler(budget=100, caching=True)
+    add(scheduler, *(make_state(name, 18, block_length=1) for name in ("a", "b")))
+    plan = scheduler.schedule()
+    scheduler.abort("a")
+    scheduler.commit(plan, accept(plan))
+    scheduler.check()
+    add(scheduler, make_state("c", 18, block_length=1))
+    assert [shape(row) for row in step(scheduler)[0].rows] == [("b", 18, 1, 1), ("c", 16, 2, 1)]
+
+
+def test_nothing_is_shared_beyond_the_tokens_that_a_step_computes() -> None:
+    scheduler = make_scheduler(budget=30, caching=True)
+    add(scheduler, make_state("a", 22, block_length=1), make_state("b", 22, block_length=1))
+    other = make_state("c", 22, block_length=1)
+    other.request = msgspec.structs.replace(other.request, cache_salt="private")
+    add(scheduler, other)
+    assert [shape(row) for row in step(scheduler)[0].rows] == [("a", 0, 22, 1), ("b", 20, 2, 1), ("c", 0, 6, 0)]
