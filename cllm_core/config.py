@@ -44,6 +44,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_num_seqs: requests decoded together.
         max_waiting: requests that may wait beyond those running; more are refused as busy.
         max_batched_tokens: token budget of one step, shared by prompt chunks and Jacobi rows.
+        prefill_step_seconds: longest step that a prompt chunk may make while other requests stream, by measured step
+            times; a step may always take twice what it would without the chunk. 0: only max_batched_tokens limits it.
         cache_block_size: tokens in one block of the KV cache.
         num_cache_blocks: blocks of the KV cache; None sizes it from cache_memory_gib or free memory.
         cache_memory_gib: memory of the KV cache in GiB; None takes a share of free memory.
@@ -73,6 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs: int = 32
     max_waiting: int = 256
     max_batched_tokens: int = 1024
+    prefill_step_seconds: float = 0.05
     cache_block_size: int = 16
     num_cache_blocks: int | None = None
     cache_memory_gib: float | None = None
@@ -116,6 +119,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 f"stream_interval={self.stream_interval}: must lie in [0, {MAX_STREAM_INTERVAL}] seconds; 0 sends "
                 "tokens after every step"
+            )
+        if not 0 <= self.prefill_step_seconds < float("inf"):
+            raise ConfigError(
+                f"prefill_step_seconds={self.prefill_step_seconds}: must be >= 0 seconds; 0 sets no limit"
             )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")

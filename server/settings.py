@@ -114,6 +114,14 @@ class EngineSettings(BaseSettings):
     max_batched_tokens: Annotated[
         int, DECODING, Field(description="Token budget of one step, shared by prompt chunks and Jacobi blocks.")
     ] = 1024
+    prefill_step_seconds: Annotated[
+        float,
+        DECODING,
+        Field(
+            description="Longest step, in seconds, that reading a prompt may make while other requests stream; 0 sets "
+            "no limit."
+        ),
+    ] = 0.05
     stream_interval: Annotated[
         float,
         DECODING,

@@ -18,13 +18,13 @@ from cllm_core.backends.cpu.weights import INT8_GROUP
 from cllm_core.backends.cuda.attention import load_attention
 from cllm_core.backends.fusing import fuse_layers
 from cllm_core.backends.paged_model import PagedModel
-from cllm_core.config import DEFAULT_BLOCK_LENGTH, MAX_BLOCK_LENGTH, EngineConfig
+from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
-from cllm_core.engine.draft_length import DraftLengths, StepTimes
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks
 from cllm_core.engine.recording import record_steps, step_bytes
 from cllm_core.engine.runner import ModelRunner
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import ConfigError
 from cllm_core.info import AdapterInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
@@ -98,12 +98,12 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         adapters=() if adapters is None else adapters.infos,
     )
     runner = ModelRunner(model, max_model_len=max_model_len, num_recorded=lambda: model.num_recorded)
-    draft_lengths = None
-    if config.adaptive_block_length:
+    step_times = None
+    if config.adaptive_block_length or config.prefill_step_seconds:
         report("measuring step times", 0.95)
-        draft_lengths = DraftLengths(measure_step_times(model, config, max_model_len), MAX_BLOCK_LENGTH)
+        step_times = measure_step_times(model, config, max_model_len)
     report("ready", 1.0)
-    return Engine(config, info, runner, draft_lengths, adapters)
+    return Engine(config, info, runner, step_times, adapters)
 
 
 def _prepare_layers(

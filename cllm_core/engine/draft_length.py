@@ -1,9 +1,9 @@
 """How many tokens each Jacobi window of a step gets, so that the step accepts the most tokens per second.
 
 A longer window may accept more, yet every token in it makes the step slower for all rows. Two estimates decide, both
-kept current while the engine runs: the time of a step by its number of tokens, and per request how often a draft token
-at each depth is confirmed. Alone on the device a row gets about its whole block; at saturation windows shrink to 1,
-which is AR.
+kept current while the engine runs: the time of a step by its number of tokens (StepTimes), and per request how often a
+draft token at each depth is confirmed. Alone on the device a row gets about its whole block; at saturation windows
+shrink to 1, which is AR.
 
 What is confirmed at a depth depends on the windows before, too: tokens become right while they wait in a long window,
 which a short one takes from them. So steps in which one *cap* bounds all windows are judged by what windows accept
@@ -14,9 +14,8 @@ Host only, no torch.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from cllm_core.engine.step_times import Floats, StepTimes
 
 # Where no window has been seen yet: chance that a draft token is confirmed, given that the one before it was.
 _INITIAL_CONFIRMATION = 0.8
@@ -25,57 +24,15 @@ _INITIAL_CONFIRMATION = 0.8
 _REQUEST_RATE = 0.15
 _SHARED_RATE = 0.02
 _SHARED_PRIOR_WINDOWS = 8
-_TIME_RATE_NEAR = 0.15
-_TIME_RATE_ALL = 0.1
 # Windows under one cap in a row after which what they accept shows what the cap is worth.
 _SETTLED = 3
 # How much more or less than the others a request may be expected to accept.
 _MAX_KEENNESS = 4.0
-# A step further off the expected time than this factor is a hiccup of the machine.
-_MAX_SURPRISE = 4.0
 # In one step of so many, one row's draft counts as certain: depths that are never tried are never learnt. Counted in
 # steps, so that it costs a full batch little, and short requests, which share what they learn, have their turn.
 EXPLORE_EVERY = 24
 # And once in so many steps the next longer or shorter cap is tried until it has settled.
 TRY_CAP_EVERY = 256
-
-
-class StepTimes:
-    """Expected seconds of a step by its number of tokens: linear between knots, which follow what is observed.
-
-    Args:
-        measured: number of tokens -> seconds, of at least one size.
-        max_tokens: most tokens of a step.
-    """
-
-    def __init__(self, measured: Mapping[int, float], max_tokens: int) -> None:
-        self._knots = np.unique([1, *(2**i for i in range(max_tokens.bit_length())), max_tokens])
-        tokens = np.array(sorted(measured))
-        seconds = np.maximum.accumulate([measured[count] for count in sorted(measured)])
-        slope = (seconds[-1] - seconds[0]) / max(1, tokens[-1] - tokens[0])
-        beyond = seconds[-1] + slope * (self._knots - tokens[-1])
-        self._knot_seconds = np.where(self._knots > tokens[-1], beyond, np.interp(self._knots, tokens, seconds))
-        self._all_tokens = np.arange(max_tokens + 1)
-        self._table: Floats | None = None  # made when it is asked for: many steps are observed, few chosen by it
-
-    def seconds(self, num_tokens: int) -> float:
-        """Expected time of a step of this many tokens."""
-        return float(np.interp(num_tokens, self._knots, np.maximum.accumulate(self._knot_seconds)))
-
-    def table(self) -> Floats:
-        """Expected time of steps of 0..max_tokens tokens; [max_tokens + 1], never falling."""
-        if self._table is None:
-            rising = np.maximum.accumulate(self._knot_seconds)
-            self._table = np.interp(self._all_tokens, self._knots, rising)
-        return self._table
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Learn from a step: knots next to it most, and all of them a little, since machines speed up and slow down."""
-        surprise = min(max(seconds / self.seconds(num_tokens), 1 / _MAX_SURPRISE), _MAX_SURPRISE) - 1
-        right = int(np.searchsorted(self._knots, num_tokens, side="right"))
-        self._knot_seconds *= 1 + _TIME_RATE_ALL * surprise
-        self._knot_seconds[right - 1 : right + 1] *= (1 + _TIME_RATE_NEAR * surprise) / (1 + _TIME_RATE_ALL * surprise)
-        self._table = None
 
 
 class Confirmations:
@@ -268,10 +225,6 @@ class DraftLengths:
         else:
             own.cut.observe(window_length, num_matched)
             self._shared.observe(window_length, num_matched)
-
-    def observe_step(self, num_tokens: int, seconds: float) -> None:
-        """Learn from the time of a step."""
-        self._step_times.observe(num_tokens, seconds)
 
     def forget(self, request_id: str) -> None:
         """Drop what is known of a request that ended."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import msgspec
 
-from cllm_core.config import EngineConfig
+from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.constraint import Constraint
@@ -16,6 +16,7 @@ from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import LaunchedStep, ModelRunner
 from cllm_core.engine.scheduler import Scheduler
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import AdapterInfo, EngineStats, ModelInfo
 from cllm_core.models.source import locate_adapter_below
@@ -37,7 +38,8 @@ class Engine:
         config: limits and policies.
         info: the loaded model's description and resolved limits.
         runner: computes plans.
-        draft_lengths: chooses window lengths; None: every row gets its whole block.
+        step_times: expected time of a step, which window lengths and prompt chunks are chosen by; kept current. None:
+            every row gets its whole block, and a prompt as much of a step as is left.
         adapters: served beside the model; None: there are none and never will be.
 
     Attributes:
@@ -52,7 +54,7 @@ class Engine:
         config: EngineConfig,
         info: ModelInfo,
         runner: ModelRunner,
-        draft_lengths: DraftLengths | None = None,
+        step_times: StepTimes | None = None,
         adapters: ServedAdapters | None = None,
     ) -> None:
         self.info = info
@@ -60,14 +62,16 @@ class Engine:
         self._adapter_root = config.adapter_root
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
-        self._draft_lengths = draft_lengths
+        self._step_times = step_times
         # A compiler is made for the first request that has a grammar, since laying out a vocabulary takes a while.
         self._compiler_of = lru_cache(maxsize=_NUM_VOCABULARIES)(GrammarCompiler)
         self.scheduler = Scheduler(
             self.block_pool,
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
-            draft_lengths=draft_lengths,
+            draft_lengths=_draft_lengths(config, step_times),
+            step_times=step_times if config.prefill_step_seconds else None,
+            prefill_step_seconds=config.prefill_step_seconds,
         )
         self.observer: StepObserver | None = None
         self.runs_ahead = runner.is_asynchronous
@@ -184,14 +188,14 @@ class Engine:
 
     def _observe_time(self, step: LaunchedStep, seconds: float) -> None:
         """Learn from the time of a step, unless it holds more or less than the step."""
-        if self._draft_lengths is None or not step.plan.rows:
+        if self._step_times is None or not step.plan.rows:
             return
         # A step that nobody waited for goes on in the time of the next one.
         is_whole = step.is_awaited and self._was_awaited
         self._was_awaited = step.is_awaited
         has_recorded = step.has_recorded or (self._ahead is not None and self._ahead.has_recorded)
         if is_whole and not has_recorded:
-            self._draft_lengths.observe_step(step.plan.num_tokens, seconds)
+            self._step_times.observe(step.plan.num_tokens, seconds)
 
     def _require_adapters(self) -> ServedAdapters:
         if self._adapters is None:
@@ -241,3 +245,9 @@ class Engine:
         if num_prompt + (1 if max_tokens is None else max_tokens) > limit:
             wanted = f"{num_prompt} prompt tokens" + ("" if max_tokens is None else f" and max_tokens={max_tokens}")
             raise PromptTooLong(f"{wanted} do not fit the context of {limit} tokens: shorten them", param="prompt")
+
+
+def _draft_lengths(config: EngineConfig, step_times: StepTimes | None) -> DraftLengths | None:
+    if step_times is None or not config.adaptive_block_length:
+        return None
+    return DraftLengths(step_times, max_window=min(MAX_BLOCK_LENGTH, config.max_batched_tokens))

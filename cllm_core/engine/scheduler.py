@@ -17,6 +17,7 @@ from cllm_core.engine.block_pool import BlockHash, BlockPool
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.request import RequestOutput, TokenLogprobs
 
 
@@ -29,6 +30,8 @@ class Scheduler:
         max_batched_tokens: token budget of one step; at least max_num_seqs.
         draft_lengths: chooses window lengths by load and acceptance; None gives every row its whole block, or an equal
             share of the budget where that is less.
+        step_times: expected time of a step, which prompt chunks are sized by; None leaves them the whole budget.
+        prefill_step_seconds: longest step that a chunk may make while other requests stream.
     """
 
     def __init__(
@@ -38,10 +41,14 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         draft_lengths: DraftLengths | None = None,
+        step_times: StepTimes | None = None,
+        prefill_step_seconds: float = 0.0,
     ) -> None:
         self.block_pool = block_pool
         self.max_batched_tokens = max_batched_tokens
         self._draft_lengths = draft_lengths
+        self._step_times = step_times
+        self._prefill_step_seconds = prefill_step_seconds
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
@@ -85,9 +92,10 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
-        windows = self._choose_windows()
+        max_tokens = self._max_step_tokens()
+        windows = self._choose_windows(max_tokens)
         wanted = {state.request_id: _num_wanted(state, windows) for state in self._running}
-        budget = _TokenBudget(self.max_batched_tokens, len(self._running), wanted)
+        budget = _TokenBudget(max_tokens, len(self._running), wanted)
         granted: list[tuple[RequestState, int]] = []  # and the tokens it may compute
         num_preempted = 0
         # A copy, since preemption shortens the list from its young end while we walk it from the old one.
@@ -176,18 +184,36 @@ class Scheduler:
         # A choice that explores counts as made, so that it is left to the step that can follow it.
         if self._draft_lengths is not None and self._draft_lengths.explores_next:
             return False
-        return all(window == 1 for window in self._choose_windows().values())
+        return all(window == 1 for window in self._choose_windows(self.max_batched_tokens).values())
 
-    def _choose_windows(self) -> dict[str, int]:
+    @property
+    def _has_prompt(self) -> bool:
+        """Whether a prompt is being read, or could be."""
+        return bool(self._waiting and self._free_slots) or any(state.num_pending > 1 for state in self._running)
+
+    def _max_step_tokens(self) -> int:
+        """Token budget of the next step: less than the most where a prompt chunk would hold up streams for too long.
+
+        The chunk gets at least a block, and as much time as the step takes without it, so that prompts advance on slow
+        machines as well.
+        """
+        num_rows, times = len(self._running), self._step_times
+        if times is None or not self._has_prompt or not any(state.num_pending == 1 for state in self._running):
+            return self.max_batched_tokens
+        seconds = max(self._prefill_step_seconds, 2 * times.seconds(num_rows))
+        fitting = max(times.num_tokens_within(seconds), num_rows + self.block_pool.block_size)
+        return min(fitting, self.max_batched_tokens)
+
+    def _choose_windows(self, max_tokens: int) -> dict[str, int]:
         """Window length of every request that runs, or may be admitted, for when its prompt is read.
 
-        While a prompt is being read, or could be, windows leave half of the step to it, so that a full house of them
-        cannot starve the requests that have yet to start.
+        Args:
+            max_tokens: budget of the step. While a prompt is being read, or could be, windows leave half of it to that,
+                so that many long windows cannot starve the requests that have yet to start.
         """
         newcomers = list(islice(self._waiting, len(self._free_slots)))
         longest = {state.request_id: state.max_window for state in (*self._running, *newcomers)}
-        has_prompt = bool(newcomers) or any(state.num_pending > 1 for state in self._running)
-        budget = max(self.max_batched_tokens // 2 if has_prompt else self.max_batched_tokens, len(longest))
+        budget = max(max_tokens // 2 if self._has_prompt else max_tokens, len(longest))
         if self._draft_lengths is not None:
             num_forced = {state.request_id: state.num_forced for state in self._running if state.num_forced}
             return self._draft_lengths.choose(longest, budget, num_forced)

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from cllm_core.bench.engine import StepSeconds, _load, _run_engine, as_markdown, bench_engine
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import build_engine
-from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.engine import Engine
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import ConfigError
 from cllm_core.models.progress import OnProgress
 from cllm_core.request import NewRequest
@@ -39,7 +39,7 @@ def test_the_step_measured_is_the_engines_own(tmp_path: Path, monkeypatch: pytes
     engine = build_engine(EngineConfig(model=str(write_checkpoint(tmp_path, "llama")), num_cache_blocks=64))
     model, own = engine.runner.model, [set(vars(part)) for part in (engine, engine.scheduler, engine.runner)]
     observed: list[int] = []
-    monkeypatch.setattr(DraftLengths, "observe_step", lambda lengths, num_tokens, seconds: observed.append(num_tokens))
+    monkeypatch.setattr(StepTimes, "observe", lambda times, num_tokens, seconds: observed.append(num_tokens))
     run = _run_engine(engine, (5, 6, 7), block_length=4, max_tokens=6)
     assert len(observed) == run.num_steps == engine.stats().num_steps > 0
     assert run.parts is not None

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
-from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan
 from cllm_core.engine.runner import LaunchedStep, ModelRunner, StepModel
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.info import ModelInfo, TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.request import (
@@ -43,6 +43,7 @@ class Setup:
     max_num_seqs: int = 8
     max_batched_tokens: int = 64
     max_model_len: int = 400
+    prefill_step_seconds: float = 0.0
     prefix_caching: bool = True
     runs_ahead: bool = False
 
@@ -54,11 +55,9 @@ class Setup:
 DEFAULT_SETUP = Setup()
 
 
-def make_scripted_engine(setup: Setup = DEFAULT_SETUP, draft_lengths: DraftLengths | None = None) -> Engine:
+def make_scripted_engine(setup: Setup = DEFAULT_SETUP, step_times: StepTimes | None = None) -> Engine:
     model = scripted.ScriptedModel(num_blocks=setup.num_blocks, block_size=setup.block_size)
-    return _assemble(
-        model, setup, vocab_size=scripted.VOCAB_SIZE, eos_token_ids=(scripted.EOS,), draft_lengths=draft_lengths
-    )
+    return _assemble(model, setup, vocab_size=scripted.VOCAB_SIZE, eos_token_ids=(scripted.EOS,), step_times=step_times)
 
 
 def make_engine(architecture: Architecture, setup: Setup = DEFAULT_SETUP) -> Engine:
@@ -229,7 +228,7 @@ def _assemble(
     vocab_size: int,
     eos_token_ids: tuple[int, ...],
     tokenizer_json: str = "",
-    draft_lengths: DraftLengths | None = None,
+    step_times: StepTimes | None = None,
     num_recorded: Callable[[], int] = lambda: 0,
 ) -> Engine:
     info = ModelInfo(
@@ -252,9 +251,10 @@ def _assemble(
     config = EngineConfig(
         max_num_seqs=setup.max_num_seqs,
         max_batched_tokens=setup.max_batched_tokens,
+        prefill_step_seconds=setup.prefill_step_seconds,
         prefix_caching=setup.prefix_caching,
     )
     runner = ModelRunner(model, max_model_len=setup.context, num_recorded=num_recorded)
-    engine = Engine(config, info, runner, draft_lengths)
+    engine = Engine(config, info, runner, step_times)
     engine.runs_ahead = setup.runs_ahead
     return engine

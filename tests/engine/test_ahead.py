@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from cllm_core.engine.draft_length import EXPLORE_EVERY, DraftLengths, StepTimes
+from cllm_core.engine.draft_length import EXPLORE_EVERY
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.runner import LaunchedStep, ModelRunner
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.request import NewRequest, SamplingParams
 from cllm_core.text.grammar import regex_grammar
 from tests.engine.factories import (
@@ -272,14 +273,14 @@ def test_requests_that_wait_for_a_slot_do_not_hold_steps_up() -> None:
     assert launches.num_ahead > len(launches.steps) // 2
 
 
-class FixedTimes(DraftLengths):
-    """The policy, with step times that stay as they are; it notes what is observed."""
+class FixedTimes(StepTimes):
+    """Step times that stay as they are; it notes what is observed."""
 
     def __init__(self, measured: dict[int, float]) -> None:
-        super().__init__(StepTimes(measured, max_tokens=64), max_window=16)
+        super().__init__(measured, max_tokens=64)
         self.observed: list[int] = []
 
-    def observe_step(self, num_tokens: int, seconds: float) -> None:
+    def observe(self, num_tokens: int, seconds: float) -> None:
         self.observed.append(num_tokens)
 
 

@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from cllm_core.engine.draft_length import EXPLORE_EVERY, TRY_CAP_EVERY, Caps, Confirmations, DraftLengths, StepTimes
+from cllm_core.engine.draft_length import EXPLORE_EVERY, TRY_CAP_EVERY, Caps, Confirmations, DraftLengths
+from cllm_core.engine.step_times import StepTimes
 
 FLAT = {1: 0.010, 64: 0.010}  # seconds by tokens: a device bound by reading weights
 STEEP = {1: 0.010, 64: 0.640}  # a saturated device

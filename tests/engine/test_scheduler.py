@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from cllm_core.engine.block_pool import BlockPool
-from cllm_core.engine.draft_length import DraftLengths, StepTimes
+from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.scheduler import Scheduler
+from cllm_core.engine.step_times import StepTimes
 from cllm_core.request import RequestOutput, TokenLogprobs
 from tests.engine.factories import make_request
 
@@ -19,9 +20,22 @@ STOP = 9
 WORD = 5
 
 
-def make_scheduler(*, num_blocks: int = 100, num_seqs: int = 4, budget: int = 64, caching: bool = False) -> Scheduler:
-    pool = BlockPool(num_blocks, BLOCK_SIZE, prefix_caching=caching)
-    return Scheduler(pool, max_num_seqs=num_seqs, max_batched_tokens=budget)
+def make_scheduler(
+    *,
+    num_blocks: int = 100,
+    num_seqs: int = 4,
+    budget: int = 64,
+    caching: bool = False,
+    step_times: StepTimes | None = None,
+    prefill_step_seconds: float = 0.0,
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks, BLOCK_SIZE, prefix_caching=caching),
+        max_num_seqs=num_seqs,
+        max_batched_tokens=budget,
+        step_times=step_times,
+        prefill_step_seconds=prefill_step_seconds,
+    )
 
 
 def make_state(
@@ -357,3 +371,49 @@ def test_nothing_is_shared_beyond_the_tokens_that_a_step_computes() -> None:
     other.request = msgspec.structs.replace(other.request, cache_salt="private")
     add(scheduler, other)
     assert [shape(row) for row in step(scheduler)[0].rows] == [("a", 0, 22, 1), ("b", 20, 2, 1), ("c", 0, 6, 0)]
+
+
+def linear_times(seconds_per_token: float) -> StepTimes:
+    return StepTimes({1: seconds_per_token, 64: 64 * seconds_per_token}, max_tokens=64)
+
+
+def test_a_prompt_holds_running_streams_up_no_longer_than_the_setting_says() -> None:
+    scheduler = make_scheduler(step_times=linear_times(0.001), prefill_step_seconds=0.02)
+    add(scheduler, make_state("stream", 2, block_length=1))
+    step(scheduler)
+    add(scheduler, make_state("long", 60, block_length=1))
+    plans = [step(scheduler)[0] for _ in range(4)]
+    assert [[row.num_tokens for row in plan.rows] for plan in plans] == [[1, 19], [1, 19], [1, 19], [1, 3]]
+
+
+def test_a_prompt_alone_gets_the_whole_budget() -> None:
+    scheduler = make_scheduler(step_times=linear_times(0.001), prefill_step_seconds=0.02)
+    add(scheduler, make_state("a", 60, block_length=1), make_state("b", 60, block_length=1))
+    assert [row.num_tokens for row in step(scheduler)[0].rows] == [60, 4]
+
+
+@pytest.mark.parametrize(("seconds_per_token", "expected"), [(0.5, 4), (0.01, 4)])
+def test_a_prompt_advances_by_a_block_however_slow_the_machine(seconds_per_token: float, expected: int) -> None:
+    scheduler = make_scheduler(step_times=linear_times(seconds_per_token), prefill_step_seconds=0.02)
+    add(scheduler, make_state("stream", 2, block_length=1))
+    step(scheduler)
+    add(scheduler, make_state("long", 60, block_length=1))
+    assert [row.num_tokens for row in step(scheduler)[0].rows] == [1, expected]
+
+
+def test_a_prompt_takes_as_long_as_the_step_would_without_it() -> None:
+    """A step of 0.3 s whatever its size: a limit of 0.02 s must not make the prompt 60 steps long."""
+    times = StepTimes({1: 0.3, 64: 0.31}, max_tokens=64)
+    scheduler = make_scheduler(step_times=times, prefill_step_seconds=0.02)
+    add(scheduler, make_state("stream", 2, block_length=1))
+    step(scheduler)
+    add(scheduler, make_state("long", 60, block_length=1))
+    assert [row.num_tokens for row in step(scheduler)[0].rows] == [1, 60]
+
+
+def test_the_largest_step_within_a_time_takes_no_longer() -> None:
+    times = StepTimes({1: 0.010, 16: 0.020, 64: 0.100}, max_tokens=64)
+    for seconds in (0.005, 0.0101, 0.02, 0.05, 0.099, 5.0):
+        count = times.num_tokens_within(seconds)
+        assert count == 0 or times.seconds(count) <= seconds
+        assert count == 64 or times.seconds(count + 1) > seconds
