@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.kernel_profile import KernelProfile, profile_kernels
 from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
@@ -227,7 +228,7 @@ def _check_logits(run: Run, *, graphs: bool) -> dict[str, object]:
     model = random_model(CHECKED, torch.bfloat16)
     _draw_weights(model)
     model.to(run.device)  # type: ignore[arg-type]
-    plain = PagedModel(copy.deepcopy(model))
+    plain = TorchBackend().prepare(copy.deepcopy(model))
     engine = _assemble(_described(model, "correctness"), graphs=graphs)
     found = _paged_model(engine)
     plain.allocate_cache(num_blocks=engine.info.num_cache_blocks, block_size=BLOCK_SIZE)
@@ -261,8 +262,8 @@ def slow_paths(model: PagedModel, device: torch.device, *, graphs: bool) -> list
     """What a model that has run steps falls back to on a CUDA device; results are right then, but of other code."""
     if device.type != "cuda":
         return []
-    found = [] if model.attends_by_tables else ["attention gathers the cache, its kernels are not used"]
-    return found if model.num_recorded or not graphs else [*found, "no step was recorded as a CUDA graph"]
+    found = [] if model.paths.attention.reason is None else ["attention gathers the cache, its kernels are not used"]
+    return found if model.num_graphs or not graphs else [*found, "no step was captured as a CUDA graph"]
 
 
 def slow_layers(model: PreTrainedModel, device: torch.device) -> list[str]:
@@ -273,8 +274,8 @@ def slow_layers(model: PreTrainedModel, device: torch.device) -> list[str]:
     num_layers = model.config.get_text_config().num_hidden_layers
     if len(layers) < num_layers:
         return [f"{len(layers)} of {num_layers} decoder layers are fused"]
-    if any(layer.layer_kernels is None for layer in layers):
-        return ["heads are turned, stored and gated by torch, the kernels of layers are not used"]
+    if any(layer.rope_store is None for layer in layers):
+        return ["RoPE, stores and gates are computed by torch, the kernels of layers are not used"]
     return []
 
 

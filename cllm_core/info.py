@@ -46,6 +46,45 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerBundle | None = None
 
 
+class ComputePath(msgspec.Struct, frozen=True):
+    """How a part of the model is computed.
+
+    Attributes:
+        name: of what computes it.
+        reason: why nothing faster does; None where this is the fastest there is, or nothing else was asked for.
+    """
+
+    name: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.reason is None else f"{self.name} ({self.reason})"
+
+
+class ComputePaths(msgspec.Struct, frozen=True, kw_only=True):
+    """Which path a model takes on this machine, part by part: the backend's decisions, with their reasons.
+
+    Attributes:
+        backend: that prepared the model.
+        attention: over the paged cache.
+        layers: the decoder layers' products, norms and rotary embedding.
+        output_layer: the product of hidden states and vocabulary.
+        quantization: of the weights.
+        graphs: whether steps are launched as CUDA graphs.
+    """
+
+    backend: ComputePath
+    attention: ComputePath
+    layers: ComputePath
+    output_layer: ComputePath
+    quantization: ComputePath = ComputePath("none")
+    graphs: ComputePath = ComputePath("none")
+
+    def __str__(self) -> str:
+        parts = {name.replace("_", " "): getattr(self, name) for name in self.__struct_fields__}
+        return "; ".join(f"{name}: {path}" for name, path in parts.items())
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker loaded and with which limits.
 
@@ -63,6 +102,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes, weight_bytes: memory of each.
         domain: what the CLLM was trained for (cllm.json), None for a plain model.
         adapters: served beside the model, in the order they were loaded.
+        paths: what computes which part of the model, and why.
     """
 
     name: str
@@ -83,6 +123,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     tokenizer: TokenizerBundle
     adapters: tuple[AdapterInfo, ...] = ()
+    paths: ComputePaths | None = None
 
     @property
     def number_format(self) -> str:

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from cllm_core.backends.cpu.kernels import Kernels
-from cllm_core.backends.cuda.layer_kernels import LayerKernels, load_layer_kernels
-from cllm_core.backends.fused_layer import AttentionCall, FusedLayer, HeadShape, LayerAdapters, Rotation
+from cllm_core.backends.fused_layer import AttentionCall, FusedLayer, HeadShape
+from cllm_core.backends.layer_ops import LayerOps, Rope
 from cllm_core.backends.step_tables import StepShape, StepTables, TableStep, pack_tables
-from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 logger = logging.getLogger(__name__)
@@ -39,40 +37,60 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-def fuse_layers(model: PreTrainedModel, kernels: Kernels | None = None, adapters: AdapterBank | None = None) -> int:
-    """Replace every decoder layer that can be; returns how many were.
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What came of fusing a model's layers.
+
+    Attributes:
+        num_fused: decoder layers that were replaced.
+        num_layers: of the model.
+        gap: why some were not; None where all were.
+    """
+
+    num_fused: int
+    num_layers: int
+    gap: str | None
+
+    def __str__(self) -> str:
+        return f"{self.num_fused} of {self.num_layers} fused"
+
+
+def fuse_layers(model: PreTrainedModel, ops: LayerOps) -> Fusion:
+    """Replace every decoder layer that can be.
 
     Each layer's plain weights are given up as it is replaced, so that memory for a few copies of one layer is enough.
 
     Args:
         model: loaded with attn_implementation="cllm_paged".
-        kernels: compute norms, rotary embeddings and products of a bfloat16 model; None: torch does.
-        adapters: whose share the fused products shall add; None: there are none.
+        ops: make the parts of the fused layers.
     """
+    num_layers = model.config.get_text_config().num_hidden_layers
     names = [name for name, layer in model.named_modules() if _has_common_shape(layer)]
     if not names:
-        return 0
+        return Fusion(0, num_layers, "the decoder layers have another shape than Llama's")
     calls = _record_calls(model, names)
-    layer_kernels = load_layer_kernels(model.device, model.dtype)
-    rotations: dict[int, Rotation] = {}  # by the factors that transformers hands the layers
-    num_fused = 0
+    ropes: dict[int, Rope] = {}  # by the factors that transformers hands the layers
+    gaps: dict[str, str] = {}
     for name in names:
         call = calls.get(name)
         if call is None:
-            logger.info("%s of %s is not fused: it turns its heads in another way", name, type(model).__name__)
+            gaps[name] = "it applies RoPE to part of its heads, or none"
             continue
         layer = model.get_submodule(name)
-        error = call.relative_error(layer, layer_kernels)
+        error = call.relative_error(layer, ops.in_float32())
         if not error < _MAX_RELATIVE_ERROR:
-            logger.info("%s of %s is not fused: its result would differ by %.1g", name, type(model).__name__, error)
+            gaps[name] = f"its result would differ by {error:.1g}"
             continue
-        rotation = rotations.setdefault(id(call.position_embeddings[0]), Rotation(kernels))
-        own = LayerAdapters.of(adapters, name)
-        model.set_submodule(
-            name, FusedLayer(layer, call.attention, rotation, kernels, own, layer_kernels=layer_kernels)
-        )
-        num_fused += 1
-    return num_fused
+        key = id(call.position_embeddings[0])
+        rope = ropes[key] if key in ropes else ropes.setdefault(key, ops.rope())
+        model.set_submodule(name, FusedLayer(layer, call.attention, rope, ops, name=name))
+    for name, gap in gaps.items():
+        logger.info("%s of %s is not fused: %s", name, type(model).__name__, gap)
+    num_fused = len(names) - len(gaps)
+    reason = next((f"{name}: {gap}" for name, gap in gaps.items()), None)
+    if reason is None and num_fused < num_layers:
+        reason = "some decoder layers have another shape than Llama's"
+    return Fusion(num_fused, num_layers, reason)
 
 
 @dataclass(slots=True)
@@ -123,22 +141,22 @@ class _LayerCall:
     position_embeddings: tuple[Tensor, Tensor]
     attention: AttentionCall
 
-    def relative_error(self, layer: nn.Module, layer_kernels: LayerKernels | None) -> float:
-        """How far the layer is from its fused self, relative to what it adds to its input; in float32."""
+    def relative_error(self, layer: nn.Module, ops: LayerOps) -> float:
+        """How far the layer is from its fused self by these ops, relative to what it adds to its input; in float32."""
         exact = copy.deepcopy(layer).float()
         cos, sin = self.position_embeddings
         kwargs = self.kwargs | {"position_embeddings": (cos.float(), sin.float())}
         before = self.hidden_states.float()
         with torch.inference_mode():
             expected = exact(before, **kwargs | {"paged": _ProbeAttention()})
-            fused = FusedLayer(exact, replace(self.attention, layer=0), Rotation(), layer_kernels=layer_kernels)
+            fused = FusedLayer(exact, replace(self.attention, layer=0), ops.rope(), ops)
             # A copy, since fused layers overwrite what they are given.
             output = fused(before.clone(), **kwargs | {"paged": _probe_step(self.attention.heads, before)})
         return float((output - expected).norm() / (expected - before).norm())
 
 
 def _record_calls(model: PreTrainedModel, names: list[str]) -> dict[str, _LayerCall]:
-    """Run a few tokens through the model and note the calls of those of these layers whose whole heads are turned."""
+    """Run a few tokens through the model and note the calls of those of these layers that apply RoPE to whole heads."""
     probe = _ProbeAttention()
     # By name: layers as keys would stay alive beside the fused ones.
     calls: dict[str, _LayerCall] = {}

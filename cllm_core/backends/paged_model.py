@@ -1,124 +1,102 @@
-"""PagedModel: a transformers causal language model that runs on the paged KV cache, as one call."""
+"""PagedModel: a model that a backend prepared; it runs on the paged KV cache, a step as one call."""
 
-import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.backends.cpu.kernels import LANES, Kernels
-from cllm_core.backends.cpu.step import NativeStep, can_attend
-from cllm_core.backends.cpu.whole_model import NativeModel
-from cllm_core.backends.cuda.static_steps import Buckets, NotRecordable, Recorder, StaticSteps
-from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, TableStep, pack_tables
 from cllm_core.errors import ModelLoadError
+from cllm_core.info import ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PagedAttention
-from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, PagedStep, RowSpan
-from cllm_core.models.transfer import to_device
+from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, RowSpan
 
-logger = logging.getLogger(__name__)
-
-_NUM_PROBE_TOKENS = 12
 _KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
-class PagedModel:
-    """Runs one step of any decoder-only architecture.
+class StepAttention(Protocol):
+    """A backend's attention: begins each step over the paged cache.
 
-    Args:
-        model: loaded with attn_implementation="cllm_paged", in eval mode, on its device.
-
-    Raises:
-        ModelLoadError: the architecture has layers that the paged cache cannot hold.
+    Attributes:
+        num_scratch_blocks: of the cache, behind those of texts, for what padding stores.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self.device = model.device
-        self.dtype = model.dtype
+    num_scratch_blocks: int
+
+    def begin(self, cache: KVCache, rows: Sequence[RowSpan]) -> PagedAttention:
+        """The attention of one step, rows in the order of its flattened tokens."""
+        ...
+
+
+class ForwardPass(Protocol):
+    """A model's forward pass over one step."""
+
+    def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
+        """[T], [T] and [S] int64 to the logits [S, V] of the tokens at the indices `sampled`."""
+        ...
+
+
+class PagedModel:
+    """Allocates a KV cache and computes steps.
+
+    Args:
+        model: loaded with attn_implementation="cllm_paged"; its layers may have been replaced since.
+        layers: what each layer stores, from `probe_layers`.
+        attention: covers all layers.
+        paths: what computes which part, and why.
+        forward_pass: of the model; None: transformers' own.
+        adapters: the bank that is attached to the model, None where there is none.
+        saved_bytes: of weights, by quantization.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[LayerSpec],
+        attention: StepAttention,
+        paths: ComputePaths,
+        *,
+        forward_pass: ForwardPass | None = None,
+        adapters: AdapterBank | None = None,
+        saved_bytes: int = 0,
+    ) -> None:
+        self.causal_lm = model
+        self.device, self.dtype = model.device, model.dtype
         self.vocab_size: int = model.config.get_text_config().vocab_size
-        self.layers = _probe_layers(model)
-        self._cache: KVCache | None = None
-        self._kernels: Kernels | None = None
-        self._native_model: NativeModel | None = None
-        self._adapters: AdapterBank | None = None
-        self._attention: TableAttention | None = None
-        self._static: StaticSteps | None = None
-
-    def use_kernels(self, kernels: Kernels | None, *, block_size: int) -> None:
-        """Attend by these kernels where they cover the model's layers and this cache block size; None: by torch."""
-        covered = can_attend(self.layers, self.dtype, self.device, block_size=block_size)
-        self._kernels = kernels if covered else None
-
-    def use_native_model(self) -> bool:
-        """Call the model's parts without transformers between them where that changes no logit; whether it does so.
-
-        The kernels are in place, and a NativeDecoder for the layers; else nothing happens.
-        """
-        native = None if self._kernels is None else NativeModel.of(self._model)
-        if native is None or self._kernels is None:
-            return False
-        cache = KVCache(self.layers, num_blocks=1, block_size=LANES, dtype=self.dtype, device=self.device)
-        step = NativeStep(self._kernels, cache, [RowSpan(0, _NUM_PROBE_TOKENS, 0, (0,))])
-        index = torch.arange(_NUM_PROBE_TOKENS)
-        with torch.inference_mode():
-            expected = self._logits(index, index, index, step)
-            if not torch.equal(native.logits(index, index, index, step), expected):
-                logger.info("%s does more than call its parts: it is called as a whole", type(self._model).__name__)
-                return False
-        self._native_model = native
-        return True
-
-    @property
-    def attends_natively(self) -> bool:
-        """Whether the kernels compute attention."""
-        return self._kernels is not None
-
-    def use_attention(self, attention: TableAttention | None) -> None:
-        """Attend by tables of the step, in the cache made from now on; None: by what else there is."""
+        self.layers = list(layers)
+        self.paths = paths
+        self.saved_bytes = saved_bytes
         self._attention = attention
-
-    @property
-    def attends_by_tables(self) -> bool:
-        """Whether attention reads the cache by tables of the step."""
-        return self._attention is not None
-
-    def use_static_steps(self, record: Recorder, *, buckets: Buckets, max_model_len: int) -> None:
-        """From now on pad steps to buckets and let `record` repeat them. Needs a cache, and an attention by tables."""
-        assert self._attention is not None
-        assert self._cache is not None
-        self._static = StaticSteps(
-            self._logits,
-            self._cache,
-            self._attention,
-            record,
-            buckets=buckets,
-            max_row_blocks=-(-max_model_len // self._cache.block_size),
-            vocab_size=self.vocab_size,
-        )
-
-    @property
-    def num_recorded(self) -> int:
-        """Shapes of steps that have been recorded so far."""
-        return 0 if self._static is None else self._static.num_recorded
-
-    def use_adapters(self, adapters: AdapterBank) -> None:
-        """Tell this bank, which is attached to the model, whose tokens are in a step."""
+        self._forward_pass = forward_pass or TransformersForward(model)
         self._adapters = adapters
+        self._cache: KVCache | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs captured so far."""
+        return 0
+
+    @property
+    def max_graph_tokens(self) -> int:
+        """Tokens of the largest step that is to be captured as a graph; 0 where none is."""
+        return 0
 
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes that one token takes in the KV cache, all layers."""
         return sum(spec.num_bytes(self.dtype) for spec in self.layers)
 
+    def reserved_bytes(self, *, block_size: int, max_model_len: int) -> int:
+        """Memory to leave free for scratch blocks, graphs and their buffers; the cache has blocks of `block_size`."""
+        return self._attention.num_scratch_blocks * block_size * self.cache_bytes_per_token
+
     def allocate_cache(self, *, num_blocks: int, block_size: int) -> int:
-        """Make the KV cache; returns its size in bytes."""
-        # The tables of a step need a block more, for what padding stores.
+        """Make the KV cache, of `num_blocks` for texts; returns its size in bytes."""
         self._cache = KVCache(
             self.layers,
-            num_blocks=num_blocks + (self._attention is not None),
+            num_blocks=num_blocks + self._attention.num_scratch_blocks,
             block_size=block_size,
             dtype=self.dtype,
             device=self.device,
@@ -126,8 +104,15 @@ class PagedModel:
         return self._cache.num_bytes
 
     def free_cache(self) -> None:
-        """Give the cache's memory back, and the static steps' with it."""
-        self._cache = self._static = None
+        """Give the cache's memory back, and that of all that depends on it."""
+        self._cache = None
+
+    def enable_graphs(self, *, max_model_len: int) -> None:
+        """Run steps as CUDA graphs from now on, where the backend does; the cache is allocated.
+
+        Args:
+            max_model_len: longest text in tokens.
+        """
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
@@ -144,32 +129,26 @@ class PagedModel:
         """
         if self._adapters is not None:
             self._adapters.step.begin(rows, self.device)
-        static = None if self._adapters is not None and self._adapters.step.groups else self._static
-        shape = None if static is None else static.shape_of(rows)
-        if static is not None and shape is not None:
-            try:
-                return static.run(shape, input_ids, positions, rows, sampled)
-            except NotRecordable as reason:
-                logger.warning("steps run without being recorded from now on: %s", reason)
-                self._static = None
-        return self._logits(input_ids, positions, sampled, self._step(rows)).float()
+        return self._compute(input_ids, positions, rows, sampled)
 
-    def _step(self, rows: Sequence[RowSpan]) -> PagedAttention:
-        """The best attention there is for a step of its own size."""
+    def _compute(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
         assert self._cache is not None
-        if self._kernels is not None:
-            return NativeStep(self._kernels, self._cache, rows)
-        if self._attention is None:
-            return PagedStep(self._cache, rows, self.device)
-        shape = StepShape(len(rows), sum(row.num_tokens for row in rows))
-        block_size, scratch_block = self._cache.block_size, self._cache.num_blocks - 1
-        packed = pack_tables(rows, shape, block_size=block_size, scratch_block=scratch_block)
-        return TableStep(self._cache, StepTables.view(to_device(packed, self.device), shape), self._attention)
+        step = self._attention.begin(self._cache, rows)
+        return self._forward_pass(input_ids, positions, sampled, step).float()
 
-    def _logits(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
+
+class TransformersForward:
+    """ForwardPass by calling the model as transformers does.
+
+    Args:
+        model: loaded with attn_implementation="cllm_paged".
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
         """See ForwardPass."""
-        if self._native_model is not None and isinstance(step, NativeStep):
-            return self._native_model.logits(input_ids, positions, sampled, step)
         out = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],
@@ -181,8 +160,12 @@ class PagedModel:
         return logits[0]
 
 
-def _probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
-    """Run one token through the model and note what each attention layer would store."""
+def probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
+    """Run one token through the model and note what each attention layer would store.
+
+    Raises:
+        ModelLoadError: the architecture has layers that the paged cache cannot hold.
+    """
     text_config = model.config.get_text_config()
     unknown = set(getattr(text_config, "layer_types", None) or ()) - _KNOWN_LAYER_TYPES
     if unknown:

@@ -1,6 +1,6 @@
 """The rows of a step as tables on the device, padded to a bucket: what an attention needs that walks block tables.
 
-All tables of a step lie in one array of int32, so that one copy brings them to the device and a recorded step finds
+All tables of a step lie in one array of int32, so that one copy brings them to the device and a captured step finds
 them where it looked for them. Padding is a row of its own behind the others: its tokens see nothing, and what they
 store goes to a scratch block that no text owns.
 
@@ -16,9 +16,11 @@ from itertools import accumulate, chain
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cllm_core.models.paged import KVCache, RowSpan
+from cllm_core.models.transfer import to_device
 
 # int32 in 16 bytes: kernels are compiled for addresses that are multiples of 16.
 _ALIGNMENT = 4
@@ -26,7 +28,7 @@ _ALIGNMENT = 4
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Room of a step: rows, and tokens over all of them."""
+    """Size of a step, padding included: rows, and tokens over all of them."""
 
     num_rows: int
     num_tokens: int
@@ -136,7 +138,7 @@ class TableAttention(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CachePlaces:
+class CacheSlots:
     """Where one layer keeps the keys and values of a step's T tokens.
 
     Attributes:
@@ -150,6 +152,27 @@ class CachePlaces:
     slots: Tensor
 
 
+class AttentionByTables:
+    """StepAttention over tables.
+
+    Args:
+        attention: of a step's queries.
+        device: of the cache.
+    """
+
+    num_scratch_blocks = 1
+
+    def __init__(self, attention: TableAttention, device: torch.device) -> None:
+        self.attention = attention
+        self._device = device
+
+    def begin(self, cache: KVCache, rows: Sequence[RowSpan]) -> "TableStep":
+        """See StepAttention."""
+        shape = StepShape(len(rows), sum(row.num_tokens for row in rows))
+        packed = pack_tables(rows, shape, block_size=cache.block_size, scratch_block=cache.num_blocks - 1)
+        return TableStep(cache, StepTables.view(to_device(packed, self._device), shape), self.attention)
+
+
 class TableStep:
     """Attention of one step (PagedAttention) by its tables."""
 
@@ -161,18 +184,18 @@ class TableStep:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """See PagedAttention.attend."""
-        places = self.places(layer)
-        places.keys.index_copy_(0, self._write_slots, key)
-        places.values.index_copy_(0, self._write_slots, value)
+        slots = self.slots(layer)
+        slots.keys.index_copy_(0, self._write_slots, key)
+        slots.values.index_copy_(0, self._write_slots, value)
         return self.attend_stored(layer, query, scale=scale, window=window)
 
-    def places(self, layer: int) -> CachePlaces:
+    def slots(self, layer: int) -> CacheSlots:
         """For whoever stores a layer's keys and values before `attend_stored`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        return CachePlaces(keys.flatten(0, 1), values.flatten(0, 1), self._tables.write_slots)
+        return CacheSlots(keys.flatten(0, 1), values.flatten(0, 1), self._tables.write_slots)
 
     def attend_stored(self, layer: int, query: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """As `attend`, once the step's keys and values are in their places."""
+        """As `attend`, once the step's keys and values are in their slots."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         return self._attention(query, keys, values, self._tables, scale=scale, window=window)
 

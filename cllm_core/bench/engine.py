@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cllm_core.backends.cpu.packed_linear import PackedLinear, can_pack, pack_linear_layers
+from cllm_core.backends.cpu.onednn import PackedLinear, onednn_gap, pack_linear_layers
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
 from cllm_core.engine.engine import Engine
@@ -166,7 +166,7 @@ def bench_engine(
         load_average=psutil.getloadavg()[0],
         decoding=decoding,
         steps=[_measure_step(engine, reference, size) for size in STEP_SIZES],
-        products="oneDNN's bare, prepacked products" if can_pack(reference) else "torch's bare products",
+        products="oneDNN's bare, prepacked products" if onednn_gap(reference) is None else "torch's bare products",
         weight_bytes=engine.info.weight_bytes,
         cache_bytes=engine.info.cache_bytes,
         resident_bytes=resident_bytes,
@@ -348,7 +348,7 @@ def _run_transformers(model: PreTrainedModel, prompt_ids: tuple[int, ...], *, ma
 
 def _measure_step(engine: Engine, reference: PreTrainedModel, num_tokens: int, num_timings: int = 25) -> StepSpeed:
     """Forward pass of one row in turns with the matrix products it contains; writes to the first cache blocks."""
-    if can_pack(reference):
+    if onednn_gap(reference) is None:
         pack_linear_layers(reference)
     linears = [module for module in reference.modules() if isinstance(module, (nn.Linear, PackedLinear))]
     parameter = next(reference.parameters())

@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.backends.cpu.decoder import use_native_decoder
-from cllm_core.backends.cpu.head import use_native_head
-from cllm_core.backends.cpu.huge_pages import use_huge_pages
-from cllm_core.backends.cpu.int8 import quantise_weights
-from cllm_core.backends.cpu.kernels import load_kernels
-from cllm_core.backends.cpu.packed_linear import can_pack, leave_weights_file, pack_linear_layers
-from cllm_core.backends.cpu.weights import INT8_GROUP
-from cllm_core.backends.cuda.attention import load_attention
-from cllm_core.backends.fusing import fuse_layers
+from cllm_core.backends.choose import prepare_model
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
 from cllm_core.engine.engine import Engine
-from cllm_core.engine.memory import num_cache_blocks
-from cllm_core.engine.recording import record_steps, step_bytes
+from cllm_core.engine.memory import num_cache_blocks, step_bytes
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import ConfigError
@@ -30,7 +21,6 @@ from cllm_core.info import AdapterInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
-from cllm_core.models.embedded import cache_folder
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
@@ -67,11 +57,10 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
 
 def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressCallback) -> Engine:
     """Make an engine of a model in memory, loaded with attn_implementation="cllm_paged"; errors as build_engine."""
-    model = PagedModel(loaded.model)
-    # Counted before packing, which takes parameters out of the model.
+    # Counted before a backend takes parameters out of the model.
     num_parameters, weight_bytes = _count_parameters(loaded.model)
     bank = AdapterBank(loaded.model) if config.adapters or config.adapter_root is not None else None
-    weight_bytes -= _prepare_layers(config, loaded.model, model, bank)
+    model = prepare_model(config, loaded.model, bank)
     adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
     report("allocating the KV cache", 0.92)
     wanted_len = _wanted_model_len(config, loaded)
@@ -80,74 +69,30 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         bytes_per_token=model.cache_bytes_per_token,
         max_model_len=wanted_len,
         device=model.device,
-        activation_bytes=step_bytes(model, config, wanted_len) if model.device.type == "cuda" else 0,
+        step_bytes=step_bytes(model, config, wanted_len) if model.device.type == "cuda" else 0,
         reserved_bytes=_later_adapter_bytes(config, bank),
     )
     max_model_len = _resolve_max_model_len(config, loaded, num_blocks)
     cache_bytes = model.allocate_cache(num_blocks=num_blocks, block_size=config.cache_block_size)
-    record_steps(model, config, max_model_len)
+    model.enable_graphs(max_model_len=max_model_len)
     info = _describe(
         config,
         loaded,
         model,
         num_parameters=num_parameters,
-        weight_bytes=weight_bytes,
+        weight_bytes=weight_bytes - model.saved_bytes,
         num_blocks=num_blocks,
         max_model_len=max_model_len,
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_model_len=max_model_len, num_recorded=lambda: model.num_recorded)
+    runner = ModelRunner(model, max_model_len=max_model_len, num_graphs=lambda: model.num_graphs)
     step_times = None
     if config.adaptive_block_length or config.prefill_step_seconds:
         report("measuring step times", 0.95)
         step_times = measure_step_times(model, config, max_model_len)
     report("ready", 1.0)
     return Engine(config, info, runner, step_times, adapters)
-
-
-def _prepare_layers(
-    config: EngineConfig, causal_lm: PreTrainedModel, model: PagedModel, bank: AdapterBank | None
-) -> int:
-    """Put faster layers in place where the device has them, and the bank's adapters into all; the bytes this saved."""
-    num_saved = 0
-    if can_pack(causal_lm):
-        num_saved = _prepare_cpu_layers(config, causal_lm, model, bank)
-    elif model.device.type == "cuda" and model.dtype != torch.float32:  # which stays comparable with transformers
-        logger.info("fused %d decoder layers", fuse_layers(causal_lm, None, bank))
-    if config.quantization is not None and not num_saved:
-        raise ConfigError(
-            f"quantization={config.quantization!r}: the C kernels do not compute all of {type(causal_lm).__name__} in "
-            f"{model.dtype} on {model.device}; they take a C compiler, a processor with AVX512-BF16 and without AMX, "
-            f"bfloat16, layers like Llama's of sizes that {INT8_GROUP} divides and cache blocks that 16 divides; "
-            "leave out quantization"
-        )
-    model.use_attention(load_attention(model.layers, model.dtype, model.device))
-    if bank is not None:
-        bank.attach(causal_lm)
-        model.use_adapters(bank)
-    return num_saved
-
-
-def _prepare_cpu_layers(
-    config: EngineConfig, causal_lm: PreTrainedModel, model: PagedModel, bank: AdapterBank | None
-) -> int:
-    """The bytes that quantisation saved: 0 where it is not asked for, or the kernels do not compute all layers."""
-    kernels = load_kernels(cache_folder()) if config.native_kernels else None
-    num_fused = fuse_layers(causal_lm, kernels, bank)
-    model.use_kernels(kernels, block_size=config.cache_block_size)
-    num_saved, is_all_native = 0, False
-    if kernels is not None:
-        use_native_head(causal_lm, kernels)
-        num_saved = quantise_weights(causal_lm) if config.quantization is not None else 0
-        use_huge_pages(causal_lm)
-        is_all_native = model.attends_natively and use_native_decoder(causal_lm, kernels)
-        if is_all_native:
-            model.use_native_model()
-    logger.info("fused %d decoder layers; the others run as transformers writes them", num_fused)
-    pack_linear_layers(causal_lm)
-    leave_weights_file(causal_lm)
-    return num_saved if is_all_native else 0
 
 
 def _load_adapters(
@@ -254,4 +199,5 @@ def _describe(
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,
+        paths=model.paths,
     )

@@ -193,8 +193,8 @@ class Engine:
         # A step that nobody waited for goes on in the time of the next one.
         is_whole = step.is_awaited and self._was_awaited
         self._was_awaited = step.is_awaited
-        has_recorded = step.has_recorded or (self._ahead is not None and self._ahead.has_recorded)
-        if is_whole and not has_recorded:
+        has_captured = step.has_captured or (self._ahead is not None and self._ahead.has_captured)
+        if is_whole and not has_captured:
             self._step_times.observe(step.plan.num_tokens, seconds)
 
     def _require_adapters(self) -> ServedAdapters:

@@ -49,7 +49,7 @@ class LaunchedStep:
         predictions: [S, 1 or more] on the way to the host: these tokens and, where asked, log-probabilities.
         scores: log-probabilities of prompt tokens, likewise; None where none are wanted.
         is_awaited: whether the device is done once the step is read; with nothing to read, nobody waits for it.
-        has_recorded: whether launching it took the time to record a shape of step.
+        has_captured: whether launching it took the time to capture a CUDA graph.
     """
 
     plan: StepPlan
@@ -58,7 +58,7 @@ class LaunchedStep:
     predictions: HostCopy | None = None
     scores: HostCopy | None = None
     is_awaited: bool = True
-    has_recorded: bool = False
+    has_captured: bool = False
 
     def read(self) -> StepResult:
         """Wait for the step and accept what it brought. Steps are read in the order in which they were launched."""
@@ -78,14 +78,14 @@ class ModelRunner:
     Args:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
-        num_recorded: tells how many shapes of steps the model has recorded so far.
+        num_graphs: tells how many CUDA graphs the model has captured so far.
     """
 
-    def __init__(self, model: StepModel, *, max_model_len: int, num_recorded: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, model: StepModel, *, max_model_len: int, num_graphs: Callable[[], int] = lambda: 0) -> None:
         self.model = model
         self._device = model.device
         self._max_model_len = max_model_len
-        self._num_recorded = num_recorded
+        self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
 
     @property
@@ -116,7 +116,7 @@ class ModelRunner:
                 text.make_draft(row.last_accepted_position + 1, row.num_sampled - 1)
         windows = _windows(rows)
         constrained = _constrained_rows(windows, self._device)  # before the drafts are read: it may write them
-        num_recorded = self._num_recorded()
+        num_graphs = self._num_graphs()
         logits = self._forward(rows, behind)
         num_sampled = sum(row.num_sampled for row, _ in windows)
         chosen = self._choose(windows, logits[:num_sampled], constrained) if windows else None
@@ -127,7 +127,7 @@ class ModelRunner:
             predictions=None if chosen is None else _copy_windows(windows, logits[:num_sampled], chosen),
             scores=self._score_prompts(rows, logits[num_sampled:]) if num_sampled < len(logits) else None,
             is_awaited=len(logits) > 0 or not self.is_asynchronous,
-            has_recorded=self._num_recorded() != num_recorded,
+            has_captured=self._num_graphs() != num_graphs,
         )
 
     def _forward(self, rows: Sequence[TextRow], behind: LaunchedStep | None) -> Tensor:

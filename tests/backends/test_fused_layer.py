@@ -1,3 +1,4 @@
+import re
 import weakref
 
 import pytest
@@ -5,18 +6,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cllm_core.backends import fusing
-from cllm_core.backends.cuda.layer_kernels import LayerKernels
-from cllm_core.backends.cuda.products import PlainGate, PlainProduct
+from cllm_core.backends.cpu.onednn import OneDnnOps
+from cllm_core.backends.cuda.layer_kernels import CudaOps, KernelGate, LayerKernels
 from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel
-from cllm_core.backends.step_tables import TableAttention
+from cllm_core.backends.fusing import Fusion, fuse_layers
+from cllm_core.backends.layer_ops import TorchProduct
+from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.step_tables import AttentionByTables, TableAttention
+from cllm_core.backends.torch_plain import GatheredAttention
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.lora import LowRank
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
+from tests.backends.factories import PATHS
 from tests.backends.table_attention import attend_plainly
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 
@@ -36,10 +39,9 @@ def run_three_steps(
     model: PreTrainedModel, bank: AdapterBank | None = None, attention: TableAttention | None = None
 ) -> Tensor:
     """Logits of a prompt of 40 tokens and a window of 5 behind it, beside a second row, which has adapter 1."""
-    paged = PagedModel(model)
-    if bank is not None:
-        paged.use_adapters(bank)
-    paged.use_attention(attention)
+    layers, gathered = probe_layers(model), GatheredAttention(model.device)
+    by_tables = None if attention is None else AttentionByTables(attention, model.device)
+    paged = PagedModel(model, layers, by_tables or gathered, PATHS, adapters=bank)
     paged.allocate_cache(num_blocks=16, block_size=8)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     blocks = (3, 9, 1, 4, 12, 6)
@@ -58,7 +60,9 @@ def run_three_steps(
 def test_fused_layers_compute_what_transformers_does(architecture: Architecture) -> None:
     expected = run_three_steps(make_model(architecture))
     model = make_model(architecture)
-    assert fuse_layers(model) == model.config.num_hidden_layers
+    assert fuse_layers(model, OneDnnOps()) == Fusion(
+        model.config.num_hidden_layers, model.config.num_hidden_layers, None
+    )
     torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -70,23 +74,20 @@ def test_layers_fused_as_on_a_device_compute_what_transformers_does(
     """Products that overwrite the residual, and the kernels between them, in Triton's interpreter."""
     expected = run_three_steps(make_model(architecture))
     kernels, stores = LayerKernels(), []
-    turn_and_store = kernels.turn_and_store
+    rope_and_store_kv = kernels.rope_and_store_kv
 
     def count_stores(query: Tensor, *args: Tensor, **settings: object) -> Tensor:
         stores.append(len(query))
-        return turn_and_store(query, *args, **settings)  # type: ignore[arg-type]
+        return rope_and_store_kv(query, *args, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(kernels, "turn_and_store", count_stores)
+    monkeypatch.setattr(kernels, "rope_and_store_kv", count_stores)
     model = make_model(architecture)
-    with monkeypatch.context() as on_device:
-        on_device.setattr(nn.Parameter, "is_cuda", True)
-        on_device.setattr(fusing, "load_layer_kernels", lambda device, dtype: kernels)
-        assert fuse_layers(model) == model.config.num_hidden_layers
+    assert fuse_layers(model, CudaOps(kernels)).num_fused == model.config.num_hidden_layers
     layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
     for layer in layers:
-        assert isinstance(layer.down, PlainProduct)
-        assert isinstance(layer.gated, PlainGate)
-        assert layer.gated.kernels is layer.layer_kernels is kernels
+        assert isinstance(layer.down, TorchProduct)
+        assert isinstance(layer.gated, KernelGate)
+        assert layer.gated.kernels is layer.rope_store is kernels
     stores.clear()
     found = run_three_steps(model, attention=attend_plainly)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -100,7 +101,7 @@ def test_fused_layers_are_as_near_to_float32_as_the_layers_they_replace() -> Non
     exact = run_three_steps(make_model("llama"))
     plain = run_three_steps(make_model("llama", torch.bfloat16))
     model = make_model("llama", torch.bfloat16)
-    fuse_layers(model)
+    fuse_layers(model, OneDnnOps())
     assert (run_three_steps(model) - exact).norm() < 1.5 * (plain - exact).norm()
 
 
@@ -113,7 +114,10 @@ def test_a_layer_that_computes_otherwise_is_left_alone() -> None:
     model = make_model("llama")
     model.get_submodule("model.layers.0.input_layernorm").register_forward_hook(centred_norm)
     expected = run_three_steps(model)
-    assert fuse_layers(model) == model.config.num_hidden_layers - 1
+    fusion = fuse_layers(model, OneDnnOps())
+    assert fusion.num_fused == model.config.num_hidden_layers - 1
+    assert fusion.gap is not None
+    assert re.fullmatch(r"model.layers.0: its result would differ by \S+", fusion.gap)
     assert not isinstance(model.get_submodule("model.layers.0"), FusedLayer)
     torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
 
@@ -121,7 +125,9 @@ def test_a_layer_that_computes_otherwise_is_left_alone() -> None:
 def test_a_layer_of_another_shape_is_left_alone() -> None:
     model = make_model("qwen3")
     model.get_submodule("model.layers.1.mlp").act_fn = nn.GELU()
-    assert fuse_layers(model) == model.config.num_hidden_layers - 1
+    fusion = fuse_layers(model, OneDnnOps())
+    assert fusion.num_fused == model.config.num_hidden_layers - 1
+    assert fusion.gap == "some decoder layers have another shape than Llama's"
 
 
 class CountingBank(AdapterBank):
@@ -142,7 +148,7 @@ def test_a_layer_is_given_up_before_the_next_one_is_fused() -> None:
     """All plain weights stayed alive beside the fused ones until the last layer was done."""
     model = make_model("qwen2-sliding")  # of 3 layers with 7 linear layers each, and the output
     bank = CountingBank(model)
-    fuse_layers(model, adapters=bank)
+    fuse_layers(model, OneDnnOps(bank))
     assert bank.counts == [22, 15, 8]
 
 
@@ -151,7 +157,7 @@ def adapted_logits(architecture: Architecture, *, fuse: bool, dtype: torch.dtype
     model = make_model(architecture, dtype)
     bank = AdapterBank(model)
     if fuse:
-        assert fuse_layers(model, adapters=bank) == model.config.num_hidden_layers
+        assert fuse_layers(model, OneDnnOps(bank)).num_fused == model.config.num_hidden_layers
     bank.attach(model)
     generator = torch.Generator().manual_seed(3)
     layers = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cllm_core.backends.paged_model import PagedModel
 from cllm_core.models.paged import LayerSpec, RowSpan
 from tests.architectures import Architecture
+from tests.backends.factories import plain
 from tests.checkpoints import ARCHITECTURES, SLIDING_WINDOW, VOCAB_SIZE
 from tests.engine.factories import paged_model, plain_model
 
@@ -20,7 +20,7 @@ class Pages:
     """Texts over a paged model, each in blocks of random order, computed part by part."""
 
     def __init__(self, architecture: Architecture, *, seed: int = 0) -> None:
-        self.model = PagedModel(paged_model(architecture))
+        self.model = plain(paged_model(architecture))
         self.model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
         self._free = random.Random(seed).sample(range(NUM_BLOCKS), NUM_BLOCKS)
         self._blocks: dict[int, list[int]] = {}
@@ -112,7 +112,7 @@ def test_logits_come_for_the_sampled_tokens_only_and_in_their_order() -> None:
 
 
 def test_the_cache_takes_what_it_says() -> None:
-    model = PagedModel(paged_model("qwen2-sliding"))
+    model = plain(paged_model("qwen2-sliding"))
     num_bytes = model.allocate_cache(num_blocks=10, block_size=BLOCK_SIZE)
     assert model.layers == [LayerSpec(num_kv_heads=2, key_size=16, value_size=16)] * 3
     assert num_bytes == 10 * BLOCK_SIZE * model.cache_bytes_per_token

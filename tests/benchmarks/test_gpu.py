@@ -23,10 +23,11 @@ from cllm_core.backends.cuda.layer_kernels import LayerKernels
 from cllm_core.backends.cuda.static_steps import Buckets, Work
 from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.layer_ops import LayerOps
+from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.paged import RowSpan
-from tests.backends.table_attention import attend_plainly
+from tests.backends.factories import by_tables, graphed
 from tests.engine.factories import paged_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -84,11 +85,11 @@ def test_decoder_layers_without_kernels_are_noticed_on_a_device() -> None:
     register_paged_attention()
     model = random_model(TINY, torch.bfloat16)
     assert slow_layers(model, CUDA) == ["0 of 1 decoder layers are fused"]
-    fuse_layers(model)
+    fuse_layers(model, LayerOps())
     assert [found.split(",")[-1] for found in slow_layers(model, CUDA)] == [" the kernels of layers are not used"]
     for layer in model.modules():
         if isinstance(layer, FusedLayer):
-            layer.layer_kernels = LayerKernels()
+            layer.rope_store = LayerKernels()
     assert not slow_layers(model, CUDA)
     assert not slow_layers(random_model(TINY, torch.bfloat16), CPU)
     assert not slow_layers(random_model(TINY, torch.float32), CUDA)
@@ -117,20 +118,20 @@ def test_every_size_of_step_fits_the_engine() -> None:
 def test_a_model_that_falls_back_on_a_device_is_noticed() -> None:
     """Attention by gathering and steps without graphs give the same tokens, so nothing else would tell."""
 
-    def repeat(work: Work) -> Work:
+    def replay(work: Work) -> Work:
         work()
         return work
 
-    gathering, by_tables, static = (PagedModel(paged_model("llama")) for _ in range(3))
-    for model in (by_tables, static):
-        model.use_attention(attend_plainly)
+    gathering = TorchBackend("this is a test").prepare(paged_model("llama"))
+    tabled = by_tables(paged_model("llama"))
+    static = graphed(paged_model("llama"), replay, Buckets.of(max_rows=1, max_tokens=4))
     static.allocate_cache(num_blocks=2, block_size=4)
-    static.use_static_steps(repeat, buckets=Buckets.of(max_rows=1, max_tokens=4), max_model_len=8)
+    static.enable_graphs(max_model_len=8)
     index = torch.arange(3)
     static.forward(index, index, [RowSpan(0, 3, 0, (1,))], index)
-    found = [len(slow_paths(model, CUDA, graphs=True)) for model in (gathering, by_tables, static)]
+    found = [len(slow_paths(model, CUDA, graphs=True)) for model in (gathering, tabled, static)]
     assert found == [2, 1, 0]
-    assert not slow_paths(by_tables, CUDA, graphs=False)
+    assert not slow_paths(tabled, CUDA, graphs=False)
     assert not slow_paths(gathering, CPU, graphs=True)
 
 

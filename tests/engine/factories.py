@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan
@@ -80,12 +81,12 @@ def engine_over(
         vocab_size=paged.vocab_size,
         eos_token_ids=eos_token_ids,
         tokenizer_json=tokenizer_json(),
-        num_recorded=lambda: paged.num_recorded,
+        num_graphs=lambda: paged.num_graphs,
     )
 
 
 def plainly_paged(model: PreTrainedModel, setup: Setup) -> PagedModel:
-    paged = PagedModel(model)
+    paged = TorchBackend().prepare(model)
     paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
     return paged
 
@@ -229,7 +230,7 @@ def _assemble(
     eos_token_ids: tuple[int, ...],
     tokenizer_json: str = "",
     step_times: StepTimes | None = None,
-    num_recorded: Callable[[], int] = lambda: 0,
+    num_graphs: Callable[[], int] = lambda: 0,
 ) -> Engine:
     info = ModelInfo(
         name="test",
@@ -254,7 +255,7 @@ def _assemble(
         prefill_step_seconds=setup.prefill_step_seconds,
         prefix_caching=setup.prefix_caching,
     )
-    runner = ModelRunner(model, max_model_len=setup.context, num_recorded=num_recorded)
+    runner = ModelRunner(model, max_model_len=setup.context, num_graphs=num_graphs)
     engine = Engine(config, info, runner, step_times)
     engine.runs_ahead = setup.runs_ahead
     return engine

@@ -341,7 +341,7 @@ def test_no_time_is_learnt_of_steps_that_record_their_shape(runs_ahead: bool) ->
     def recording_the_fourth(plan: StepPlan, *, behind: LaunchedStep | None = None) -> LaunchedStep:
         nonlocal num_launched
         num_launched += 1
-        return replace(launch(plan, behind=behind), has_recorded=num_launched == 4)
+        return replace(launch(plan, behind=behind), has_captured=num_launched == 4)
 
     engine.runner.launch = recording_the_fourth  # type: ignore[method-assign]
     decode_one(engine, make_request("a", STEM, greedy(max_tokens=8, ignore_eos=True)))
@@ -353,4 +353,4 @@ def test_a_shape_is_recorded_in_the_step_that_meets_it_first() -> None:
     engine = make_static_engine("llama", Setup(block_length=1))
     launches = Launches(engine)
     decode_one(engine, make_request("a", STEM, greedy(max_tokens=6)))
-    assert [step.has_recorded for step in launches.steps] == [True, True, False, False, False, False]
+    assert [step.has_captured for step in launches.steps] == [True, True, False, False, False, False]

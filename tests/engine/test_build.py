@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from cllm_core.backends import choose
 from cllm_core.backends.cpu.kernels import load_kernels
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
-from cllm_core.engine import build
 from cllm_core.engine.build import build_engine
 from cllm_core.errors import ConfigError
 from cllm_core.models.embedded import cache_folder
@@ -104,7 +104,7 @@ def test_quantisation_the_kernels_cannot_honour_is_refused(tiny_llama: Path, mon
     for config in refused:
         with pytest.raises(ConfigError, match=r"quantization='int8'.*leave out quantization"):
             build_engine(config)
-    monkeypatch.setattr(build, "load_kernels", lambda folder: None)
+    monkeypatch.setattr(choose, "load_kernels", lambda folder: None)
     with pytest.raises(ConfigError, match="a C compiler"):
         build_engine(EngineConfig(model=str(tiny_llama), device="cpu", dtype="bfloat16", quantization="int8"))
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
+from cllm_core.backends.cpu import backend as cpu_backend
 from cllm_core.backends.cpu.kernels import load_kernels
-from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import build_engine
 from cllm_core.models.embedded import cache_folder
@@ -43,7 +43,7 @@ def test_a_prompt_read_in_chunks_is_answered_as_one_read_at_once(
     if kernels is None or not kernels.can_decode:
         pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
     if not native_model:
-        monkeypatch.setattr(PagedModel, "use_native_model", lambda self: False)
+        monkeypatch.setattr(cpu_backend, "prove_native_model", lambda *_: None)
     in_chunks = answer(tiny_llama, 16, quantization=quantization)
     at_once = answer(tiny_llama, 256, quantization=quantization)
     assert len(in_chunks.token_ids) == 12

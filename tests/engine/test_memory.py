@@ -33,7 +33,7 @@ def blocks(
     device: torch.device = CPU,
     *,
     max_model_len: int = 10**6,
-    activation_bytes: int = 0,
+    step_bytes: int = 0,
     reserved_bytes: int = 0,
     **config: Any,
 ) -> int:
@@ -42,7 +42,7 @@ def blocks(
         bytes_per_token=BYTES_PER_TOKEN,
         max_model_len=max_model_len,
         device=device,
-        activation_bytes=activation_bytes,
+        step_bytes=step_bytes,
         reserved_bytes=reserved_bytes,
     )
 
@@ -77,7 +77,7 @@ def test_a_container_without_a_limit_has_the_memory_of_the_host(host: Path) -> N
 
 def test_on_a_gpu_its_reserve_and_the_activations_stay_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))
-    found = blocks(CUDA, gpu_memory_utilization=0.75, activation_bytes=GIB)
+    found = blocks(CUDA, gpu_memory_utilization=0.75, step_bytes=GIB)
     assert found == 3 * GIB // (16 * BYTES_PER_TOKEN)  # 6 free - a quarter of 8 - 1
 
 

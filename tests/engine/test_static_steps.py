@@ -8,7 +8,7 @@ from cllm_core.backends.paged_model import PagedModel
 from cllm_core.engine.engine import Engine
 from cllm_core.request import NewRequest, SamplingParams
 from tests.architectures import Architecture
-from tests.backends.table_attention import attend_plainly
+from tests.backends.factories import graphed
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE
 from tests.engine.factories import Setup, decode, engine_over, greedy_ar, make_request, paged_model, plain_model
 
@@ -22,12 +22,11 @@ def repeat_as_it_is(work: Work) -> Work:
 
 
 def statically_paged(model: PreTrainedModel, setup: Setup) -> PagedModel:
-    paged = PagedModel(model)
-    paged.use_attention(attend_plainly)
-    paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
     # Smaller than the largest steps, so that some fit no bucket.
     buckets = Buckets.of(max_rows=setup.max_num_seqs, max_tokens=setup.max_batched_tokens // 2)
-    paged.use_static_steps(repeat_as_it_is, buckets=buckets, max_model_len=setup.context)
+    paged = graphed(model, repeat_as_it_is, buckets)
+    paged.allocate_cache(num_blocks=setup.num_blocks, block_size=setup.block_size)
+    paged.enable_graphs(max_model_len=setup.context)
     return paged
 
 

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
-from cllm_core.engine import recording, sampling
-from cllm_core.engine.recording import activation_bytes, step_bytes
+from cllm_core.engine import memory, sampling
+from cllm_core.engine.memory import activation_bytes, step_bytes
 from cllm_core.engine.sampling import drawing_bytes
 from cllm_core.engine.sampling_batch import Draw
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from tests.backends.factories import by_tables
 
 
 def paged_gpt2() -> PagedModel:
@@ -22,7 +23,7 @@ def paged_gpt2() -> PagedModel:
     register_paged_attention()
     config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=PAGED_ATTENTION)
-    return PagedModel(model.eval())
+    return by_tables(model.eval())
 
 
 def test_more_tokens_than_a_model_has_positions_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +65,7 @@ def test_drawing_stays_within_its_memory(truncates: bool, num_positions: int, mo
 
 
 def test_steps_have_room_for_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "activation_bytes", lambda *_: 0)
+    monkeypatch.setattr(memory, "activation_bytes", lambda *_: 0)
     assert step_bytes(paged_gpt2(), EngineConfig(max_batched_tokens=48), 32) > drawing_bytes(48, 64)
     # 28 to 56 bytes of each logit of a chunk, however many positions there are
     assert 2**24 * 28 < drawing_bytes(10**9, 151_936) < 2**30

@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config
 
-from cllm_core.backends.cuda.attention import load_attention
-from cllm_core.backends.cuda.graphs import GraphRecorder
-from cllm_core.backends.cuda.static_steps import Buckets, NotRecordable
+from cllm_core.backends.cuda.attention import KernelAttention, attention_gap
+from cllm_core.backends.cuda.graphed_model import GraphedModel
+from cllm_core.backends.cuda.graphs import GraphCapture
+from cllm_core.backends.cuda.static_steps import Buckets, NotCapturable
 from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.step_tables import AttentionByTables
+from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
-from cllm_core.engine.recording import step_bytes
+from cllm_core.engine.memory import step_bytes
 from cllm_core.models.paged import RowSpan
 from cllm_core.request import SamplingParams
+from tests.backends.factories import PATHS
 from tests.backends.step_rows import random_rows
 from tests.engine.factories import Launches, Reader, decode, greedy_ar, make_request
 from tests.gpu.models import LLAMA, QWEN3, VOCAB_SIZE, loaded_model, make_engine
@@ -29,12 +33,22 @@ ROUNDING = 0.15
 PROMPTS = [tuple(range(5, 5 + length)) for length in (1, 7, 40, 130, 300)]
 
 
-def paged(config: LlamaConfig | Qwen3Config, dtype: torch.dtype, device: torch.device, *, kernels: bool) -> PagedModel:
-    model = PagedModel(loaded_model(config, dtype, device).model)
-    if kernels:
-        model.use_attention(load_attention(model.layers, dtype, device))
-        assert model.attends_by_tables
+def plain(config: LlamaConfig | Qwen3Config, dtype: torch.dtype, device: torch.device) -> PagedModel:
+    model = TorchBackend().prepare(loaded_model(config, dtype, device).model)
     model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    return model
+
+
+def graphed(config: LlamaConfig | Qwen3Config, dtype: torch.dtype, device: torch.device) -> PagedModel:
+    """With transformers' layers, whose rounding is that of the plain model."""
+    causal_lm = loaded_model(config, dtype, device).model
+    layers = probe_layers(causal_lm)
+    assert attention_gap(layers, dtype, device) is None
+    attention = AttentionByTables(KernelAttention.on(device), device)
+    buckets = Buckets.of(max_rows=8, max_tokens=160)
+    model = GraphedModel(causal_lm, layers, attention, PATHS, capture=GraphCapture(device), buckets=buckets)
+    model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    model.enable_graphs(max_model_len=1024)
     return model
 
 
@@ -55,15 +69,13 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def test_replayed_graphs_compute_what_plain_attention_does(
     config: LlamaConfig | Qwen3Config, dtype: torch.dtype, tolerance: float, device: torch.device
 ) -> None:
-    plain, graphed = (paged(config, dtype, device, kernels=kernels) for kernels in (False, True))
-    buckets = Buckets.of(max_rows=8, max_tokens=160)
-    graphed.use_static_steps(GraphRecorder(device), buckets=buckets, max_model_len=1024)
+    reference, model = plain(config, dtype, device), graphed(config, dtype, device)
     draw = random.Random(0)
     for _ in range(40):
         step = random_step(draw, device)
-        expected, found = plain.forward(*step), graphed.forward(*step)
+        expected, found = reference.forward(*step), model.forward(*step)
         assert relative_error(found, expected) < tolerance
-    assert graphed.num_recorded > 3
+    assert model.num_graphs > 3
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -86,17 +98,17 @@ def test_float32_output_equals_transformers_generate_on_the_cpu(graphs: bool, de
 def test_fused_layers_of_bfloat16_stay_near_those_of_transformers(
     config: LlamaConfig | Qwen3Config, device: torch.device
 ) -> None:
-    plain = paged(config, torch.bfloat16, device, kernels=False)
+    reference = plain(config, torch.bfloat16, device)
     loaded = loaded_model(config, torch.bfloat16, device)
     engine = make_engine(loaded, graphs=True)
     fused = engine.runner.model
     assert isinstance(fused, PagedModel)
     layers = [module for module in loaded.model.modules() if isinstance(module, FusedLayer)]
-    assert [layer.layer_kernels is not None for layer in layers] == [True] * config.num_hidden_layers
+    assert [layer.rope_store is not None for layer in layers] == [True] * config.num_hidden_layers
     draw = random.Random(1)
     for _ in range(10):  # of several shapes, some of them replayed
         step = random_step(draw, device)
-        assert relative_error(fused.forward(*step), plain.forward(*step)) < ROUNDING
+        assert relative_error(fused.forward(*step), reference.forward(*step)) < ROUNDING
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 0.8, "seed": 1}, {"top_p": 0.9, "seed": 2}])
@@ -156,15 +168,15 @@ def test_steps_launched_ahead_bring_what_steps_one_at_a_time_do(graphs: bool, de
         )
 
 
-def test_a_forward_pass_that_waits_for_the_device_is_not_recorded(device: torch.device) -> None:
+def test_a_forward_pass_that_waits_for_the_device_is_not_captured(device: torch.device) -> None:
     numbers = torch.ones(3, device=device)
 
     def work() -> None:
         numbers.mul_(float(numbers.sum()))
 
     before = torch.cuda.current_stream(device)
-    with pytest.raises(NotRecordable, match="waits for the device"):
-        GraphRecorder(device)(work)
+    with pytest.raises(NotCapturable, match="waits for the device"):
+        GraphCapture(device)(work)
     assert torch.cuda.current_stream(device) == before
     assert float(numbers.sum()) > 0  # the device is as usable as before
 
@@ -172,8 +184,9 @@ def test_a_forward_pass_that_waits_for_the_device_is_not_recorded(device: torch.
 def test_steps_stay_within_the_memory_reserved_for_them(device: torch.device) -> None:
     loaded = loaded_model(LLAMA, torch.bfloat16, device)
     config = EngineConfig(max_num_seqs=8, max_batched_tokens=256, num_cache_blocks=400)
-    model = PagedModel(loaded.model)
-    model.use_attention(load_attention(model.layers, model.dtype, device))
+    buckets = Buckets.of(max_rows=config.max_num_seqs, max_tokens=config.max_batched_tokens)
+    layers, attention = probe_layers(loaded.model), AttentionByTables(KernelAttention.on(device), device)
+    model = GraphedModel(loaded.model, layers, attention, PATHS, capture=GraphCapture(device), buckets=buckets)
     reserved = step_bytes(model, config, 1024)
     model.free_cache()
     engine = make_engine(loaded, graphs=True)

@@ -14,10 +14,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from cllm_core.backends.paged_model import PagedModel
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.request import SamplingParams
+from tests.backends.factories import plain
 from tests.engine.factories import decode_one, engine_over, greedy_ar, make_request
 
 TINY: dict[str, Any] = {
@@ -42,18 +42,18 @@ def tiny_model(config: PreTrainedConfig, attention: str = PAGED_ATTENTION) -> Pr
 
 def test_soft_capped_attention_is_refused() -> None:
     with pytest.raises(ModelLoadError, match="uses softcap in its attention"):
-        PagedModel(tiny_model(Gemma2Config(**TINY)))
+        plain(tiny_model(Gemma2Config(**TINY)))
 
 
 def test_attention_sinks_are_refused() -> None:
     with pytest.raises(ModelLoadError, match="uses s_aux in its attention"):
-        PagedModel(tiny_model(GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1)))
+        plain(tiny_model(GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1)))
 
 
 def test_linear_attention_layers_are_refused_by_their_type() -> None:
     config = Qwen3NextConfig(**TINY, num_experts=2, layer_types=["linear_attention", "full_attention"])
     with pytest.raises(ModelLoadError, match="layers of type linear_attention: not supported"):
-        PagedModel(tiny_model(config))
+        plain(tiny_model(config))
 
 
 def test_layers_that_take_turns_in_their_window_run_like_transformers() -> None:
@@ -70,4 +70,4 @@ def test_a_model_without_attention_is_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with pytest.raises(ModelLoadError, match="layers of type linear_attention: not supported"):
-        PagedModel(model)
+        plain(model)

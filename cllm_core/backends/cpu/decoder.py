@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cllm_core.backends.cpu.kernels import Kernels, int8_inputs
-from cllm_core.backends.cpu.products import PanelGate, PanelProduct
+from cllm_core.backends.cpu.layer_ops import PanelGate, PanelProduct
 from cllm_core.backends.cpu.records import LayerRecord, StepRecord
 from cllm_core.backends.cpu.step import NativeStep
 from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.products import is_adapted
+from cllm_core.backends.layer_ops import is_adapted
 
 
 class NativeDecoder(nn.Module):
@@ -67,7 +67,7 @@ class NativeDecoder(nn.Module):
         return residual.to(hidden_states.dtype)[None]
 
 
-def use_native_decoder(model: nn.Module, kernels: Kernels) -> bool:
+def replace_decoder_layers(model: nn.Module, kernels: Kernels) -> bool:
     """Put one NativeDecoder in the place of a model's fused layers where it covers all of them; whether it does."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.ModuleList):
@@ -83,7 +83,7 @@ def _is_covered(layer: FusedLayer, *, like: FusedLayer) -> bool:
     products = (layer.qkv, layer.out, layer.gated, layer.down)
     return (
         all(isinstance(product, PanelProduct | PanelGate) for product in products)
-        and layer.rotation is like.rotation
+        and layer.rope is like.rope
         and layer.call.heads == like.call.heads
         and layer.mlp_size == like.mlp_size
     )

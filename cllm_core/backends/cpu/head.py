@@ -4,10 +4,10 @@ Rounded to bfloat16, logits around 20 stand an eighth apart: the two likeliest t
 Where embeddings are tied to the output layer, they are read from its panels: the weight exists once.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.backends.cpu.coverage import output_layer_gap
 from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.weights import PanelWeight, pad_outputs
 
@@ -47,18 +47,14 @@ class NativeEmbedding(nn.Module):
         return self._head.weight.rows(token_ids)
 
 
-def use_native_head(model: PreTrainedModel, kernels: Kernels) -> bool:
-    """Replace the model's output layer where the kernels cover it; whether they do."""
+def replace_output_layer(model: PreTrainedModel, kernels: Kernels) -> str | None:
+    """Put a NativeHead in the place of the model's output layer where the kernels cover it; else the reason."""
+    gap = output_layer_gap(kernels, model)
+    if gap is not None:
+        return gap
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    has_bias = "bias" in dict(head.named_parameters())
-    if not kernels.can_multiply or type(head) is not nn.Linear or has_bias or not _is_covered(head.weight):
-        return False
     native = NativeHead(PanelWeight.of(pad_outputs(head.weight.detach())), len(head.weight), kernels)
     model.set_output_embeddings(native)
     if type(embedding) is nn.Embedding and embedding.weight is head.weight:
         model.set_input_embeddings(NativeEmbedding(native))
-    return True
-
-
-def _is_covered(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+    return None

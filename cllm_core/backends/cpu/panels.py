@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cllm_core.backends.cpu.head import NativeHead
-from cllm_core.backends.cpu.products import PanelGate, PanelProduct
+from cllm_core.backends.cpu.layer_ops import PanelGate, PanelProduct
 from cllm_core.backends.cpu.weights import PanelWeight
 from cllm_core.backends.fused_layer import FusedLayer
 

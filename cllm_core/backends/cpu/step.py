@@ -3,26 +3,29 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from cllm_core.backends.cpu.kernels import HEAD_SIZE_UNIT, LANES, MAX_HEAD_SIZE, Kernels, StepTables
-from cllm_core.models.paged import KVCache, LayerSpec, RowSpan, write_slots
+from cllm_core.backends.cpu.kernels import Kernels, StepTables
+from cllm_core.models.paged import KVCache, RowSpan, write_slots
 
 Addresses = np.ndarray[tuple[int], np.dtype[np.uintp]]
 
 
-def can_attend(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device, *, block_size: int) -> bool:
-    """Whether the kernels cover these layers, with a cache of this block size."""
-    return (
-        device.type == "cpu"
-        and dtype == torch.bfloat16
-        and block_size % LANES == 0
-        and all(
-            spec.key_size == spec.value_size and spec.key_size <= MAX_HEAD_SIZE and spec.key_size % HEAD_SIZE_UNIT == 0
-            for spec in layers
-        )
-    )
+class NativeAttention:
+    """StepAttention by the kernels.
+
+    Args:
+        kernels: the compiled library.
+    """
+
+    num_scratch_blocks = 0
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def begin(self, cache: KVCache, rows: Sequence[RowSpan]) -> "NativeStep":
+        """See StepAttention."""
+        return NativeStep(self._kernels, cache, rows)
 
 
 class NativeStep:
@@ -30,7 +33,7 @@ class NativeStep:
 
     Args:
         kernels: the compiled library.
-        cache: the KV cache; `can_attend` holds for it. Its keys are laid out anew (native/attention.c).
+        cache: the KV cache; there is no `attention_gap` for it. Its keys are laid out anew (native/attention.c).
         rows: in the order of the step's flattened tokens.
 
     Attributes:

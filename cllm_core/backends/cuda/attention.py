@@ -9,7 +9,6 @@ torch for CUDA on Linux bring along.
 """
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, pack_tables
 from cllm_core.models.paged import LayerSpec, RowSpan
-
-logger = logging.getLogger(__name__)
 
 _MAX_HEAD_SIZE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,22 +37,27 @@ _MIN_MAX_ROWS = 64
 _UNLIMITED_WINDOW = 2**30
 
 
-def load_attention(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> TableAttention | None:
-    """The kernels, where device and layers suit them; None elsewhere."""
+def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernels do not compute the attention of these layers; None where they do.
+
+    New features of attention belong in here until a kernel has them.
+    """
     if device.type != "cuda":
-        return None
+        return f"the kernels are for CUDA, the model is on {device}"
     if importlib.util.find_spec("triton") is None:
-        logger.warning("attention copies the cache in every step: install triton to read it in place")
-        return None
-    if dtype not in _DTYPES or any(max(spec.key_size, spec.value_size) > _MAX_HEAD_SIZE for spec in layers):
-        logger.info("attention copies the cache in every step: the kernels do not cover these layers")
-        return None
-    attention = KernelAttention(torch.cuda.get_device_properties(device).multi_processor_count)
-    return attention if can_run(attention, layers, dtype, device) else None
+        return "Triton is missing: install triton"
+    if dtype not in _DTYPES:
+        return f"the kernels do not compute in {dtype}"
+    largest = max(max(spec.key_size, spec.value_size) for spec in layers)
+    if largest > _MAX_HEAD_SIZE:
+        return f"heads of {largest}: the kernels take up to {_MAX_HEAD_SIZE}"
+    return trial_error(KernelAttention.on(device), layers, dtype, device)
 
 
-def can_run(attention: TableAttention, layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether an attention computes a step of one token; compiling kernels takes a C compiler, which may be missing."""
+def trial_error(
+    attention: TableAttention, layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Why an attention does not compute a step of one token, None where it does; compiling it takes a C compiler."""
     shape = StepShape(1, 1)
     packed = pack_tables([RowSpan(0, 1, 0, (0,))], shape, block_size=_MIN_TILE, scratch_block=1)
     tables = StepTables.view(torch.from_numpy(packed).to(device), shape)
@@ -66,9 +68,8 @@ def can_run(attention: TableAttention, layers: Sequence[LayerSpec], dtype: torch
             values = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.value_size)
             attention(query, keys, values, tables, scale=1.0, window=None)
     except Exception as error:  # of the compiler, the driver, or Triton: whatever it is, there is another way
-        logger.warning("attention copies the cache in every step: its kernels cannot be used: %s", error)
-        return False
-    return True
+        return f"the kernels cannot be used: {error}"
+    return None
 
 
 class KernelAttention:
@@ -83,6 +84,11 @@ class KernelAttention:
 
         self._attend, self._combine = kernels.attend, kernels.combine
         self._num_programs = _PROGRAMS_PER_PROCESSOR * num_processors
+
+    @classmethod
+    def on(cls, device: torch.device) -> "KernelAttention":
+        """For a CUDA device."""
+        return cls(torch.cuda.get_device_properties(device).multi_processor_count)
 
     def __call__(
         self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
@@ -127,17 +133,17 @@ class KernelAttention:
             PAGE=keys.shape[1],
             MAX_ROWS=_power_of_two(max(tables.num_rows, _MIN_MAX_ROWS)),
             BLOCK_M=tile,
-            BLOCK_N=keys_per_turn(max(padded_key, padded_value), query.dtype),
+            BLOCK_N=keys_per_tile(max(padded_key, padded_value), query.dtype),
             PADDED_KEY=padded_key,
             PADDED_VALUE=padded_value,
             IS_WHOLE=is_whole,
             num_stages=2,
         )
         if not is_whole:
-            self._join(parts, maxima, sums, out)
+            self._reduce(parts, maxima, sums, out)
         return out
 
-    def _join(self, parts: Tensor, maxima: Tensor, sums: Tensor, out: Tensor) -> None:
+    def _reduce(self, parts: Tensor, maxima: Tensor, sums: Tensor, out: Tensor) -> None:
         """Write to `out` [T, H, D_v] what the splits found, parts [T, H, splits, D_v] and the others [T, H, splits]."""
         num_tokens, num_heads, num_splits, value_size = parts.shape
         self._combine[(num_tokens * num_heads,)](
@@ -163,7 +169,7 @@ def tile_size(num_tokens: int, num_rows: int, repeat: int, *, is_float32: bool) 
     return max(_MIN_TILE if is_small else _LARGE_TILE, _power_of_two(repeat))
 
 
-def keys_per_turn(padded_size: int, dtype: torch.dtype) -> int:
+def keys_per_tile(padded_size: int, dtype: torch.dtype) -> int:
     """Keys of a tile, of so many numbers each."""
     num_bytes = _FLOAT32_TILE_BYTES if dtype == torch.float32 else _TILE_BYTES
     return max(_MIN_TILE, min(num_bytes // (padded_size * dtype.itemsize), _MAX_KEYS))

@@ -1,4 +1,4 @@
-"""GraphRecorder: work on a CUDA device as graphs, each launched by one call instead of hundreds."""
+"""GraphCapture: work on a CUDA device as graphs, each launched by one call instead of hundreds."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cllm_core.backends.cuda.static_steps import NotRecordable, Work
+from cllm_core.backends.cuda.static_steps import NotCapturable, Work
 
 logger = logging.getLogger(__name__)
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 BYTES_PER_GRAPH = 8 * 1024**2
 
 # torch keeps a workspace of cuBLAS for every stream that it ever ran on: 32 MiB on Hopper, less on older devices.
-# Recording needs two streams beyond the one of the steps: one to run aside, and torch's own for capturing.
+# Capturing needs two streams beyond the one of the steps: one to warm up on, and torch's own for the capture.
 WORKSPACE_BYTES = 2 * 32 * 1024**2
 
 
-class GraphRecorder:
-    """Captures CUDA graphs (Recorder), which share one pool of memory: only one of them runs at a time.
+class GraphCapture:
+    """Captures CUDA graphs (Capture), which share one pool of memory: only one of them runs at a time.
 
     Args:
         device: a CUDA device.
@@ -34,10 +34,10 @@ class GraphRecorder:
         self._is_checked = False
 
     def __call__(self, work: Work) -> Work:
-        """See Recorder. Where the host would have to wait for the device in between, there is no graph."""
+        """See Capture. Where the host would have to wait for the device in between, there is no graph."""
         started = time.perf_counter()
         current = torch.cuda.current_stream(self._device)
-        self._run_aside(work, current)
+        self._warm_up(work, current)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads of the process, of a training loop say, may use the device meanwhile.
@@ -47,11 +47,11 @@ class GraphRecorder:
             # Where ending the capture fails, torch leaves the stream of the capture the current one.
             torch.cuda.set_stream(current)
             torch.cuda.synchronize(self._device)
-            raise NotRecordable(f"the CUDA graph cannot be captured: {error}") from error
+            raise NotCapturable(f"the CUDA graph cannot be captured: {error}") from error
         logger.debug("captured a CUDA graph in %.0f ms", 1e3 * (time.perf_counter() - started))
         return graph.replay
 
-    def _run_aside(self, work: Work, current: torch.cuda.Stream) -> None:
+    def _warm_up(self, work: Work, current: torch.cuda.Stream) -> None:
         """Run once before capture, as that needs: compiles kernels, and makes what libraries make on first use."""
         self._side.wait_stream(current)
         try:
@@ -70,7 +70,7 @@ class GraphRecorder:
             with _synchronizing_refused():
                 work()
         except RuntimeError as error:
-            raise NotRecordable(f"the model waits for the device in its forward pass: {error}") from error
+            raise NotCapturable(f"the model waits for the device in its forward pass: {error}") from error
 
 
 @contextmanager

@@ -30,17 +30,17 @@ def _find_row(query_starts_ptr, num_rows, tile, tile_queries: tl.constexpr, MAX_
 
 
 @triton.jit
-def _find_turns(first_key, end, split, num_splits, BLOCK_N: tl.constexpr):  # noqa: N803
-    """The turns of one split, first and end: they share those with keys that some query of a tile sees."""
-    first_turn, end_turn = tl.maximum(first_key, 0) // BLOCK_N, tl.cdiv(end, BLOCK_N)
-    num_turns = tl.cdiv(tl.maximum(end_turn - first_turn, 0), num_splits)
-    first_turn += split * num_turns
-    return first_turn, tl.minimum(first_turn + num_turns, end_turn)
+def _find_key_blocks(first_key, end, split, num_splits, BLOCK_N: tl.constexpr):  # noqa: N803
+    """The blocks of keys of one split, first and end: splits share those that some query of a tile sees."""
+    first_block, end_block = tl.maximum(first_key, 0) // BLOCK_N, tl.cdiv(end, BLOCK_N)
+    num_blocks = tl.cdiv(tl.maximum(end_block - first_block, 0), num_splits)
+    first_block += split * num_blocks
+    return first_block, tl.minimum(first_block + num_blocks, end_block)
 
 
 @triton.jit
-def _fold(scores, values, maximum, total, weighted):
-    """The running maximum, sum of weights and weighted sum of values with one more turn's scores and values in them."""
+def _softmax_update(scores, values, maximum, total, weighted):
+    """Online softmax: the running maximum, sum of weights and weighted sum of values, with one more block of keys."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     # Where nothing was visible yet, -inf - -inf would make NaN.
     shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
@@ -76,7 +76,7 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     PAGE: tl.constexpr,  # noqa: N803 - tokens in a cache block
     MAX_ROWS: tl.constexpr,  # noqa: N803 - power of two, at least num_rows
     BLOCK_M: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803 - keys per turn of the loop
+    BLOCK_N: tl.constexpr,  # noqa: N803 - keys per iteration of the loop
     PADDED_KEY: tl.constexpr,  # noqa: N803 - sizes rounded up to a power of two
     PADDED_VALUE: tl.constexpr,  # noqa: N803
     IS_WHOLE: tl.constexpr,  # noqa: N803 - there is one split, which finishes the result
@@ -107,14 +107,14 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
 
     first_position = context_length - num_queries + first_query
     end = tl.minimum(context_length, first_position + tile_queries)
-    first_turn, end_turn = _find_turns(first_position - window + 1, end, split, num_splits, BLOCK_N)
+    first_block, end_block = _find_key_blocks(first_position - window + 1, end, split, num_splits, BLOCK_N)
 
     block_ids_ptr += tl.load(block_starts_ptr + row)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     weighted = tl.zeros([BLOCK_M, PADDED_VALUE], tl.float32)
-    for turn in range(first_turn, end_turn):
-        key_position = turn * BLOCK_N + tl.arange(0, BLOCK_N)
+    for key_block in range(first_block, end_block):
+        key_position = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
         is_key = key_position < end
         block = tl.load(block_ids_ptr + key_position // PAGE, mask=is_key, other=0).to(tl.int64)
         slot_head = (block * PAGE + key_position % PAGE) * NUM_KV_HEADS + kv_head
@@ -131,7 +131,7 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
             mask=is_key[:, None] & (value_dim < VALUE_SIZE)[None, :],
             other=0.0,
         )
-        maximum, total, weighted = _fold(scores, values, maximum, total, weighted)
+        maximum, total, weighted = _softmax_update(scores, values, maximum, total, weighted)
 
     place_out = token * NUM_HEADS + head
     if IS_WHOLE:
@@ -156,7 +156,7 @@ def combine(  # noqa: PLR0917
     PADDED_VALUE: tl.constexpr,  # noqa: N803
     MAX_SPLITS: tl.constexpr,  # noqa: N803 - power of two, at least num_splits
 ):
-    """Put the splits of one token's head together; program (token * H + head)."""
+    """Reduce the splits of one token's head; program (token * H + head)."""
     place = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, PADDED_VALUE)
     is_split = split < num_splits
@@ -175,8 +175,8 @@ def combine(  # noqa: PLR0917
 
 
 @triton.jit
-def _turn(from_ptr, to_ptr, cos_ptr, sin_ptr, pair, mask, HALF: tl.constexpr):  # noqa: N803, PLR0917
-    """Write heads turned by rotary embedding: element `pair` of a head turns with element HALF + pair."""
+def _rotate(from_ptr, to_ptr, cos_ptr, sin_ptr, pair, mask, HALF: tl.constexpr):  # noqa: N803, PLR0917
+    """Write heads with RoPE applied: element `pair` of a head rotates with element HALF + pair."""
     number = to_ptr.dtype.element_ty
     first = tl.load(from_ptr + pair, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(from_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
@@ -184,7 +184,7 @@ def _turn(from_ptr, to_ptr, cos_ptr, sin_ptr, pair, mask, HALF: tl.constexpr):  
     sin_first = tl.load(sin_ptr + pair, mask=mask, other=0.0).to(tl.float32)
     cos_second = tl.load(cos_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
     sin_second = tl.load(sin_ptr + HALF + pair, mask=mask, other=0.0).to(tl.float32)
-    # Rounded in between, where torch.mul before torch.addcmul rounds: the bits are those of `fused_layer.Rotation`.
+    # Rounded in between, where torch.mul before torch.addcmul rounds: the bits are those of `layer_ops.TorchRope`.
     kept_first = (first * cos_first).to(number).to(tl.float32)
     kept_second = (second * cos_second).to(number).to(tl.float32)
     tl.store(to_ptr + pair, kept_first - second * sin_first, mask=mask)
@@ -192,14 +192,14 @@ def _turn(from_ptr, to_ptr, cos_ptr, sin_ptr, pair, mask, HALF: tl.constexpr):  
 
 
 @triton.jit
-def turn_and_store(  # noqa: PLR0917
+def rope_and_store_kv(  # noqa: PLR0917
     query_ptr,  # [T, H, D]
     key_ptr,  # [T, H_kv, D]
     value_ptr,  # [T, H_kv, D]
     cos_ptr,  # [T, D], contiguous
     sin_ptr,  # [T, D], contiguous
     slots_ptr,  # [T] int32
-    turned_ptr,  # [T, H, D], contiguous
+    rotated_ptr,  # [T, H, D], contiguous
     keys_ptr,  # [slots, H_kv, D], contiguous
     values_ptr,  # [slots, H_kv, D], contiguous
     query_stride,
@@ -214,7 +214,7 @@ def turn_and_store(  # noqa: PLR0917
     PADDED_REPEAT: tl.constexpr,  # noqa: N803 - sizes rounded up to a power of two
     PADDED_HALF: tl.constexpr,  # noqa: N803
 ):
-    """Turn one KV head of a token and its query heads, and store its key and value; program (token, KV head)."""
+    """Apply RoPE to a KV head of a token and its query heads, store its key and value; program (token, KV head)."""
     token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = SIZE // 2
     pair = tl.arange(0, PADDED_HALF)
@@ -225,12 +225,12 @@ def turn_and_store(  # noqa: PLR0917
     of_group = tl.arange(0, PADDED_REPEAT)[:, None]
     head = kv_head * REPEAT + of_group
     query_ptr += token * query_stride + head * query_head_stride
-    turned_ptr += (token * (NUM_KV_HEADS * REPEAT) + head) * SIZE
-    _turn(query_ptr, turned_ptr, cos_ptr, sin_ptr, pair[None, :], (of_group < REPEAT) & is_pair[None, :], half)
+    rotated_ptr += (token * (NUM_KV_HEADS * REPEAT) + head) * SIZE
+    _rotate(query_ptr, rotated_ptr, cos_ptr, sin_ptr, pair[None, :], (of_group < REPEAT) & is_pair[None, :], half)
 
     place = (tl.load(slots_ptr + token).to(tl.int64) * NUM_KV_HEADS + kv_head) * SIZE
     key_ptr += token * key_stride + kv_head * key_head_stride
-    _turn(key_ptr, keys_ptr + place, cos_ptr, sin_ptr, pair, is_pair, half)
+    _rotate(key_ptr, keys_ptr + place, cos_ptr, sin_ptr, pair, is_pair, half)
 
     value_ptr += token * value_stride + kv_head * value_head_stride
     dim = tl.arange(0, 2 * PADDED_HALF)

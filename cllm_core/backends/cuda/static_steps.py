@@ -1,7 +1,7 @@
-"""StaticSteps: steps padded to a few shapes, in memory that stays where it is, so that each shape can be recorded once.
+"""StaticSteps: steps padded to a few shapes, in static buffers, so that each shape can be captured as a graph once.
 
-It fills the buffers and hands out the logits; how a shape's computation is repeated - as a CUDA graph, or by running it
-again - is the recorder's business. What fits no bucket, the PagedModel computes at its own size.
+It fills the buffers and hands out the logits; how a shape's computation is replayed - as a CUDA graph, or by running it
+again - is up to its Capture. What fits no bucket, the model computes at its own size.
 """
 
 from bisect import bisect_left
@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cllm_core.backends.paged_model import ForwardPass
 from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, TableStep, pack_tables
 from cllm_core.models.paged import KVCache, RowSpan
 from cllm_core.models.transfer import copy_into
 
-# Close enough that padding costs little where time grows with the tokens, few enough to record them all.
+# Close enough that padding costs little where time grows with the tokens, few enough to capture them all.
 _TOKEN_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 MAX_STATIC_TOKENS = _TOKEN_COUNTS[-1]
@@ -25,27 +26,19 @@ MAX_STATIC_TOKENS = _TOKEN_COUNTS[-1]
 Work = Callable[[], None]
 
 
-class NotRecordable(Exception):
-    """The model's forward pass cannot be recorded; the message tells why. Never leaves the models layer."""
+class NotCapturable(Exception):
+    """The model's forward pass cannot be captured; the message tells why. Never leaves the backends."""
 
 
-class Recorder(Protocol):
-    """Makes work that can be repeated without its host code."""
+class Capture(Protocol):
+    """Makes work that can be replayed without its host code."""
 
     def __call__(self, work: Work) -> Work:
         """Run `work`, which reads and writes memory that stays, and return what does the same again.
 
         Raises:
-            NotRecordable: there is none; the work may have been done or not.
+            NotCapturable: there is none; the work may have been done or not.
         """
-        ...
-
-
-class ForwardPass(Protocol):
-    """A model's forward pass over a TableStep."""
-
-    def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: TableStep) -> Tensor:
-        """[T], [T] and [S] int64 to logits [S, V]."""
         ...
 
 
@@ -80,7 +73,7 @@ class Buckets:
 
     @property
     def largest(self) -> StepShape:
-        """Room for every step that fits."""
+        """The largest shape: every step that fits any fits this one."""
         return StepShape(self.max_rows, self.max_tokens)
 
     @property
@@ -89,7 +82,7 @@ class Buckets:
         return sum(tokens >= rows for rows in self.rows for tokens in self.tokens)
 
     def fit(self, num_rows: int, num_tokens: int) -> StepShape | None:
-        """The smallest shape with room for a step; None where there is none."""
+        """The smallest shape that a step fits; None where it fits none."""
         if num_rows > self.max_rows or num_tokens > self.max_tokens:
             return None
         rows = self.rows[bisect_left(self.rows, num_rows)]
@@ -103,7 +96,7 @@ class StaticSteps:
         forward: the model.
         cache: whose last block is the scratch block; no row may own it.
         attention: over tables.
-        record: how a shape's computation is repeated.
+        capture: how a shape's computation is replayed.
         buckets: shapes to pad to.
         max_row_blocks: cache blocks of the longest text.
         vocab_size: V.
@@ -114,13 +107,13 @@ class StaticSteps:
         forward: ForwardPass,
         cache: KVCache,
         attention: TableAttention,
-        record: Recorder,
+        capture: Capture,
         *,
         buckets: Buckets,
         max_row_blocks: int,
         vocab_size: int,
     ) -> None:
-        self._forward, self._cache, self._attention, self._record = forward, cache, attention, record
+        self._forward, self._cache, self._attention, self._capture = forward, cache, attention, capture
         self._buckets = buckets
         device, num_tokens = cache.keys[0].device, buckets.max_tokens
         # Zeros: padding reads what an earlier step left here, so it has to be valid from the beginning.
@@ -128,7 +121,7 @@ class StaticSteps:
         table_size = buckets.largest.table_size(buckets.max_rows * max_row_blocks)
         self._tables = torch.zeros(table_size, dtype=torch.int32, device=device)
         self._logits = torch.zeros(num_tokens, vocab_size, device=device)
-        self._recorded: dict[StepShape, Work] = {}
+        self._graphs: dict[StepShape, Work] = {}
 
     @staticmethod
     def num_bytes(buckets: Buckets, *, max_row_blocks: int, vocab_size: int) -> int:
@@ -137,9 +130,9 @@ class StaticSteps:
         return 4 * table_size + buckets.max_tokens * (3 * 8 + 4 * vocab_size)
 
     @property
-    def num_recorded(self) -> int:
-        """Shapes that have been recorded so far."""
-        return len(self._recorded)
+    def num_graphs(self) -> int:
+        """Shapes that have been captured so far."""
+        return len(self._graphs)
 
     def shape_of(self, rows: Sequence[RowSpan]) -> StepShape | None:
         """The bucket of a step; None where it fits none."""
@@ -153,11 +146,11 @@ class StaticSteps:
         The logits are overwritten by the next step.
         """
         self.fill(shape, input_ids, positions, rows, sampled)
-        repeat = self._recorded.get(shape)
-        if repeat is None:
-            self._recorded[shape] = self._record(lambda: self.compute(shape))
+        replay = self._graphs.get(shape)
+        if replay is None:
+            self._graphs[shape] = self._capture(lambda: self.compute(shape))
         else:
-            repeat()
+            replay()
         return self._logits[: len(sampled)]
 
     def fill(

@@ -29,9 +29,9 @@ def test_moved_tensors_outlive_what_moved_them() -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_model_computes_the_same_with_its_weights_in_huge_pages(kernels: Kernels, int8: bool) -> None:
     paged = make_model("llama", kernels, decoder=False, int8=int8)
-    expected, before = run(paged, whole()), list(panel_weights(paged._model))
-    use_huge_pages(paged._model)
-    weights = list(panel_weights(paged._model))
+    expected, before = run(paged, whole()), list(panel_weights(paged.causal_lm))
+    use_huge_pages(paged.causal_lm)
+    weights = list(panel_weights(paged.causal_lm))
     assert len(weights) == len(before) > 4
     assert all(map(_equal, weights, before))
     assert _span(weights) == sum(room_of(weight.panels) for weight in weights)

@@ -86,7 +86,7 @@ def test_a_rounded_model_is_near_the_plain_one(kernels: Kernels, adapter_id: int
 
 def test_only_whole_models_by_the_kernels_are_rounded(kernels: Kernels) -> None:
     paged = make_model("llama", kernels, decoder=False)
-    model = paged._model
+    model = paged.causal_lm
     layer = next(module for module in model.modules() if isinstance(module, FusedLayer))
     before = layer.qkv
     layer.down = None  # type: ignore[assignment]  # whatever is not by the kernels

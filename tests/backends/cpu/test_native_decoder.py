@@ -4,19 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from cllm_core.backends.cpu.decoder import NativeDecoder, use_native_decoder
-from cllm_core.backends.cpu.head import use_native_head
+from cllm_core.backends.cpu.decoder import NativeDecoder, replace_decoder_layers
+from cllm_core.backends.cpu.head import replace_output_layer
 from cllm_core.backends.cpu.int8 import quantise_weights
 from cllm_core.backends.cpu.kernels import Kernels
+from cllm_core.backends.cpu.layer_ops import KernelOps, KernelRope
+from cllm_core.backends.cpu.step import NativeAttention
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight
-from cllm_core.backends.fused_layer import FusedLayer, Rotation
+from cllm_core.backends.cpu.whole_model import prove_native_model
+from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.paged_model import PagedModel, probe_layers
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.lora import LowRank
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
+from tests.backends.factories import PATHS
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 
 NUM_TOKENS = 90
@@ -24,20 +28,24 @@ BLOCK_SIZE = 16
 BLOCKS = (3, 9, 1, 4, 12, 6, 15, 2)
 
 
-def make_model(architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False) -> PagedModel:
+def make_model(
+    architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False, whole_model: bool = False
+) -> PagedModel:
+    """With adapter 1 loaded; `whole_model` leaves transformers out where that is proved to change nothing."""
     register_paged_attention()
     model = build_model(architecture)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.set_attn_implementation(PAGED_ATTENTION)
-    paged = PagedModel(model.requires_grad_(False))
-    paged.use_kernels(kernels, block_size=BLOCK_SIZE)
+    layers, attention = probe_layers(model.requires_grad_(False)), NativeAttention(kernels)
     bank = AdapterBank(model)
-    fuse_layers(model, kernels, bank)
-    use_native_head(model, kernels)
+    fuse_layers(model, KernelOps(kernels, bank))
+    replace_output_layer(model, kernels)
     assert not int8 or quantise_weights(model)
-    assert not decoder or use_native_decoder(model, kernels)
+    assert not decoder or replace_decoder_layers(model, kernels)
+    forward_pass = prove_native_model(model, attention, layers) if whole_model else None
+    assert (forward_pass is not None) == whole_model
     bank.attach(model)
-    paged.use_adapters(bank)
+    paged = PagedModel(model, layers, attention, PATHS, forward_pass=forward_pass, adapters=bank)
     generator = torch.Generator().manual_seed(3)
     bank.load(
         1,
@@ -112,35 +120,32 @@ def test_rows_with_adapters_get_their_share(kernels: Kernels) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_without_transformers_around_the_layers_all_logits_stay(kernels: Kernels, architecture: Architecture) -> None:
     expected = run(make_model(architecture, kernels), whole()), run(make_model(architecture, kernels), whole(1))
-    paged = make_model(architecture, kernels)
-    assert paged.use_native_model()
-    paged._model.forward = None  # type: ignore[assignment]  # nobody calls it any more
+    paged = make_model(architecture, kernels, whole_model=True)
+    paged.causal_lm.forward = None  # type: ignore[assignment]  # nobody calls it any more
     assert torch.equal(run(paged, whole()), expected[0])
     assert torch.equal(run(paged, whole(1)), expected[1])
 
 
 def test_a_model_that_scales_its_logits_is_called_as_a_whole(kernels: Kernels) -> None:
     paged = make_model("llama", kernels)
-    forward = paged._model.forward
+    forward = paged.causal_lm.forward
 
     def scaled(**inputs: object) -> object:
         out = forward(**inputs)
         out.logits = 2 * out.logits
         return out
 
-    paged._model.forward = scaled
-    expected = run(paged, whole())
-    assert not paged.use_native_model()
-    assert torch.equal(run(paged, whole()), expected)
+    paged.causal_lm.forward = scaled
+    assert prove_native_model(paged.causal_lm, NativeAttention(kernels), paged.layers) is None
 
 
 def test_layers_that_turn_heads_differently_stay_apart(kernels: Kernels) -> None:
     paged = make_model("llama", kernels, decoder=False)
-    model = paged._model
+    model = paged.causal_lm
     first = model.get_submodule("model.layers.0")
     assert isinstance(first, FusedLayer)
-    first.rotation = Rotation(kernels)
-    assert not use_native_decoder(model, kernels)
+    first.rope = KernelRope(kernels)
+    assert not replace_decoder_layers(model, kernels)
     assert not any(isinstance(module, NativeDecoder) for module in model.modules())
 
 

@@ -1,19 +1,24 @@
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from cllm_core.backends.cpu.head import NativeEmbedding, NativeHead, use_native_head
+from cllm_core.backends.cpu.coverage import attention_gap
+from cllm_core.backends.cpu.head import NativeEmbedding, NativeHead, replace_output_layer
 from cllm_core.backends.cpu.kernels import LANES, Kernels, load_kernels
-from cllm_core.backends.cpu.step import NativeStep, can_attend
+from cllm_core.backends.cpu.layer_ops import KernelOps
+from cllm_core.backends.cpu.step import NativeAttention, NativeStep
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel
+from cllm_core.backends.paged_model import PagedModel, StepAttention, probe_layers
+from cllm_core.backends.torch_plain import GatheredAttention
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from tests.architectures import Architecture
+from tests.backends.factories import PATHS
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 
 BF16_ROUNDING = 2**-8
@@ -146,18 +151,18 @@ def test_the_logits_of_no_tokens_are_none(multiplying: Kernels, vocab_size: int)
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, VOCAB_SIZE - 5])
 def test_only_a_plain_output_layer_is_replaced(multiplying: Kernels, vocab_size: int, tied: bool) -> None:
     model = build_model("llama")
-    assert not use_native_head(model, multiplying)
+    assert replace_output_layer(model, multiplying) is not None
     model.resize_token_embeddings(vocab_size)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     if tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
     ids, weight = torch.arange(6).view(2, 3), model.get_output_embeddings().weight.float()
     expected = model.get_decoder()(input_ids=ids).last_hidden_state
-    assert use_native_head(model, multiplying)
+    assert replace_output_layer(model, multiplying) is None
     assert isinstance(model.get_input_embeddings(), NativeEmbedding) == tied
     assert torch.equal(model.get_decoder()(input_ids=ids).last_hidden_state, expected)
     torch.testing.assert_close(model(input_ids=ids).logits, expected.float() @ weight.T, rtol=1e-5, atol=1e-4)
-    assert not use_native_head(model, multiplying)
+    assert replace_output_layer(model, multiplying) is not None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -169,13 +174,12 @@ def test_a_model_with_kernels_is_as_near_to_float32_as_without(kernels: Kernels,
 
 
 def test_only_what_the_kernels_cover_is_given_to_them() -> None:
-    cpu = torch.device("cpu")
-    assert can_attend([LayerSpec(2, 64, 64), LayerSpec(1, 128, 128)], torch.bfloat16, cpu, block_size=16)
-    assert not can_attend([LayerSpec(2, 64, 64)], torch.float32, cpu, block_size=16)
-    assert not can_attend([LayerSpec(2, 64, 64)], torch.bfloat16, torch.device("cuda"), block_size=16)
-    assert not can_attend([LayerSpec(2, 64, 64), LayerSpec(2, 24, 24)], torch.bfloat16, cpu, block_size=16)
-    assert not can_attend([LayerSpec(2, 192, 128)], torch.bfloat16, cpu, block_size=16)
-    assert not can_attend([LayerSpec(2, 64, 64)], torch.bfloat16, cpu, block_size=24)
+    gap = partial(attention_gap, dtype=torch.bfloat16, block_size=16)
+    assert gap([LayerSpec(2, 64, 64), LayerSpec(1, 128, 128)]) is None
+    assert "the model is in float32" in str(gap([LayerSpec(2, 64, 64)], dtype=torch.float32))
+    assert "heads of 24 and 24" in str(gap([LayerSpec(2, 64, 64), LayerSpec(2, 24, 24)]))
+    assert "heads of 192 and 128" in str(gap([LayerSpec(2, 192, 128)]))
+    assert "cache blocks of 24 tokens" in str(gap([LayerSpec(2, 64, 64)], block_size=24))
 
 
 def test_the_library_is_compiled_once(kernels: Kernels, tmp_path: Path) -> None:
@@ -204,12 +208,15 @@ def _logits(architecture: Architecture, dtype: torch.dtype, kernels: Kernels | N
     model = build_model(architecture)
     model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.set_attn_implementation(PAGED_ATTENTION)
-    paged = PagedModel(model.requires_grad_(False))
-    paged.allocate_cache(num_blocks=16, block_size=16)
+    layers = probe_layers(model.requires_grad_(False))
+    attention: StepAttention = GatheredAttention(model.device)
     if kernels is not None:
-        fuse_layers(model, kernels)
-        use_native_head(model, kernels)
-        paged.use_kernels(kernels, block_size=16)
+        fuse_layers(model, KernelOps(kernels))
+        replace_output_layer(model, kernels)
+        if attention_gap(layers, dtype, block_size=16) is None:
+            attention = NativeAttention(kernels)
+    paged = PagedModel(model, layers, attention, PATHS)
+    paged.allocate_cache(num_blocks=16, block_size=16)
     ids = torch.randint(VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
     rows = [RowSpan(0, 37, 0, (3, 9, 1, 4, 12)), RowSpan(37, 4, 0, (0,))]
     positions = torch.tensor([*range(37), *range(4)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cllm_core.backends.cuda.attention import KernelAttention, can_run, load_attention, tile_size
+from cllm_core.backends.cuda.attention import KernelAttention, attention_gap, tile_size, trial_error
 from cllm_core.backends.step_tables import StepShape, StepTables, pack_tables
 from cllm_core.models.paged import LayerSpec, RowSpan
 from tests.backends.step_rows import random_rows
@@ -109,10 +109,10 @@ def without_compiler(*_: object, **__: object) -> Tensor:
 
 def test_kernels_that_cannot_be_compiled_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
     layers, cpu = [LayerSpec(2, 16, 8)], torch.device("cpu")
-    assert can_run(attend_plainly, layers, torch.float32, cpu)
-    assert not can_run(without_compiler, layers, torch.float32, cpu)
-    assert caplog.messages == ["attention copies the cache in every step: its kernels cannot be used: gcc"]
+    assert trial_error(attend_plainly, layers, torch.float32, cpu) is None
+    assert trial_error(without_compiler, layers, torch.float32, cpu) == "the kernels cannot be used: gcc"
 
 
 def test_kernels_are_for_cuda_only() -> None:
-    assert load_attention([LayerSpec(1, 16, 16)], torch.float32, torch.device("cpu")) is None
+    gap = attention_gap([LayerSpec(1, 16, 16)], torch.float32, torch.device("cpu"))
+    assert gap == "the kernels are for CUDA, the model is on cpu"

@@ -1,4 +1,4 @@
-"""Which streams GraphRecorder leaves behind, over a torch.cuda that has streams but no device."""
+"""Which streams GraphCapture leaves behind, over a torch.cuda that has streams but no device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from cllm_core.backends.cuda.graphs import GraphRecorder
-from cllm_core.backends.cuda.static_steps import NotRecordable
+from cllm_core.backends.cuda.graphs import GraphCapture
+from cllm_core.backends.cuda.static_steps import NotCapturable
 
 
 @dataclass(eq=False)
@@ -75,40 +75,40 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(monkeypatch)
 
 
-def test_all_work_runs_aside_on_one_stream(cuda: FakeCuda) -> None:
+def test_all_work_warms_up_on_one_stream(cuda: FakeCuda) -> None:
     """A new stream for every shape left a workspace of cuBLAS behind for each."""
-    record = GraphRecorder(torch.device("cuda"))
+    capture = GraphCapture(torch.device("cuda"))
     used = []
     for _ in range(3):
-        record(lambda: used.append(cuda.current))
+        capture(lambda: used.append(cuda.current))
     assert len(cuda.made) == 1
-    assert used.count(cuda.made[0]) == 4  # once per work, and once to check whether it can be recorded
+    assert used.count(cuda.made[0]) == 4  # once per work, and once to check whether it can be captured
     assert cuda.steps not in used
 
 
-def test_a_step_waits_for_work_that_failed_aside(cuda: FakeCuda) -> None:
+def test_a_step_waits_for_work_that_failed_in_its_warm_up(cuda: FakeCuda) -> None:
     """It did not, and the buffers that this work still wrote to were given to others."""
 
     def fail() -> None:
         raise RuntimeError("no")
 
-    record = GraphRecorder(torch.device("cuda"))
+    capture = GraphCapture(torch.device("cuda"))
     with pytest.raises(RuntimeError, match="no"):
-        record(fail)
+        capture(fail)
     runs = iter((lambda: None, fail))
 
     def fail_when_checked() -> None:
         next(runs)()
 
-    with pytest.raises(NotRecordable, match="waits for the device"):
-        record(fail_when_checked)
+    with pytest.raises(NotCapturable, match="waits for the device"):
+        capture(fail_when_checked)
     assert cuda.steps.waited_for == cuda.made * 2
     assert cuda.current is cuda.steps
 
 
 def test_a_capture_that_cannot_be_ended_leaves_the_stream_of_steps_current(cuda: FakeCuda) -> None:
-    record = GraphRecorder(torch.device("cuda"))
+    capture = GraphCapture(torch.device("cuda"))
     cuda.is_capture_broken = True
-    with pytest.raises(NotRecordable, match="capture_end"):
-        record(lambda: None)
+    with pytest.raises(NotCapturable, match="capture_end"):
+        capture(lambda: None)
     assert cuda.current is cuda.steps

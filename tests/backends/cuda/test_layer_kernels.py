@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from cllm_core.backends.cuda.layer_kernels import LayerKernels, can_run, load_layer_kernels
-from cllm_core.backends.fused_layer import Rotation
-from cllm_core.backends.step_tables import CachePlaces
+from cllm_core.backends.cuda.layer_kernels import LayerKernels, layer_kernels_gap, trial_error
+from cllm_core.backends.layer_ops import TorchRope
+from cllm_core.backends.step_tables import CacheSlots
 
 NUM_PADDING = 3
 
@@ -44,7 +44,7 @@ class Step:
 
     heads: tuple[Tensor, Tensor, Tensor]
     factors: tuple[Tensor, Tensor]
-    places: CachePlaces
+    cache: CacheSlots
 
     @classmethod
     def draw(cls, case: Case, dtype: torch.dtype, device: torch.device) -> "Step":
@@ -62,20 +62,20 @@ class Step:
         slots[-NUM_PADDING:] = num_slots - 1
         cache = draw(2, num_slots, case.num_kv_heads, case.size)
         factors = draw(2, 1, case.num_tokens, case.size)  # no halves alike, which plain rotation allows
-        return cls((query, key, value), (factors[0], factors[1]), CachePlaces(cache[0], cache[1], slots.to(device)))
+        return cls((query, key, value), (factors[0], factors[1]), CacheSlots(cache[0], cache[1], slots.to(device)))
 
-    def turned_plainly(self) -> tuple[Tensor, CachePlaces]:
+    def rotated_plainly(self) -> tuple[Tensor, CacheSlots]:
         """Queries, and copies of the caches as they shall be."""
         query, key, value = self.heads
-        turned = Rotation()(torch.cat((query, key), dim=1), *self.factors)
-        slots = self.places.slots.long()
-        keys = self.places.keys.index_copy(0, slots, turned[:, query.shape[1] :])
-        values = self.places.values.index_copy(0, slots, value)
-        return turned[:, : query.shape[1]], CachePlaces(keys, values, self.places.slots)
+        rotated = TorchRope()(torch.cat((query, key), dim=1), *self.factors)
+        slots = self.cache.slots.long()
+        keys = self.cache.keys.index_copy(0, slots, rotated[:, query.shape[1] :])
+        values = self.cache.values.index_copy(0, slots, value)
+        return rotated[:, : query.shape[1]], CacheSlots(keys, values, self.cache.slots)
 
 
 def rounding(dtype: torch.dtype, device: torch.device) -> float:
-    """By how much a turned number may differ from torch's, in absolute terms."""
+    """By how much a rotated number may differ from torch's, in absolute terms."""
     if dtype == torch.float32:
         return 2**-17  # one of the two may round a product and a sum at once; numbers are below 64
     # The interpreter cuts off what does not fit into bfloat16, instead of rounding it, twice; numbers are below 16.
@@ -84,15 +84,15 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_heads_are_turned_and_stored_as_by_torch(case: Case, dtype: torch.dtype, kernel_device: torch.device) -> None:
+def test_rope_and_stores_are_those_of_torch(case: Case, dtype: torch.dtype, kernel_device: torch.device) -> None:
     step = Step.draw(case, dtype, kernel_device)
-    query, expected = step.turned_plainly()
-    found = LayerKernels().turn_and_store(*step.heads, factors=step.factors, places=step.places)
+    query, expected = step.rotated_plainly()
+    found = LayerKernels().rope_and_store_kv(*step.heads, factors=step.factors, slots=step.cache)
     allowed = rounding(dtype, kernel_device)
     torch.testing.assert_close(found, query, atol=allowed, rtol=0)
     # All but the last slot, which several tokens share: what none of the step owns stays as it was.
-    torch.testing.assert_close(step.places.keys[:-1], expected.keys[:-1], atol=allowed, rtol=0)
-    assert torch.equal(step.places.values[:-1], expected.values[:-1])
+    torch.testing.assert_close(step.cache.keys[:-1], expected.keys[:-1], atol=allowed, rtol=0)
+    assert torch.equal(step.cache.values[:-1], expected.values[:-1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,17 +110,16 @@ def test_the_gate_is_the_silu_of_one_half_times_the_other(
 
 
 def test_kernels_that_cannot_be_compiled_are_not_used(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device
+    monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device
 ) -> None:
     def without_compiler(*_: object, **__: object) -> Tensor:
         raise FileNotFoundError("gcc")
 
     kernels = LayerKernels()
-    assert can_run(kernels, torch.bfloat16, kernel_device)
+    assert trial_error(kernels, torch.bfloat16, kernel_device) is None
     monkeypatch.setattr(kernels, "gate", without_compiler)
-    assert not can_run(kernels, torch.bfloat16, kernel_device)
-    assert caplog.messages == ["layers run in more steps than they need: their kernels cannot be used: gcc"]
+    assert trial_error(kernels, torch.bfloat16, kernel_device) == "the kernels cannot be used: gcc"
 
 
 def test_kernels_are_for_cuda_only() -> None:
-    assert load_layer_kernels(torch.device("cpu"), torch.bfloat16) is None
+    assert layer_kernels_gap(torch.bfloat16, torch.device("cpu")) == "the kernels are for CUDA, the model is on cpu"

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cllm_core.backends.cuda.static_steps import Buckets, NotRecordable, StaticSteps, Work
+from cllm_core.backends.cuda.graphed_model import GraphedModel
+from cllm_core.backends.cuda.static_steps import Buckets, Capture, NotCapturable, StaticSteps, Work
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.step_tables import StepShape, StepTables, pack_tables
 from cllm_core.models.paged import RowSpan
 from tests.architectures import Architecture
+from tests.backends import factories
 from tests.backends.step_rows import random_rows
-from tests.backends.table_attention import attend_plainly
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE
 from tests.engine.factories import paged_model
 
@@ -20,44 +21,45 @@ NUM_BLOCKS, BLOCK_SIZE = 64, 4
 BUCKETS = Buckets.of(max_rows=6, max_tokens=48)
 
 
-class Recordings:
+class Captures:
     """Repeats work by doing it again; counts."""
 
     def __init__(self) -> None:
-        self.num_recorded = self.num_repeated = 0
+        self.num_captured = self.num_replayed = 0
 
     def __call__(self, work: Work) -> Work:
-        self.num_recorded += 1
+        self.num_captured += 1
         work()
 
-        def repeat() -> None:
-            self.num_repeated += 1
+        def replay() -> None:
+            self.num_replayed += 1
             work()
 
-        return repeat
+        return replay
 
 
 def refuse(work: Work) -> Work:
-    raise NotRecordable("not here")
+    raise NotCapturable("not here")
 
 
 def plain(architecture: Architecture) -> PagedModel:
-    """Attends by gathering, at the steps' own sizes: the reference."""
-    model = PagedModel(paged_model(architecture))
+    model = factories.plain(paged_model(architecture))
     model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
     return model
 
 
 def by_tables(architecture: Architecture) -> PagedModel:
-    model = PagedModel(paged_model(architecture))
-    model.use_attention(attend_plainly)
+    model = factories.by_tables(paged_model(architecture))
     model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
     return model
 
 
-def static(architecture: Architecture, recordings: Recordings) -> PagedModel:
-    model = by_tables(architecture)
-    model.use_static_steps(recordings, buckets=BUCKETS, max_model_len=NUM_BLOCKS * BLOCK_SIZE)
+def static(
+    architecture: Architecture, capture: Capture, *, max_model_len: int = NUM_BLOCKS * BLOCK_SIZE
+) -> GraphedModel:
+    model = factories.graphed(paged_model(architecture), capture, BUCKETS)
+    model.allocate_cache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    model.enable_graphs(max_model_len=max_model_len)
     return model
 
 
@@ -73,8 +75,8 @@ def step_of(rows: list[RowSpan], draw: random.Random) -> tuple[Tensor, Tensor, l
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_steps_in_buckets_equal_plain_steps(architecture: Architecture) -> None:
     draw = random.Random(3)
-    recordings = Recordings()
-    models = [plain(architecture), by_tables(architecture), static(architecture, recordings)]
+    captures = Captures()
+    models = [plain(architecture), by_tables(architecture), static(architecture, captures)]
     for _ in range(12):
         num_rows = draw.randint(1, 6)
         rows = random_rows(draw, num_rows=num_rows, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, longest=8)
@@ -82,28 +84,28 @@ def test_random_steps_in_buckets_equal_plain_steps(architecture: Architecture) -
         expected, *found = [model.forward(*step).clone() for model in models]
         for logits in found:
             torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
-    assert recordings.num_recorded + recordings.num_repeated == 12
+    assert captures.num_captured + captures.num_replayed == 12
 
 
-def test_a_shape_is_recorded_once() -> None:
-    recordings, draw = Recordings(), random.Random(4)
-    model = static("llama", recordings)
+def test_a_shape_is_captured_once() -> None:
+    captures, draw = Captures(), random.Random(4)
+    model = static("llama", captures)
     for num_tokens in (5, 6, 8, 7):
         model.forward(*step_of([RowSpan(0, num_tokens, 0, (1, 2))], draw))
-    assert (recordings.num_recorded, recordings.num_repeated) == (1, 3)
+    assert (captures.num_captured, captures.num_replayed) == (1, 3)
 
 
 def test_a_step_beyond_the_largest_bucket_runs_at_its_own_size() -> None:
-    recordings, draw = Recordings(), random.Random(5)
+    captures, draw = Captures(), random.Random(5)
     step = step_of([RowSpan(0, 49, 0, tuple(range(13)))], draw)
-    logits = static("mistral", recordings).forward(*step)
-    assert recordings.num_recorded == 0
+    logits = static("mistral", captures).forward(*step)
+    assert captures.num_captured == 0
     torch.testing.assert_close(logits, plain("mistral").forward(*step), atol=2e-4, rtol=1e-4)
 
 
 def test_padding_never_writes_to_a_block_of_a_text() -> None:
     draw = random.Random(6)
-    model = static("llama", Recordings())
+    model = static("llama", Captures())
     cache = model._cache
     assert cache is not None
     model.forward(*step_of([RowSpan(0, 5, 0, (7, 3))], draw))  # padded to 8
@@ -112,15 +114,13 @@ def test_padding_never_writes_to_a_block_of_a_text() -> None:
     assert not cache.keys[0][3, 1:].any()
 
 
-def test_a_model_that_cannot_be_recorded_runs_on(caplog: pytest.LogCaptureFixture) -> None:
-    model = by_tables("qwen2")
-    model.use_static_steps(refuse, buckets=BUCKETS, max_model_len=64)
+def test_a_model_that_cannot_be_captured_runs_on(caplog: pytest.LogCaptureFixture) -> None:
+    model = static("qwen2", refuse, max_model_len=64)
     step = step_of([RowSpan(0, 5, 0, (7, 3))], random.Random(7))
     for _ in range(2):
         torch.testing.assert_close(model.forward(*step), plain("qwen2").forward(*step), atol=2e-4, rtol=1e-4)
-    assert [record.getMessage() for record in caplog.records] == [
-        "steps run without being recorded from now on: not here"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["steps run without CUDA graphs from now on: not here"]
+    assert str(model.paths.graphs) == "none (not here)"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_buckets_are_few_and_all_can_be_reached() -> None:
 
 
 def test_the_buffers_take_what_is_reserved_for_them() -> None:
-    model = static("llama", Recordings())
+    model = static("llama", Captures())
     found = model._static
     assert isinstance(found, StaticSteps)
     tensors = (found._input_ids, found._positions, found._sampled, found._tables, found._logits)

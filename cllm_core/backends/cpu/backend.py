@@ -1,0 +1,115 @@
+"""CpuBackend: a bfloat16 model by the C kernels where they cover it, by oneDNN where they do not."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from cllm_core.backends.cpu.coverage import NO_COMPILER, attention_gap, int8_gap
+from cllm_core.backends.cpu.decoder import replace_decoder_layers
+from cllm_core.backends.cpu.head import replace_output_layer
+from cllm_core.backends.cpu.huge_pages import use_huge_pages
+from cllm_core.backends.cpu.int8 import quantise_weights
+from cllm_core.backends.cpu.kernels import Kernels
+from cllm_core.backends.cpu.layer_ops import KernelOps
+from cllm_core.backends.cpu.onednn import OneDnnOps, leave_weights_file, pack_linear_layers
+from cllm_core.backends.cpu.panels import panel_weights
+from cllm_core.backends.cpu.step import NativeAttention
+from cllm_core.backends.cpu.whole_model import prove_native_model
+from cllm_core.backends.fusing import fuse_layers
+from cllm_core.backends.paged_model import ForwardPass, PagedModel, StepAttention, probe_layers
+from cllm_core.backends.torch_plain import GATHERED, GatheredAttention
+from cllm_core.config import QuantizationName
+from cllm_core.info import ComputePath, ComputePaths
+from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.paged import LayerSpec
+
+_KERNELS = "C kernels"
+_ONEDNN = "oneDNN"
+_ONE_CALL = "C kernels, all in one call"
+
+
+class CpuBackend:
+    """Prepares bfloat16 models for processors that multiply bfloat16.
+
+    Args:
+        kernels: the compiled library; None: oneDNN and torch compute everything.
+        block_size: of the KV cache, in tokens.
+        quantization: of the weights, wanted; `PagedModel.paths` says whether it was possible.
+        no_kernels: why there are no kernels, where there are none.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels | None,
+        *,
+        block_size: int,
+        quantization: QuantizationName | None = None,
+        no_kernels: str = NO_COMPILER,
+    ) -> None:
+        self._kernels, self._no_kernels = kernels, no_kernels
+        self._block_size, self._quantization = block_size, quantization
+
+    def prepare(self, model: PreTrainedModel, adapters: AdapterBank | None = None) -> PagedModel:
+        """See Backend."""
+        layers = probe_layers(model)
+        if self._kernels is None:
+            prepared = self._by_onednn(model, layers, adapters)
+        else:
+            prepared = self._by_kernels(model, layers, adapters, self._kernels)
+        pack_linear_layers(model)
+        leave_weights_file(model)
+        if adapters is not None:
+            adapters.attach(model)
+        return prepared
+
+    def _by_onednn(
+        self, model: PreTrainedModel, layers: Sequence[LayerSpec], adapters: AdapterBank | None
+    ) -> PagedModel:
+        fusion = fuse_layers(model, OneDnnOps(adapters))
+        paths = ComputePaths(
+            backend=ComputePath("cpu"),
+            attention=ComputePath(GATHERED, self._no_kernels),
+            layers=ComputePath(f"{_ONEDNN}, {fusion}", self._no_kernels),
+            output_layer=ComputePath(_ONEDNN, self._no_kernels),
+            quantization=ComputePath("none", None if self._quantization is None else self._no_kernels),
+        )
+        return PagedModel(model, layers, GatheredAttention(model.device), paths, adapters=adapters)
+
+    def _by_kernels(
+        self, model: PreTrainedModel, layers: Sequence[LayerSpec], adapters: AdapterBank | None, kernels: Kernels
+    ) -> PagedModel:
+        ops = KernelOps(kernels, adapters)
+        fusion = fuse_layers(model, ops)
+        no_attention = attention_gap(layers, model.dtype, block_size=self._block_size)
+        no_output_layer = replace_output_layer(model, kernels)
+        no_int8 = fusion.gap or ops.gap or no_output_layer or int8_gap(panel_weights(model))
+        saved_bytes = 0 if self._quantization is None or no_int8 else quantise_weights(model)
+        use_huge_pages(model)
+        attention: StepAttention = GatheredAttention(model.device)
+        forward_pass: ForwardPass | None = None
+        no_single_call = fusion.gap or ops.gap or no_attention
+        if no_attention is None:
+            attention = native = NativeAttention(kernels)
+            if replace_decoder_layers(model, kernels):
+                forward_pass = prove_native_model(model, native, layers)
+            else:
+                no_single_call = no_single_call or "the decoder layers differ in heads, sizes or RoPE"
+        no_int8 = no_int8 or no_single_call
+        layers_path = ComputePath(f"{_KERNELS if ops.gap is None else _ONEDNN}, {fusion}", no_single_call)
+        paths = ComputePaths(
+            backend=ComputePath("cpu"),
+            attention=_path(_KERNELS, GATHERED, no_attention),
+            layers=ComputePath(_ONE_CALL) if no_single_call is None else layers_path,
+            output_layer=_path(_KERNELS, _ONEDNN, no_output_layer),
+            quantization=ComputePath("none")
+            if self._quantization is None
+            else _path(self._quantization, "none", no_int8),
+        )
+        return PagedModel(
+            model, layers, attention, paths, forward_pass=forward_pass, adapters=adapters, saved_bytes=saved_bytes
+        )
+
+
+def _path(name: str, fallback: str, gap: str | None) -> ComputePath:
+    """The faster way where there is no gap."""
+    return ComputePath(name) if gap is None else ComputePath(fallback, gap)
