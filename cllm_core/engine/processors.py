@@ -50,21 +50,6 @@ def suppress(logits: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     return logits.index_put((positions, token_ids), logits.new_full((), -torch.inf))
 
 
-def count_tokens(token_ids: Tensor, counted: Tensor, vocab_size: int) -> Tensor:
-    """How often each token of the vocabulary occurs among the counted ones.
-
-    Args:
-        token_ids: [T, L] int64 in 0..V - 1.
-        counted: [T, L] bool.
-        vocab_size: V in tokens.
-
-    Returns:
-        [T, V] float32.
-    """
-    counts = torch.zeros(len(token_ids), vocab_size, device=token_ids.device)
-    return counts.scatter_add_(1, token_ids, counted.float())
-
-
 def penalize_output(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
     """logit - count * frequency - (count > 0) * presence (OpenAI API reference).
 

@@ -13,6 +13,7 @@ from cllm_core.engine.draft_choice import DraftChoice
 from cllm_core.engine.drafts import Ids, copy_known
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.plan import Admission
+from cllm_core.engine.token_counts import TokenCounts, WindowCounts
 
 
 class RequestText:
@@ -40,6 +41,11 @@ class RequestText:
         num_tokens = len(admission.token_ids)
         self._tokens[:num_tokens] = admission.token_ids
         self._draft_end = num_tokens  # up to where there are predictions
+        params = admission.request.params
+        self._counts: TokenCounts | None = None
+        if params.has_penalties:
+            self._counts = TokenCounts(admission.request.prompt_ids if params.penalizes_repetition else ())
+        self._num_counted = self._num_prompt
         if num_tokens == self._num_prompt:
             # While nothing is decoded no n-gram could find the prediction's beginning.
             self.write_draft(num_tokens, self._prediction[: admission.block_length - 1])
@@ -56,6 +62,19 @@ class RequestText:
         predicted = self._tokens[text_end : min(self._draft_end, text_end + num_tokens)]
         own[: len(predicted)] = predicted
         self._tokens[text_end : text_end + num_tokens] = self._choice.choose(text, own, copies)
+
+    def window_counts(self, text_end: int, num_drafted: int) -> WindowCounts | None:
+        """What the positions of a window count for penalties, None where the request has none.
+
+        Args:
+            text_end: tokens accepted, never fewer than before.
+            num_drafted: draft tokens of the window behind them.
+        """
+        if self._counts is None:
+            return None
+        self._counts.add(self._tokens[self._num_counted : text_end].tolist())
+        self._num_counted = text_end
+        return self._counts.of_window(self._tokens[text_end : text_end + num_drafted].tolist())
 
     def write_draft(self, text_end: int, draft_ids: Sequence[int] | Ids) -> None:
         """Put this draft, or what the model predicts, behind the first `text_end` tokens."""

@@ -158,12 +158,7 @@ class ModelRunner:
         """A token for each sampled position; [S] int64 by logits [S, V]."""
         if constrained is not None:
             logits = constrained.mask(logits)
-        batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
-        history = None
-        if batch.needs_history:
-            texts = [rows[index][1].tokens(0, batch.history_length) for index in batch.history_rows]
-            history = to_device(np.stack(texts), self._device)
-        return sample(logits, batch, history)
+        return sample(logits, SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device))
 
     def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
         """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V]."""
@@ -231,7 +226,7 @@ def _row_sampling(row: PlannedRow, text: RequestText) -> RowSampling:
         choice_index=admission.request.choice_index,
         num_positions=row.num_sampled,
         first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
-        num_prompt_tokens=len(admission.request.prompt_ids),
+        counts=text.window_counts(row.last_accepted_position + 1, row.num_sampled - 1),
     )
 
 

@@ -6,14 +6,12 @@ output position and token, so choosing is a deterministic map and Jacobi iterati
 autoregressive decoding draws, whatever the block length and the batch.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from cllm_core.engine import processors
 from cllm_core.engine.noise import gumbel_noise, token_words
-from cllm_core.engine.sampling_batch import Draw, Penalty, SamplingBatch
+from cllm_core.engine.sampling_batch import Draw, Penalties, SamplingBatch
 
 # Logits drawn from at once: on a CPU about what stays in its cache, on a GPU what bounds temporary memory.
 _CPU_CHUNK = 2**17
@@ -29,16 +27,12 @@ _BYTES_PER_DRAWN_LOGIT = 56
 _ARGMAX_BLOCK = 128
 
 
-def sample(logits: Tensor, batch: SamplingBatch, history: Tensor | None = None) -> Tensor:
+def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Choose one token per position.
 
     Args:
         logits: [T, V] float32, row after row as in `batch`; not changed. Grammar masks (-inf) may be in it already.
         batch: T positions.
-        history: [H, L] int64 or int32, needed where `batch.needs_history`. Its row i is the text of the step's row
-            batch.history_rows[i]: prompt, accepted output, then the draft of this step. L >= batch.history_length;
-            what lies beyond a row's text is not read into the result. A position counts the text up to and including
-            the token whose successor it predicts, so penalties are exact wherever a token gets accepted.
 
     Returns:
         [T] int64, on the device of the logits. Equal scores resolve to the lowest token id.
@@ -46,8 +40,8 @@ def sample(logits: Tensor, batch: SamplingBatch, history: Tensor | None = None) 
     Raises:
         ValueError: shapes do not fit the batch, or a bias or suppression names a token outside of the vocabulary.
     """
-    _check(logits, batch, history)
-    logits = _process(logits, batch, history)
+    _check(logits, batch)
+    logits = _process(logits, batch)
     if batch.has_greedy or not batch.draws:
         tokens = largest(logits)
     else:
@@ -83,41 +77,30 @@ def largest(scores: Tensor) -> Tensor:
     return index
 
 
-def _check(logits: Tensor, batch: SamplingBatch, history: Tensor | None) -> None:
+def _check(logits: Tensor, batch: SamplingBatch) -> None:
     if len(logits) != batch.num_positions:
         raise ValueError(f"logits has {len(logits)} rows, the batch {batch.num_positions} positions: give one row each")
     if batch.max_token_id >= logits.shape[-1]:
         raise ValueError(f"token id {batch.max_token_id} is outside of the vocabulary of {logits.shape[-1]} tokens")
-    if not batch.needs_history:
-        return
-    wanted = (len(batch.history_rows), batch.history_length)
-    if history is None or len(history) != wanted[0] or history.shape[1] < wanted[1]:
-        found = None if history is None else tuple(history.shape)
-        raise ValueError(f"history has shape {found}: the batch needs {wanted[0]} rows of at least {wanted[1]} tokens")
 
 
-def _process(logits: Tensor, batch: SamplingBatch, history: Tensor | None) -> Tensor:
+def _process(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """What acts on greedy and random positions alike."""
     if batch.bias is not None:
         logits = processors.add_bias(logits, batch.bias.positions, batch.bias.token_ids, batch.bias.values)
     if batch.suppression is not None:
         logits = processors.suppress(logits, batch.suppression.positions, batch.suppression.token_ids)
-    if history is not None and batch.repetition is not None:
-        logits = _penalize(logits, history, batch.repetition, processors.penalize_repetition)
-    if history is not None and batch.output_penalty is not None:
-        logits = _penalize(logits, history, batch.output_penalty, processors.penalize_output)
-    return logits
+    return logits if batch.penalties is None else _penalize(logits, batch.penalties)
 
 
-def _penalize(logits: Tensor, history: Tensor, penalty: Penalty, equation: Callable[..., Tensor]) -> Tensor:
-    """Apply the equation where it can matter: to the tokens of the history instead of the whole vocabulary."""
-    columns = torch.arange(history.shape[1], device=history.device)
-    counted = (columns >= penalty.starts[:, None]) & (columns < penalty.ends[:, None])
-    token_ids = history.long().index_select(0, penalty.rows).masked_fill(~counted, 0)
-    counts = processors.count_tokens(token_ids, counted, logits.shape[-1]).gather(1, token_ids)
-    # A token that stands in several columns is written as often, but always with the same value.
-    places = (penalty.positions[:, None], token_ids)
-    return logits.index_put(places, equation(logits[places], counts, *penalty.strengths))
+def _penalize(logits: Tensor, penalties: Penalties) -> Tensor:
+    """Apply repetition, then presence and frequency penalty to the tokens that have occurred."""
+    places = (penalties.positions, penalties.token_ids)
+    chosen = logits[places][:, None]
+    chosen = processors.penalize_repetition(chosen, penalties.text_counts[:, None], penalties.repetition)
+    output_counts = penalties.output_counts[:, None]
+    chosen = processors.penalize_output(chosen, output_counts, penalties.presence, penalties.frequency)
+    return logits.index_put(places, chosen[:, 0])
 
 
 def _draw(logits: Tensor, group: Draw) -> Tensor:

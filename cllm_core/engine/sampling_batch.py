@@ -17,6 +17,7 @@ from torch import Tensor
 from cllm_core.engine.drafts import Ids
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.noise import position_keys
+from cllm_core.engine.token_counts import WindowCounts
 from cllm_core.models.transfer import to_device
 from cllm_core.request import SamplingParams
 
@@ -39,7 +40,7 @@ class RowSampling:
     choice_index: int = 0  # which of the choices of one API call
     num_positions: int  # sampled positions of the row, >= 1
     first_output_position: int  # output tokens accepted so far; the index of the token that the first position predicts
-    num_prompt_tokens: int  # >= 1
+    counts: WindowCounts | None = None  # of num_positions; given exactly where the params have penalties
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,55 +81,44 @@ class Suppression:
 
 
 @dataclass(frozen=True, slots=True)
-class Penalty:
-    """Positions whose logits depend on the text before them: position i counts history[rows[i], starts[i] : ends[i]].
+class Penalties:
+    """Logits that depend on the text before them: that of token_ids[i] at positions[i]; all [N], no pair twice.
 
     Attributes:
-        positions: [N] int64, index into the step's positions.
-        rows: [N] int64, index into the rows of the history.
-        starts, ends: [N] int64, columns of the history.
-        strengths: one or more [N] float32.
+        text_counts: how often prompt, output and draft before the position have the token.
+        output_counts: the same without the prompt.
+        repetition, presence, frequency: strengths.
     """
 
     positions: Tensor
-    rows: Tensor
-    starts: Tensor
-    ends: Tensor
-    strengths: tuple[Tensor, ...]
+    token_ids: Tensor
+    text_counts: Tensor
+    output_counts: Tensor
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
 
     @classmethod
-    def build_output(
-        cls, rows: Sequence["_PlacedRow"], history_rows: Sequence[int], device: torch.device
-    ) -> Self | None:
-        """Presence and frequency penalty, over output tokens; None where no row has one."""
-        windows = [
-            (*window, placed.row.params.presence_penalty, placed.row.params.frequency_penalty)
-            for placed in rows
-            if placed.row.params.penalizes_output
-            for window in placed.history_windows(history_rows.index(placed.index), placed.row.num_prompt_tokens)
-        ]
-        return cls._build(windows, device)
-
-    @classmethod
-    def build_repetition(
-        cls, rows: Sequence["_PlacedRow"], history_rows: Sequence[int], device: torch.device
-    ) -> Self | None:
-        """Repetition penalty, over prompt and output tokens; None where no row has one."""
-        windows = [
-            (*window, placed.row.params.repetition_penalty)
-            for placed in rows
-            if placed.row.params.penalizes_repetition
-            for window in placed.history_windows(history_rows.index(placed.index), 0)
-        ]
-        return cls._build(windows, device)
-
-    @classmethod
-    def _build(cls, windows: Sequence[tuple[float, ...]], device: torch.device) -> Self | None:
-        if not windows:
+    def build(cls, rows: Sequence["_PlacedRow"], device: torch.device) -> Self | None:
+        """The penalties of all rows, None where there are none."""
+        counted = [(placed, placed.row.counts) for placed in rows if placed.row.counts is not None]
+        if not counted:
             return None
-        columns = tuple(zip(*windows, strict=True))
-        positions, rows, starts, ends = _integers(columns[:4], device)
-        return cls(positions, rows, starts, ends, strengths=_floats(columns[4:], device))
+        places = _at_each([(placed.positions, counts.token_ids) for placed, counts in counted])
+        strengths = [
+            np.repeat(
+                [[params.repetition_penalty], [params.presence_penalty], [params.frequency_penalty]],
+                counts.text.size,
+                1,
+            )
+            for params, counts in ((placed.row.params, counts) for placed, counts in counted)
+        ]
+        numbers = (
+            np.concatenate([counts.text.ravel() for _, counts in counted]),
+            np.concatenate([counts.output.ravel() for _, counts in counted]),
+            *np.concatenate(strengths, axis=1),
+        )
+        return cls(*_integers(places, device), *_floats(numbers, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +173,6 @@ class SamplingBatch:
         num_positions: T.
         has_greedy: some position takes the likeliest token.
         max_token_id: largest token id that a bias or a suppression names, -1 for none; must be in the vocabulary.
-        history_rows: indices of the rows whose text `sample` needs to see, ascending; empty where none has a penalty.
-        history_length: longest text visible to a position of these rows, draft included, in tokens.
     """
 
     num_positions: int
@@ -192,35 +180,22 @@ class SamplingBatch:
     max_token_id: int
     bias: LogitBias | None
     suppression: Suppression | None
-    repetition: Penalty | None
-    output_penalty: Penalty | None
+    penalties: Penalties | None
     draws: tuple[Draw, ...]
-    history_rows: tuple[int, ...]
-    history_length: int
 
     @classmethod
     def build(cls, rows: Sequence[RowSampling], device: torch.device) -> Self:
         """Lay the rows out one after another. Waits for nothing on the device."""
         placed = list(_place(rows))
-        with_history = [one for one in placed if one.row.params.has_penalties]
-        history_rows = tuple(one.index for one in with_history)
         return cls(
             num_positions=sum(row.num_positions for row in rows),
             has_greedy=any(row.params.is_greedy for row in rows),
             max_token_id=max((one.max_token_id for one in placed), default=-1),
             bias=LogitBias.build(placed, device),
             suppression=Suppression.build(placed, device),
-            repetition=Penalty.build_repetition(placed, history_rows, device),
-            output_penalty=Penalty.build_output(placed, history_rows, device),
+            penalties=Penalties.build(placed, device),
             draws=tuple(Draw.build(group, device) for group in _group_by_truncation(placed)),
-            history_rows=history_rows,
-            history_length=max((one.num_visible + one.row.num_positions - 1 for one in with_history), default=0),
         )
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether `sample` must be given the text of `history_rows`."""
-        return bool(self.history_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +203,11 @@ class _PlacedRow:
     """A row and where its positions lie in the step."""
 
     row: RowSampling
-    index: int
     start: int
 
     @property
     def positions(self) -> range:
         return range(self.start, self.start + self.row.num_positions)
-
-    @property
-    def num_visible(self) -> int:
-        """Tokens of the text that the first position sees; each later one sees one draft token more."""
-        return self.row.num_prompt_tokens + self.row.first_output_position
 
     @property
     def suppresses_stops(self) -> bool:
@@ -251,11 +220,6 @@ class _PlacedRow:
         named = self.row.named
         return max(named.max_bias_id, named.max_stop_id if self.suppresses_stops else -1)
 
-    def history_windows(self, history_row: int, start: int) -> Iterator[tuple[int, int, int, int]]:
-        """For each position: itself, its row of the history, and the range of columns that it counts."""
-        for offset, position in enumerate(self.positions):
-            yield position, history_row, start, self.num_visible + offset
-
     def positions_before(self, output_position: int) -> range:
         """Positions that predict an output token before this one."""
         count = min(self.row.num_positions, max(0, output_position - self.row.first_output_position))
@@ -264,8 +228,8 @@ class _PlacedRow:
 
 def _place(rows: Sequence[RowSampling]) -> Iterator[_PlacedRow]:
     start = 0
-    for index, row in enumerate(rows):
-        yield _PlacedRow(row, index, start)
+    for row in rows:
+        yield _PlacedRow(row, start)
         start += row.num_positions
 
 

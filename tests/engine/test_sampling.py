@@ -1,7 +1,7 @@
 """Laws of sampling: exact distribution, one sample per seed whatever the batch, Jacobi equal to AR."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.sampling import largest, sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
+from cllm_core.engine.token_counts import TokenCounts, WindowCounts
 from cllm_core.request import SamplingParams
 
 CPU = torch.device("cpu")
@@ -26,7 +27,9 @@ def make_row(
     first: int = 0,
     prompt: int = 1,
     stop: tuple[int, ...] = (),
+    text: Sequence[int] = (),
 ) -> RowSampling:
+    """`text`: prompt, output and draft that the positions see; zeros where it is left out."""
     return RowSampling(
         params=params,
         named=NamedTokens.of(params, stop),
@@ -34,16 +37,24 @@ def make_row(
         choice_index=choice,
         num_positions=positions,
         first_output_position=first,
-        num_prompt_tokens=prompt,
+        counts=window_counts(params, text or [0] * (prompt + first + positions - 1), prompt, prompt + first),
     )
+
+
+def window_counts(params: SamplingParams, text: Sequence[int], prompt: int, text_end: int) -> WindowCounts | None:
+    if not params.has_penalties:
+        return None
+    counts = TokenCounts(text[:prompt] if params.penalizes_repetition else ())
+    counts.add(text[prompt:text_end])
+    return counts.of_window(text[text_end:])
 
 
 def make_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def draw(logits: Tensor, *rows: RowSampling, history: Tensor | None = None) -> Tensor:
-    return sample(logits, SamplingBatch.build(rows, CPU), history)
+def draw(logits: Tensor, *rows: RowSampling) -> Tensor:
+    return sample(logits, SamplingBatch.build(rows, CPU))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 100, 128, 1000, 1280])
@@ -126,22 +137,29 @@ MIXED = (
 
 @pytest.mark.parametrize("vocab_size", [50, 50_257])
 def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(vocab_size: int) -> None:
+    texts = torch.randint(0, 50, (len(MIXED), 30), generator=torch.Generator().manual_seed(1)).tolist()
     rows = [
-        make_row(params, seed=index, positions=index + 1, first=index, prompt=4, stop=(1, 7))
+        make_row(
+            params,
+            seed=index,
+            positions=index + 1,
+            first=index,
+            prompt=4,
+            stop=(1, 7),
+            text=texts[index][: 4 + 2 * index],
+        )
         for index, params in enumerate(MIXED)
     ]
     logits = make_logits(sum(row.num_positions for row in rows), vocab_size).split([row.num_positions for row in rows])
-    texts = torch.randint(0, 50, (len(rows), 30), generator=torch.Generator().manual_seed(1))
 
     for order in (range(len(rows)), reversed(range(len(rows)))):
         indices = list(order)
         batch = SamplingBatch.build([rows[index] for index in indices], CPU)
-        history = texts[[indices[row] for row in batch.history_rows]]
-        together = sample(torch.cat([logits[index] for index in indices]), batch, history)
+        together = sample(torch.cat([logits[index] for index in indices]), batch)
         for index, tokens in zip(
             indices, together.split([rows[index].num_positions for index in indices]), strict=True
         ):
-            assert torch.equal(draw(logits[index], rows[index], history=texts[index : index + 1]), tokens)
+            assert torch.equal(draw(logits[index], rows[index]), tokens)
 
 
 def test_greedy_rows_ignore_truncation_noise_and_their_neighbours() -> None:
@@ -168,9 +186,15 @@ def decode(params: SamplingParams, prompt: list[int], *, seed: int, block_length
         text = [*prompt, *output, *draft]
         starts = range(len(text) - len(draft), len(text) + 1)
         row = make_row(
-            params, seed=seed, positions=block_length, first=len(output), prompt=len(prompt), stop=(0, 1, 2, 3)
+            params,
+            seed=seed,
+            positions=block_length,
+            first=len(output),
+            prompt=len(prompt),
+            stop=(0, 1, 2, 3),
+            text=text,
         )
-        predicted = draw(torch.stack([model(text[:end]) for end in starts]), row, history=torch.tensor([text])).tolist()
+        predicted = draw(torch.stack([model(text[:end]) for end in starts]), row).tolist()
         matched = next((i for i, token in enumerate(draft) if token != predicted[i]), len(draft))
         output += predicted[: matched + 1]
         draft = (predicted[matched + 1 :] + [0] * block_length)[: block_length - 1]
@@ -189,18 +213,16 @@ def test_jacobi_reaches_the_sample_that_ar_draws(params: SamplingParams, block_l
 def test_each_position_counts_the_text_up_to_the_token_it_follows() -> None:
     """Zero logits and a presence penalty: greedy takes the lowest token that is not in the output yet."""
     params = SamplingParams(temperature=0.0, presence_penalty=1.0)
-    history = torch.tensor([[9, 0, 1, 2, 3, -1, 10**9]])
-    row = make_row(params, positions=4, first=1, prompt=1)
-    assert draw(torch.zeros(4, 6), row, history=history).tolist() == [1, 2, 3, 4]
+    row = make_row(params, positions=4, first=1, prompt=1, text=[5, 0, 1, 2, 3])
+    assert draw(torch.zeros(4, 6), row).tolist() == [1, 2, 3, 4]
 
 
 def test_repetition_counts_the_prompt_and_output_penalties_do_not() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0]])
-    history = torch.tensor([[0, 1]], dtype=torch.int32)
-    output_only = make_row(SamplingParams(temperature=0.0, presence_penalty=2.0), first=1)
-    prompt_too = make_row(SamplingParams(temperature=0.0, repetition_penalty=9.0), first=1)
-    assert draw(logits, output_only, history=history).tolist() == [0]
-    assert draw(logits, prompt_too, history=history).tolist() == [2]
+    output_only = make_row(SamplingParams(temperature=0.0, presence_penalty=2.0), first=1, text=[0, 1])
+    prompt_too = make_row(SamplingParams(temperature=0.0, repetition_penalty=9.0), first=1, text=[0, 1])
+    assert draw(logits, output_only).tolist() == [0]
+    assert draw(logits, prompt_too).tolist() == [2]
 
 
 def test_tokens_that_end_the_output_are_impossible_before_min_tokens_only() -> None:
@@ -213,7 +235,7 @@ def test_tokens_masked_by_the_caller_are_never_drawn() -> None:
     logits = make_logits(500, 40)
     logits[:, 5:] = -torch.inf
     params = SamplingParams(temperature=50.0, top_p=0.999, logit_bias={30: 100.0}, frequency_penalty=-2.0)
-    tokens = draw(logits, make_row(params, positions=500), history=torch.arange(500).remainder(40)[None])
+    tokens = draw(logits, make_row(params, positions=500, text=[i % 40 for i in range(500)]))
     assert tokens.unique().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -221,7 +243,7 @@ def test_logits_are_not_changed() -> None:
     logits = make_logits(sum(range(1, 8)), 60)
     before = logits.clone()
     rows = [make_row(params, positions=index + 1, stop=(1,)) for index, params in enumerate(MIXED)]
-    draw(logits, *rows, history=torch.zeros(3, 10, dtype=torch.int64))
+    draw(logits, *rows)
     assert torch.equal(logits, before)
 
 
@@ -229,15 +251,13 @@ def test_nothing_in_a_step_waits_for_the_device() -> None:
     """On the meta device there are no values, so whatever would read one back fails."""
     meta = torch.device("meta")
     rows = [make_row(params, positions=3, stop=(1,)) for params in MIXED]
-    batch = SamplingBatch.build(rows, meta)
-    history = torch.zeros(len(batch.history_rows), batch.history_length, dtype=torch.int64, device=meta)
-    assert sample(torch.empty(21, 60, device=meta), batch, history).shape == (21,)
+    assert sample(torch.empty(21, 60, device=meta), SamplingBatch.build(rows, meta)).shape == (21,)
 
 
 @pytest.mark.gpu
 def test_cuda_samples_equal_cpu_samples_but_for_near_ties() -> None:
     logits = make_logits(7 * 64, 50_257)
-    rows = [make_row(params, seed=index, positions=64, stop=(1,)) for index, params in enumerate(MIXED)]
-    history = torch.randint(0, 50_257, (3, 70), generator=torch.Generator().manual_seed(1))
-    on_cuda = sample(logits.cuda(), SamplingBatch.build(rows, torch.device("cuda")), history.cuda()).cpu()
-    assert (draw(logits, *rows, history=history) != on_cuda).sum() <= 2
+    text = torch.randint(0, 50_257, (64,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = [make_row(params, seed=index, positions=64, stop=(1,), text=text) for index, params in enumerate(MIXED)]
+    on_cuda = sample(logits.cuda(), SamplingBatch.build(rows, torch.device("cuda"))).cpu()
+    assert (draw(logits, *rows) != on_cuda).sum() <= 2

@@ -2,13 +2,15 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.sampling import sample
-from cllm_core.engine.sampling_batch import LogitBias, RowSampling, SamplingBatch, Suppression
+from cllm_core.engine.sampling_batch import LogitBias, Penalties, RowSampling, SamplingBatch, Suppression
+from cllm_core.engine.token_counts import TokenCounts
 from cllm_core.request import SamplingParams
 
 CPU = torch.device("cpu")
@@ -22,7 +24,7 @@ def make_row(params: SamplingParams, *, positions: int = 2, first: int = 3, seed
         seed=seed,
         num_positions=positions,
         first_output_position=first,
-        num_prompt_tokens=10,
+        counts=TokenCounts().of_window([1] * (positions - 1)) if params.has_penalties else None,
     )
 
 
@@ -32,8 +34,8 @@ def build(*rows: RowSampling) -> SamplingBatch:
 
 def test_greedy_rows_without_processors_cost_an_argmax_and_nothing_else() -> None:
     batch = build(make_row(GREEDY), make_row(GREEDY))
-    assert (batch.bias, batch.suppression, batch.repetition, batch.output_penalty) == (None, None, None, None)
-    assert (batch.draws, batch.needs_history, batch.max_token_id) == ((), False, -1)
+    assert (batch.bias, batch.suppression, batch.penalties) == (None, None, None)
+    assert (batch.draws, batch.max_token_id) == ((), -1)
 
 
 def test_rows_are_grouped_by_the_truncations_they_use() -> None:
@@ -44,14 +46,26 @@ def test_rows_are_grouped_by_the_truncations_they_use() -> None:
     assert all(group.top_k is None and group.min_p is None for group in batch.draws)
 
 
-def test_only_rows_with_penalties_need_their_text() -> None:
+def test_penalties_are_those_of_each_row_at_its_own_positions() -> None:
     penalized = SamplingParams(frequency_penalty=0.1)
-    batch = build(make_row(GREEDY), make_row(penalized, positions=4), make_row(GREEDY), make_row(penalized, first=0))
-    assert batch.history_rows == (1, 3)
-    assert batch.history_length == 10 + 3 + 3
-    assert batch.output_penalty is not None
-    assert batch.output_penalty.positions.tolist() == [2, 3, 4, 5, 8, 9]
-    assert batch.output_penalty.ends.tolist() == [13, 14, 15, 16, 10, 11]
+    counted, other = TokenCounts(), TokenCounts()
+    counted.add([7, 8, 7])
+    rows = [
+        make_row(GREEDY),
+        replace(make_row(penalized, positions=3), counts=counted.of_window([8, 9])),
+        replace(make_row(SamplingParams(presence_penalty=2.0), positions=1), counts=other.of_window([])),
+        replace(make_row(SamplingParams(repetition_penalty=3.0)), counts=TokenCounts([4]).of_window([5])),
+    ]
+    penalties = build(*rows).penalties
+    assert penalties is not None
+    at = dict(zip(places(penalties), penalties.output_counts.tolist(), strict=True))
+    assert at == {
+        **{(2, 7): 2, (2, 8): 1, (2, 9): 0, (3, 7): 2, (3, 8): 2, (3, 9): 0, (4, 7): 2, (4, 8): 2, (4, 9): 1},
+        **{(6, 4): 0, (6, 5): 0, (7, 4): 0, (7, 5): 1},
+    }
+    assert penalties.text_counts.tolist()[-4:] == [1, 0, 1, 1]
+    assert penalties.frequency.tolist() == pytest.approx([0.1] * 9 + [0] * 4)
+    assert penalties.repetition.tolist() == [1.0] * 9 + [3.0] * 4
 
 
 def test_min_tokens_costs_nothing_once_reached() -> None:
@@ -82,7 +96,7 @@ def test_biases_and_suppressed_stops_are_those_of_each_row_at_its_own_positions(
     assert sorted(places(batch.suppression)) == sorted(suppressed)
 
 
-def places(group: LogitBias | Suppression) -> list[tuple[int, int]]:
+def places(group: LogitBias | Suppression | Penalties) -> list[tuple[int, int]]:
     """Position and token of each entry."""
     return list(zip(group.positions.tolist(), group.token_ids.tolist(), strict=True))
 
@@ -112,21 +126,12 @@ def test_no_rows_give_no_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "logits", "history", "message"),
+    ("params", "logits", "message"),
     [
-        (GREEDY, torch.zeros(3, 50), None, "3 rows, the batch 2 positions"),
-        (SamplingParams(logit_bias={50: 1.0}), torch.zeros(2, 50), None, "token id 50 is outside"),
-        (SamplingParams(presence_penalty=1.0), torch.zeros(2, 50), None, "history has shape None"),
-        (
-            SamplingParams(presence_penalty=1.0),
-            torch.zeros(2, 50),
-            torch.zeros(1, 13),
-            r"\(1, 13\).* at least 14 tokens",
-        ),
+        (GREEDY, torch.zeros(3, 50), "3 rows, the batch 2 positions"),
+        (SamplingParams(logit_bias={50: 1.0}), torch.zeros(2, 50), "token id 50 is outside"),
     ],
 )
-def test_input_that_does_not_fit_is_refused(
-    params: SamplingParams, logits: torch.Tensor, history: torch.Tensor | None, message: str
-) -> None:
+def test_input_that_does_not_fit_is_refused(params: SamplingParams, logits: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sample(logits, build(make_row(params)), history)
+        sample(logits, build(make_row(params)))

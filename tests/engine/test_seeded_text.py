@@ -167,7 +167,6 @@ def test_a_token_is_drawn_with_the_noise_of_its_output_position(block_length: in
             choice_index=2,
             num_positions=1,
             first_output_position=position,
-            num_prompt_tokens=len(PROMPT),
         )
         batch = SamplingBatch.build([row], torch.device("cpu"))
         output.append(int(sample(plain_last_logits([*PROMPT, *output])[None], batch)))
