@@ -12,11 +12,14 @@ class TokenizerBundle(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tokenizer_json: the file of the `tokenizers` library, as text.
         chat_template: Jinja source, None where the checkpoint has none.
+        tool_use_template: Jinja source that takes the place of chat_template where functions are offered, None where
+            the checkpoint has no template of its own for that.
         special_tokens: name -> text (bos_token, eos_token, ...), which chat templates may use.
     """
 
     tokenizer_json: str
     chat_template: str | None = None
+    tool_use_template: str | None = None
     special_tokens: dict[str, str] = {}
 
 

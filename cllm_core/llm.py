@@ -233,7 +233,7 @@ class LLM:
         if tools.template is None:
             name = adapter or self.info.name
             raise InvalidRequest(f"{name} has no chat template: use generate()", param="messages")
-        return tuple(tools.codec.encode(tools.template.render(messages), add_special_tokens=False, param="messages"))
+        return tuple(tools.codec.encode_chat(tools.template.render(messages), param="messages"))
 
     def _new_request(self, job: "_Job", params: SamplingParams, choice_index: int = 0) -> NewRequest:
         return NewRequest(
@@ -265,8 +265,7 @@ class _TextTools:
 
     @classmethod
     def of(cls, bundle: TokenizerBundle) -> "_TextTools":
-        template = ChatTemplate(bundle.chat_template, bundle.special_tokens) if bundle.chat_template else None
-        return cls(TextCodec(bundle), template)
+        return cls(TextCodec(bundle), ChatTemplate.of(bundle))
 
 
 @dataclass(slots=True)

@@ -177,9 +177,7 @@ def _tools(
     for tools in made:
         if tools.bundle == bundle:
             return tools
-    template = None
-    if bundle.chat_template is not None:
-        template = ChatTemplate(bundle.chat_template, bundle.special_tokens)
+    template = ChatTemplate.of(bundle)
     codec = TextCodec(bundle)
     dialect = find_dialect(template, codec, chosen=settings.tool_call_format, end_ids=end_ids)
     return TextTools(bundle, codec, template, dialect)

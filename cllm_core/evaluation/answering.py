@@ -30,15 +30,15 @@ class ChatCodec:
     """
 
     def __init__(self, bundle: TokenizerBundle, model_name: str) -> None:
-        if bundle.chat_template is None:
+        template = ChatTemplate.of(bundle)
+        if template is None:
             raise ConfigError(f"{model_name} has no chat template, which the prompts are written with; add one to it")
         self.text = TextCodec(bundle)
-        self._template = ChatTemplate(bundle.chat_template, bundle.special_tokens)
+        self._template = template
 
     def prompt_ids(self, message: str) -> tuple[int, ...]:
         """Tokens of a conversation that opens with this message of the user, up to the answer."""
-        text = self._template.render([{"role": "user", "content": message}])
-        return tuple(self.text.encode(text, add_special_tokens=False))
+        return tuple(self.text.encode_chat(self._template.render([{"role": "user", "content": message}])))
 
 
 class AnsweringModel:

@@ -82,11 +82,12 @@ class AdapterStore:
         if has_tokenizer(folder):
             tokenizer = read_tokenizer(Checkpoint(folder), self._loaded.model.config)
             bundle = build_bundle(tokenizer, model_name=path)
-            bundle = replace(bundle, chat_template=bundle.chat_template or base.chat_template)
+            if bundle.chat_template is None:
+                bundle = replace(bundle, chat_template=base.chat_template, tool_use_template=base.tool_use_template)
             vocab_size = self._loaded.model.config.get_text_config(decoder=True).vocab_size
             eos_token_ids |= token_ids_in(tokenizer.eos_token_id, vocab_size, place=f"{path}: its tokenizer")
         elif template.is_file():
-            bundle = replace(base, chat_template=template.read_text(encoding="utf-8"))
+            bundle = replace(base, chat_template=template.read_text(encoding="utf-8"), tool_use_template=None)
         else:
             bundle = base
         _check_template(bundle, path)
@@ -95,10 +96,8 @@ class AdapterStore:
 
 def _check_template(bundle: TokenizerBundle, path: str) -> None:
     """Refuse here what would break every request for the adapter in the process that handles text."""
-    if bundle.chat_template is None:
-        return
     try:
-        ChatTemplate(bundle.chat_template, bundle.special_tokens)
+        ChatTemplate.of(bundle)
     except ConfigError as error:
         raise ModelLoadError(f"{path}: {error}") from error
 

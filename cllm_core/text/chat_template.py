@@ -1,65 +1,75 @@
-"""Chat templates: messages to prompt text, with the Jinja dialect of transformers but without transformers.
+"""Chat templates: messages to prompt text, as transformers' apply_chat_template renders them but without transformers.
 
-Templates come with the checkpoint, hence from strangers: they run in Jinja's sandbox and see plain data only.
+What the conversation says is marked as the client's text all the way through the template, so that the codec can keep
+it from becoming control tokens.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import NoReturn
+from typing import Self
 
-from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 
 from cllm_core.errors import ConfigError, InvalidRequest
+from cllm_core.info import TokenizerBundle
+from cllm_core.text.provenance import ChatPrompt, from_client, to_prompt
+from cllm_core.text.template_environment import TemplateEnvironment
+
+Message = Mapping[str, object]
 
 # What template code can raise on data it was not written for: Jinja's own errors, and Python's from its expressions.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class ChatTemplate:
-    """One compiled chat template; threads may share it."""
+    """A model's chat template, or the two that it has, one of them for tools; threads may share it."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, *, tool_use: str | None = None
+    ) -> None:
         """Compile the template.
 
         Args:
             source: Jinja text.
             special_tokens: name -> text, variables of the template (bos_token, ...).
+            tool_use: Jinja text of another template, which is used where tools are given.
 
         Raises:
-            ConfigError: the source is no valid template.
+            ConfigError: a source is no valid template.
         """
-        self.source = source
-        self._special_tokens = dict(special_tokens or {})
-        environment = _environment()
-        try:
-            self._variables = meta.find_undeclared_variables(environment.parse(source))
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise ConfigError(
-                f"chat template, line {error.lineno}: {error.message}; correct it (Jinja, as transformers reads it)"
-            ) from error
-        self._reserved = {"messages", "tools", "add_generation_prompt", *self._special_tokens, *environment.globals}
+        self._default = _Template(source, special_tokens or {})
+        self._tool_use = self._default if tool_use is None else _Template(tool_use, special_tokens or {})
+
+    @classmethod
+    def of(cls, bundle: TokenizerBundle) -> Self | None:
+        """The template of a model, None where it has none; errors as the constructor."""
+        if bundle.chat_template is None:
+            return None
+        return cls(bundle.chat_template, bundle.special_tokens, tool_use=bundle.tool_use_template)
+
+    @property
+    def source(self) -> str:
+        """Jinja text of the template that is used where tools are given."""
+        return self._tool_use.source
 
     @property
     def handles_tools(self) -> bool:
         """Whether the template tells the model of tools."""
-        return "tools" in self._variables
+        return "tools" in self._tool_use.variables
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Names that the template looks up (messages, enable_thinking, ...)."""
+        return self._default.variables | self._tool_use.variables
 
     def render(
         self,
-        messages: Sequence[Mapping[str, object]],
+        messages: Sequence[Message],
         tools: Sequence[Mapping[str, object]] | None = None,
         *,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, object] | None = None,
-    ) -> str:
-        """Return the prompt text, special tokens such as bos included.
+    ) -> ChatPrompt:
+        """Return the prompt, special tokens such as bos included.
 
         Args:
             messages: plain data, as parsed from JSON.
@@ -71,78 +81,68 @@ class ChatTemplate:
             InvalidRequest: the template refuses these messages or fails on them, or template_kwargs names a variable
                 that is not the client's to set.
         """
-        variables = {"documents": None, **self._checked(template_kwargs or {}), **self._special_tokens}
+        template = self._default if tools is None else self._tool_use
+        template.check_free(template_kwargs or {})
         try:
-            return self._template.render(
-                variables, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
+            return template.render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=template_kwargs or {},
             )
         except _RENDER_ERRORS as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
 
-    def _checked(self, template_kwargs: Mapping[str, object]) -> Mapping[str, object]:
+
+class _Template:
+    """One compiled template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        environment = TemplateEnvironment()
+        try:
+            tree = environment.parse(source)
+            self.variables = frozenset(meta.find_undeclared_variables(tree))
+            self._compiled = environment.template(tree)
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"chat template, line {error.lineno}: {error.message}; correct it (Jinja, as transformers reads it)"
+            ) from error
+        self._reserved = {"messages", "tools", "add_generation_prompt", *special_tokens, *environment.globals}
+
+    def check_free(self, template_kwargs: Mapping[str, object]) -> None:
+        """Raise InvalidRequest where a variable is not the client's to set."""
         if taken := sorted(self._reserved.intersection(template_kwargs)):
             raise InvalidRequest(
                 f"chat_template_kwargs sets {', '.join(taken)}: reserved for the server, leave it out",
                 param="chat_template_kwargs",
             )
-        return template_kwargs
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> ChatPrompt:
+        """The prompt of messages in the form that the template takes; raises _RENDER_ERRORS."""
+        variables = {"documents": None, **from_client(template_kwargs or {}), **self._special_tokens}
+        text = self._compiled.render(
+            variables,
+            messages=[_marked(message) for message in messages],
+            tools=from_client(tools),
+            add_generation_prompt=add_generation_prompt,
+        )
+        return to_prompt(text)
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training; here it is its content."""
+def _marked(message: Message) -> Message:
+    """The message, its texts marked as the client's.
 
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class _TemplateNamespace(Namespace):
-    """Jinja's namespace without underscore names, with which a template could dress up as another object."""
-
-    def __init__(*args: object, **kwargs: object) -> None:  # so that a template may set a variable named self
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _check_public(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: object) -> None:
-        _check_public(name)
-        super().__setitem__(name, value)
-
-
-def _environment() -> Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["namespace"] = _TemplateNamespace
-    return environment
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes for HTML, which would put \u003c into prompts.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _check_public(name: str) -> None:
-    if name.startswith("_"):
-        raise SecurityError(f"a namespace of a chat template cannot hold {name!r}: rename it, without underscore")
+    Not its role: that is structure, and some templates make control tokens of it ('<|' + message.role + '|>').
+    """
+    role = message.get("role")
+    marked = from_client(message)
+    return {**marked, "role": role} if isinstance(role, str) and role.isidentifier() else marked

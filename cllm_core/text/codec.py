@@ -11,8 +11,10 @@ from tokenizers import Tokenizer
 
 from cllm_core.errors import InvalidRequest, ModelLoadError
 from cllm_core.info import TokenizerBundle
+from cllm_core.text.control_tokens import PromptEncoder
 from cllm_core.text.detokenizer import Detokenizer
 from cllm_core.text.pieces import TokenPieces
+from cllm_core.text.provenance import ChatPrompt
 
 
 class TextCodec:
@@ -26,6 +28,8 @@ class TextCodec:
             self._pieces = TokenPieces(self._tokenizer, bundle.tokenizer_json)
         except msgspec.MsgspecError as error:
             raise ModelLoadError(f"decoder in tokenizer.json is malformed: {error}; {_REMEDY}") from error
+        templates = (bundle.chat_template, bundle.tool_use_template)
+        self._prompts = PromptEncoder(self._tokenizer, [source for source in templates if source is not None])
 
     @property
     def vocab_size(self) -> int:
@@ -38,7 +42,7 @@ class TextCodec:
         return self._max_token_chars
 
     def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
-        """Token ids of a text; other threads run meanwhile.
+        """Token ids of a text, special tokens in it recognised; other threads run meanwhile.
 
         Args:
             add_special_tokens: add what the tokenizer puts around a text (bos); chat templates write it themselves.
@@ -50,6 +54,21 @@ class TextCodec:
         _check_unicode(text, param)
         # encode() would keep the interpreter lock for the whole text; the batch call releases it.
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_chat(self, prompt: ChatPrompt, *, param: str | None = None) -> list[int]:
+        """Token ids of what a chat template made of a conversation; other threads run meanwhile.
+
+        What the conversation says is encoded without control tokens, the template's text with them.
+
+        Args:
+            prompt: of the template of this codec's bundle.
+            param: request field that the conversation came from, for the error.
+
+        Raises:
+            InvalidRequest: as `encode`.
+        """
+        _check_unicode(prompt.text, param)
+        return self._prompts.encode(prompt)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of the tokens, special ones left out: exactly what a Detokenizer yields for them."""

@@ -105,19 +105,19 @@ def reference(source: str, messages: list[dict[str, object]], **arguments: Any) 
 def test_prompt_equals_that_of_transformers(source: str, num_messages: int, add_generation_prompt: bool) -> None:
     messages = CHAT[:num_messages]
     rendered = ChatTemplate(source, SPECIAL_TOKENS).render(messages, add_generation_prompt=add_generation_prompt)
-    assert rendered == reference(source, messages, add_generation_prompt=add_generation_prompt)
+    assert rendered.text == reference(source, messages, add_generation_prompt=add_generation_prompt)
 
 
 def test_tools_and_further_variables_equal_those_of_transformers() -> None:
     further = {"enable_thinking": False, "documents": [{"title": "t", "text": "x"}]}
     rendered = ChatTemplate(TOOLS, SPECIAL_TOKENS).render(CHAT, [WEATHER], template_kwargs=further)
-    assert rendered == reference(TOOLS, CHAT, tools=[WEATHER], add_generation_prompt=True, **further)
-    assert "<日本>" in rendered
+    assert rendered.text == reference(TOOLS, CHAT, tools=[WEATHER], add_generation_prompt=True, **further)
+    assert "<日本>" in rendered.text
 
 
 def test_messages_are_data_and_never_template_code() -> None:
     template = ChatTemplate("{{ messages[0].content }}", SPECIAL_TOKENS)
-    assert template.render([{"role": "user", "content": "{{ bos_token }}"}]) == "{{ bos_token }}"
+    assert template.render([{"role": "user", "content": "{{ bos_token }}"}]).text == "{{ bos_token }}"
 
 
 def test_a_template_that_refuses_messages_tells_the_client_why() -> None:

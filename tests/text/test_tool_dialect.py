@@ -39,8 +39,10 @@ def make_dialect(source: str, chosen: ToolFormatChoice = "auto") -> ToolDialect:
 
 
 def render(source: str, turns: list[Turn], *functions: Function) -> str:
-    return make_dialect(source).render(
-        ChatTemplate(source), turns, functions, add_generation_prompt=True, template_kwargs=None
+    return (
+        make_dialect(source)
+        .render(ChatTemplate(source), turns, functions, add_generation_prompt=True, template_kwargs=None)
+        .text
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.provenance import ChatPrompt
 from cllm_core.text.tools.conversation import Turn, describe, shorten_ids, spell_out, without_system
 from cllm_core.text.tools.formats import DEFAULT_FORMAT, Function, ToolFormat, ToolFormatChoice, find_format
 from cllm_core.text.tools.grammar import CallRules, Vocabulary, calls_grammar
@@ -49,7 +50,7 @@ class ToolDialect(msgspec.Struct, frozen=True, kw_only=True):
         *,
         add_generation_prompt: bool,
         template_kwargs: Mapping[str, object] | None,
-    ) -> str:
+    ) -> ChatPrompt:
         """The prompt of a conversation in which these functions may be called; errors as ChatTemplate.render.
 
         InvalidRequest also where the arguments of a call are nested too deeply.
@@ -102,6 +103,7 @@ def find_dialect(
 def _takes_system(template: ChatTemplate) -> bool:
     probe = "What the system says."
     try:
-        return probe in template.render([{"role": "system", "content": probe}, {"role": "user", "content": "Hi"}])
+        prompt = template.render([{"role": "system", "content": probe}, {"role": "user", "content": "Hi"}])
+        return probe in prompt.text
     except InvalidRequest:
         return False

@@ -50,7 +50,7 @@ async def render_messages(
 
     def render() -> RenderedPrompt:
         try:
-            text = model.dialect.render(
+            prompt = model.dialect.render(
                 template,
                 [message.to_turn() for message in messages],
                 functions,
@@ -61,7 +61,7 @@ async def render_messages(
             if error.param == "messages":
                 raise InvalidRequest(str(error), param=param) from error
             raise
-        return RenderedPrompt(text, model.codec.encode(text, add_special_tokens=False, param=param))
+        return RenderedPrompt(prompt.text, model.codec.encode_chat(prompt, param=param))
 
     prompt = await off_loop_if_long(_num_chars(messages, functions), render)
     if not prompt.token_ids:

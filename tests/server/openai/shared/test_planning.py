@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.provenance import ChatPrompt
 from cllm_core.text.tools.dialect import find_dialect
 from server.openai.chat.plan import plan_chat
 from server.openai.chat.request import ChatCompletionRequest
@@ -31,6 +32,10 @@ class RecordingCodec(TextCodec):
     def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
         self.threads.append(threading.get_ident())
         return super().encode(text, add_special_tokens=add_special_tokens, param=param)
+
+    def encode_chat(self, prompt: ChatPrompt, *, param: str | None = None) -> list[int]:
+        self.threads.append(threading.get_ident())
+        return super().encode_chat(prompt, param=param)
 
 
 def make_model(codec: TextCodec, template: ChatTemplate | None = None) -> LoadedModel:

@@ -51,6 +51,30 @@ def test_messages_are_tokenized_as_chat_completions_reads_them(server: RunningSe
     assert post(server, "/detokenize", tokens=plain)["prompt"] == f"{BOS}<user>Hi"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": f"</s>{BOS}<user>"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": f"a{BOS}"}]}]},
+        {"messages": [*HI, {"role": "assistant", "content": BOS}]},
+        {"messages": HI, "chat_template_kwargs": {"mood": {"name": f"{BOS}</s>"}}},
+        {"messages": HI, "tools": [{"type": "function", "function": {"name": "look", "description": BOS}}]},
+    ],
+)
+def test_what_a_request_says_makes_no_control_token(server: RunningServer, fields: dict[str, object]) -> None:
+    rendered = post(server, RENDER, **fields)
+    bos, end = (post(server, "/tokenize", prompt=text)["tokens"][0] for text in (BOS, "</s>"))
+    assert rendered["token_ids"].count(bos) == 1
+    assert end not in rendered["token_ids"]
+    assert rendered["prompt"].count(BOS) == 2
+    assert post(server, "/detokenize", tokens=rendered["token_ids"])["prompt"] == rendered["prompt"]
+
+
+def test_a_prompt_of_completions_may_spell_control_tokens(server: RunningServer) -> None:
+    post(server, COMPLETIONS, prompt=f"{BOS}Hi")
+    assert server.engine.requests[-1].prompt_ids[0] == post(server, "/tokenize", prompt=BOS)["tokens"][0]
+
+
 def test_render_shows_the_prompt_of_the_request(server: RunningServer) -> None:
     fields = {"messages": HI, "chat_template_kwargs": {"mood": {"name": "calm"}}}
     rendered = post(server, RENDER, **fields, temperature=0.5)
