@@ -90,10 +90,10 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     if first_query >= num_queries:
         return
 
-    place = tl.arange(0, BLOCK_M)
-    query = first_query + place // repeat
-    head = kv_head * repeat + place % repeat
-    is_query = (query < num_queries) & (place < tile_queries * repeat)
+    index = tl.arange(0, BLOCK_M)
+    query = first_query + index // repeat
+    head = kv_head * repeat + index % repeat
+    is_query = (query < num_queries) & (index < tile_queries * repeat)
     token = (row_start + query).to(tl.int64)
     context_length = tl.load(context_lengths_ptr + row)
     position = context_length - num_queries + query
@@ -133,16 +133,16 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
         )
         maximum, total, weighted = _softmax_update(scores, values, maximum, total, weighted)
 
-    place_out = token * NUM_HEADS + head
+    out_index = token * NUM_HEADS + head
     if IS_WHOLE:
         # Tokens of padding see nothing: 0, not 0 / 0.
         weighted /= tl.where(total == 0.0, 1.0, total)[:, None]
     else:
-        place_out = place_out * num_splits + split
-        tl.store(maxima_ptr + place_out, maximum, mask=is_query)
-        tl.store(sums_ptr + place_out, total, mask=is_query)
+        out_index = out_index * num_splits + split
+        tl.store(maxima_ptr + out_index, maximum, mask=is_query)
+        tl.store(sums_ptr + out_index, total, mask=is_query)
     is_out = is_query[:, None] & (value_dim < VALUE_SIZE)[None, :]
-    tl.store(out_ptr + place_out[:, None] * VALUE_SIZE + value_dim[None, :], weighted, mask=is_out)
+    tl.store(out_ptr + out_index[:, None] * VALUE_SIZE + value_dim[None, :], weighted, mask=is_out)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
@@ -157,21 +157,21 @@ def combine(  # noqa: PLR0917
     MAX_SPLITS: tl.constexpr,  # noqa: N803 - power of two, at least num_splits
 ):
     """Reduce the splits of one token's head; program (token * H + head)."""
-    place = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, MAX_SPLITS), tl.arange(0, PADDED_VALUE)
     is_split = split < num_splits
-    maxima = tl.load(maxima_ptr + place * num_splits + split, mask=is_split, other=float("-inf"))
-    sums = tl.load(sums_ptr + place * num_splits + split, mask=is_split, other=0.0)
+    maxima = tl.load(maxima_ptr + head * num_splits + split, mask=is_split, other=float("-inf"))
+    sums = tl.load(sums_ptr + head * num_splits + split, mask=is_split, other=0.0)
     maximum = tl.max(maxima, 0)
     weights = tl.exp2(maxima - tl.where(maximum == float("-inf"), 0.0, maximum))
     parts = tl.load(
-        parts_ptr + (place * num_splits + split)[:, None] * VALUE_SIZE + dim[None, :],
+        parts_ptr + (head * num_splits + split)[:, None] * VALUE_SIZE + dim[None, :],
         mask=is_split[:, None] & (dim < VALUE_SIZE)[None, :],
         other=0.0,
     )
     total = tl.sum(sums * weights, 0)
     result = tl.sum(parts * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out_ptr + place * VALUE_SIZE + dim, result, mask=dim < VALUE_SIZE)
+    tl.store(out_ptr + head * VALUE_SIZE + dim, result, mask=dim < VALUE_SIZE)
 
 
 @triton.jit
@@ -228,14 +228,14 @@ def rope_and_store_kv(  # noqa: PLR0917
     rotated_ptr += (token * (NUM_KV_HEADS * REPEAT) + head) * SIZE
     _rotate(query_ptr, rotated_ptr, cos_ptr, sin_ptr, pair[None, :], (of_group < REPEAT) & is_pair[None, :], half)
 
-    place = (tl.load(slots_ptr + token).to(tl.int64) * NUM_KV_HEADS + kv_head) * SIZE
+    offset = (tl.load(slots_ptr + token).to(tl.int64) * NUM_KV_HEADS + kv_head) * SIZE
     key_ptr += token * key_stride + kv_head * key_head_stride
-    _rotate(key_ptr, keys_ptr + place, cos_ptr, sin_ptr, pair, is_pair, half)
+    _rotate(key_ptr, keys_ptr + offset, cos_ptr, sin_ptr, pair, is_pair, half)
 
     value_ptr += token * value_stride + kv_head * value_head_stride
     dim = tl.arange(0, 2 * PADDED_HALF)
     values = tl.load(value_ptr + dim, mask=dim < SIZE)
-    tl.store(values_ptr + place + dim, values, mask=dim < SIZE)
+    tl.store(values_ptr + offset + dim, values, mask=dim < SIZE)
 
 
 @triton.jit
@@ -247,11 +247,11 @@ def gate(
 ):
     """silu of the first half times the second; program (token, block of numbers)."""
     token = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_place = place < SIZE
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < SIZE
     both_ptr += token * (2 * SIZE)
-    gates = tl.load(both_ptr + place, mask=is_place, other=0.0).to(tl.float32)
-    gated = tl.load(both_ptr + SIZE + place, mask=is_place, other=0.0).to(tl.float32)
+    gates = tl.load(both_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    gated = tl.load(both_ptr + SIZE + column, mask=mask, other=0.0).to(tl.float32)
     # Rounded in between, as by torch.silu before torch.mul.
     factor = (gates / (1.0 + tl.exp(-gates))).to(out_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(out_ptr + token * SIZE + place, factor * gated, mask=is_place)
+    tl.store(out_ptr + token * SIZE + column, factor * gated, mask=mask)
