@@ -29,7 +29,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.kernel_profile import KernelProfile, profile_kernels
-from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
@@ -173,7 +172,6 @@ def main() -> None:
                 loaded = _loaded_model(name, arguments.model, device)  # anew, since an engine changes its layers
                 limit = ReadLimit(bandwidth, bytes_read(loaded.model))
                 engine = _assemble(loaded, graphs=graphs)
-                run.failures.extend(f"{part}: {path}" for path in slow_layers(loaded.model, device))
                 report[part] = _measure_model(engine, limit, run, graphs=graphs, name=part)
                 del engine, loaded
                 _free_memory(device)
@@ -237,8 +235,7 @@ def _check_logits(run: Run, *, graphs: bool) -> dict[str, object]:
     part = f"bfloat16 {_mode(graphs)}"
     if not (errors < MAX_RELATIVE_ERROR).all():
         run.failures.append(f"{part}: logits differ from those of a plain model by {errors.max():.2g} of their size")
-    slow = slow_layers(model, run.device) + slow_paths(found, run.device, graphs=graphs)
-    run.failures.extend(f"{part}: {path}" for path in slow)
+    run.failures.extend(f"{part}: {path}" for path in slow_paths(found, run.device, graphs=graphs))
     return {"logits_error": float(errors.max()), "steps": len(errors)}
 
 
@@ -262,21 +259,11 @@ def slow_paths(model: PagedModel, device: torch.device, *, graphs: bool) -> list
     """What a model that has run steps falls back to on a CUDA device; results are right then, but of other code."""
     if device.type != "cuda":
         return []
-    found = [] if model.paths.attention.reason is None else ["attention gathers the cache, its kernels are not used"]
-    return found if model.num_graphs or not graphs else [*found, "no step was captured as a CUDA graph"]
-
-
-def slow_layers(model: PreTrainedModel, device: torch.device) -> list[str]:
-    """What decoder layers of an engine's model fall back to on a CUDA device, as `slow_paths`."""
-    if device.type != "cuda" or model.dtype == torch.float32:  # whose layers stay those of transformers
-        return []
-    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if len(layers) < num_layers:
-        return [f"{len(layers)} of {num_layers} decoder layers are fused"]
-    if any(layer.rope_store is None for layer in layers):
-        return ["RoPE, stores and gates are computed by torch, the kernels of layers are not used"]
-    return []
+    checked = {"attention": model.paths.attention}
+    if model.dtype != torch.float32:  # whose layers stay those of transformers
+        checked["layers"] = model.paths.layers
+    found = [f"{part}: {path}" for part, path in checked.items() if path.reason is not None]
+    return found if model.num_graphs or not graphs else [*found, f"no CUDA graphs: {model.paths.graphs}"]
 
 
 def mixed_steps(num_cache_blocks: int, device: torch.device) -> Iterator[Step]:

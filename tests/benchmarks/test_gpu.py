@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -16,15 +17,11 @@ from benchmarks.gpu import (
     describe_machine,
     mixed_steps,
     random_model,
-    slow_layers,
     slow_paths,
 )
-from cllm_core.backends.cuda.layer_kernels import LayerKernels
 from cllm_core.backends.cuda.static_steps import Buckets, Work
-from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.layer_ops import LayerOps
 from cllm_core.backends.torch_plain import TorchBackend
+from cllm_core.info import ComputePath
 from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.paged import RowSpan
 from tests.backends.factories import by_tables, graphed
@@ -83,16 +80,12 @@ def test_each_mode_is_checked_against_transformers_own_attention(monkeypatch: py
 
 def test_decoder_layers_without_kernels_are_noticed_on_a_device() -> None:
     register_paged_attention()
-    model = random_model(TINY, torch.bfloat16)
-    assert slow_layers(model, CUDA) == ["0 of 1 decoder layers are fused"]
-    fuse_layers(model, LayerOps())
-    assert [found.split(",")[-1] for found in slow_layers(model, CUDA)] == [" the kernels of layers are not used"]
-    for layer in model.modules():
-        if isinstance(layer, FusedLayer):
-            layer.rope_store = LayerKernels()
-    assert not slow_layers(model, CUDA)
-    assert not slow_layers(random_model(TINY, torch.bfloat16), CPU)
-    assert not slow_layers(random_model(TINY, torch.float32), CUDA)
+    for dtype, expected in ((torch.bfloat16, ["layers: torch (no compiler)"]), (torch.float32, [])):
+        model = by_tables(random_model(TINY, dtype))
+        assert not slow_paths(model, CUDA, graphs=False)
+        model.paths = msgspec.structs.replace(model.paths, layers=ComputePath("torch", "no compiler"))
+        assert slow_paths(model, CUDA, graphs=False) == expected
+        assert not slow_paths(model, CPU, graphs=False)
 
 
 @pytest.mark.parametrize("tied", [False, True])
