@@ -55,7 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         prefix_caching: share KV blocks of equal prompt prefixes.
         trust_remote_code: let transformers run code that comes with the checkpoint.
         native_kernels: compile kernels in C for this processor on first use (CPU, bfloat16), where there is a compiler.
-        cuda_graphs: record steps as CUDA graphs, which launch faster and take some memory (CUDA).
+        cuda_graphs: capture steps as CUDA graphs, which launch faster and take some memory (CUDA).
         num_threads: CPU threads of torch; None leaves torch's choice.
     """
 

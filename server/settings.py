@@ -93,7 +93,7 @@ class EngineSettings(BaseSettings):
     cuda_graphs: Annotated[
         bool,
         MODEL,
-        Field(description="Record steps as CUDA graphs, which launch faster and take some memory (CUDA)."),
+        Field(description="Capture steps as CUDA graphs, which launch faster and take some memory (CUDA)."),
     ] = True
     num_threads: Annotated[
         int | None, MODEL, Field(description="CPU threads of the model. Left out: as many as torch chooses.")
