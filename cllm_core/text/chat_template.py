@@ -5,16 +5,16 @@ it from becoming control tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Self
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta
 
 from cllm_core.errors import ConfigError, InvalidRequest
 from cllm_core.info import TokenizerBundle
+from cllm_core.text.content_forms import ContentForms, Message, find_content_forms
 from cllm_core.text.provenance import ChatPrompt, from_client, to_prompt
 from cllm_core.text.template_environment import TemplateEnvironment
-
-Message = Mapping[str, object]
 
 # What template code can raise on data it was not written for: Jinja's own errors, and Python's from its expressions.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -72,7 +72,8 @@ class ChatTemplate:
         """Return the prompt, special tokens such as bos included.
 
         Args:
-            messages: plain data, as parsed from JSON.
+            messages: plain data, as parsed from JSON. A content is a text or a list of parts of type text; the template
+                is given the form that it was written for.
             tools: JSON schemas of the functions that the model may call.
             add_generation_prompt: end with what opens the assistant's turn.
             template_kwargs: further variables, as the client gave them (enable_thinking, documents, ...).
@@ -85,7 +86,7 @@ class ChatTemplate:
         template.check_free(template_kwargs or {})
         try:
             return template.render(
-                messages,
+                template.fit(messages),
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 template_kwargs=template_kwargs or {},
@@ -136,6 +137,20 @@ class _Template:
             add_generation_prompt=add_generation_prompt,
         )
         return to_prompt(text)
+
+    def fit(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages, each content in a form that the template takes."""
+        return [self._content_forms.fit(message) for message in messages]
+
+    @cached_property
+    def _content_forms(self) -> ContentForms:
+        return find_content_forms(self._try)
+
+    def _try(self, messages: Sequence[Message]) -> str | None:
+        try:
+            return self.render(messages).text
+        except _RENDER_ERRORS:
+            return None
 
 
 def _marked(message: Message) -> Message:

@@ -39,9 +39,9 @@ Content = Annotated[str | list[TextPart], BeforeValidator(_check_content)]
 
 
 def content_text(content: str | list[TextPart] | None) -> str:
-    """The text of a content field, its parts put together."""
+    """The text of a content field, its parts joined by line breaks."""
     if isinstance(content, list):
-        return "".join(part.text for part in content)
+        return "\n".join(part.text for part in content)
     return content or ""
 
 

@@ -29,7 +29,7 @@ def _text_of(content: object) -> object:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
             raise UnsupportedParameter(f"input: content part of type {kind!r}: only text is supported", param="input")
-    return "".join(part["text"] for part in content)
+    return "\n".join(part["text"] for part in content)
 
 
 Text = Annotated[str, BeforeValidator(_text_of)]

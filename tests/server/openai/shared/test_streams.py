@@ -145,12 +145,12 @@ def test_fields_left_out_take_openais_defaults(server: RunningServer) -> None:
 def test_messages_are_rendered_by_the_models_template(server: RunningServer) -> None:
     messages = [
         {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "text", "text": "there"}]},
         {"role": "assistant", "content": "Yes?", "refusal": None, "tool_calls": None, "annotations": []},
     ]
     post(server, CHAT, chat_body(messages=messages))
     text = server.engine.decode(server.engine.requests[-1].prompt_ids)
-    assert text == "<system>Be brief.\n<user>Hi\n<assistant>Yes?\n<assistant>"
+    assert text == "<system>Be brief.\n<user>hi\nthere\n<assistant>Yes?\n<assistant>"
 
 
 def test_a_prediction_seeds_the_draft(server: RunningServer) -> None:
