@@ -23,6 +23,7 @@ from cllm_core.models.checkpoint import (
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.ropes import fix_ropes, longest_context
 from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.tokenizer import build_bundle
 
@@ -64,13 +65,13 @@ def load_model(
     """Load the model, adapter and tokenizer that `config` names.
 
     Args:
-        config: its model, adapter, revision, dtype, device and trust_remote_code are used; max_model_len only where
-            the checkpoint states no limit.
+        config: its model, adapter, revision, dtype, device, trust_remote_code are used; with
+            max_model_len, ropes that follow the length of a text are fixed for it.
         on_progress: called with the stage and the fraction of the whole load.
         attn_implementation: transformers' name of the attention function.
 
     Raises:
-        ModelLoadError: something is missing, damaged, does not fit together or cannot be served.
+        ModelLoadError: something is missing, damaged, does not fit together, cannot be served or would be served wrong.
     """
     if attn_implementation == PAGED_ATTENTION:
         register_paged_attention()
@@ -83,6 +84,8 @@ def load_model(
     bundle = build_bundle(tokenizer, model_name=source.name)
     dtype = choose_dtype(config.dtype, stored_dtype(source.checkpoint, model_config), device)
     model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
+    max_model_len = _max_model_len(source, model_config, config.max_model_len)
+    fix_ropes(model, config.max_model_len or max_model_len)
     on_progress("model loaded", 1.0)
     logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
     return LoadedModel(
@@ -92,7 +95,7 @@ def load_model(
         name=source.name,
         block_length=source.card.block_length if source.card else None,
         domain=source.card.domain if source.card else None,
-        max_model_len=_max_model_len(source, model_config, config.max_model_len),
+        max_model_len=max_model_len,
         device=device,
         dtype=dtype,
     )
@@ -151,7 +154,10 @@ def tokenizer_source(source: ModelSource) -> Checkpoint:
 
 
 def _max_model_len(source: ModelSource, model_config: PreTrainedConfig, requested: int | None) -> int:
-    limit: int | None = getattr(model_config, "max_position_embeddings", None) or requested
-    if limit is None:
+    """What the config states; more on request, as far as the rope of the model is stretched."""
+    text_config = model_config.get_text_config(decoder=True)
+    stated: int | None = getattr(text_config, "max_position_embeddings", None) or requested
+    if stated is None:
         raise ModelLoadError(f"{source.name}: its config states no context length; set max_model_len")
-    return limit
+    longest = longest_context(text_config) or stated
+    return min(max(stated, requested or stated), longest)

@@ -1,0 +1,85 @@
+"""Rotary embeddings whose frequencies follow the length of the text (longrope, dynamic): one set for all texts.
+
+transformers chooses the frequencies anew in every forward pass, by its largest position. In a batch that would let the
+longest text decide for all, and a text's cached keys would be turned by others than its next ones. As in vLLM they are
+chosen once, as for a text as long as the context served.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# What transformers' rotary embeddings call themselves once they have nothing to choose any more.
+_FIXED = "default"
+
+
+def fix_ropes(model: PreTrainedModel, max_model_len: int) -> None:
+    """Let every rotary embedding of the model keep the frequencies that it has for a text of `max_model_len` tokens."""
+    for name, module in model.named_modules():
+        match getattr(module, "rope_type", None):
+            case str() as kind if _follows_length(kind):
+                _settle(module, max_model_len, None)
+                module.rope_type = _FIXED
+                _report(name, kind, max_model_len)
+            case dict() as kinds:
+                for layer_type, kind in kinds.items():
+                    if _follows_length(kind):
+                        _settle(module, max_model_len, layer_type)
+                        kinds[layer_type] = _FIXED
+                        _report(f"{name} ({layer_type})", kind, max_model_len)
+
+
+def longest_context(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model's positions reach, what its rope is stretched by included; None: the config states none."""
+    stated: int | None = getattr(config, "max_position_embeddings", None)
+    if stated is None:
+        return None
+    match rope_parameters(config):
+        case [{"rope_type": "linear" | "dynamic", "factor": factor}]:
+            return int(stated * factor)
+        case [{"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}] if original:
+            return max(stated, int(original * factor))
+    return stated
+
+
+def original_context(config: PreTrainedConfig) -> int | None:
+    """Tokens of the texts that a model was first trained with, where its config tells that it was stretched since."""
+    places = [*rope_parameters(config), getattr(config, "rope_scaling", None), config.to_dict()]
+    lengths = [place.get("original_max_position_embeddings") for place in places if isinstance(place, dict)]
+    return min((length for length in lengths if isinstance(length, int)), default=None)
+
+
+def rope_types(config: PreTrainedConfig) -> tuple[str, ...]:
+    """transformers' names of the config's rotary embeddings, in order of the alphabet; none: it has no such."""
+    return tuple(sorted({str(parameters.get("rope_type", "default")) for parameters in rope_parameters(config)}))
+
+
+def rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """Settings of the rotary embeddings: one for all layers, or one for each kind of layer."""
+    found = getattr(config, "rope_parameters", None)
+    if not isinstance(found, dict) or not found:
+        return []
+    of_layers = [parameters for parameters in found.values() if isinstance(parameters, dict)]
+    return of_layers or [found]
+
+
+def _follows_length(kind: str) -> bool:
+    return kind == "longrope" or "dynamic" in kind
+
+
+@torch.no_grad()
+def _settle(module: nn.Module, max_model_len: int, layer_type: str | None) -> None:
+    """Show the embedding a text of this length, upon which it takes the frequencies for it."""
+    device = next(module.buffers()).device
+    positions = torch.tensor([[max_model_len - 1]], device=device)
+    extra = {} if layer_type is None else {"layer_type": layer_type}
+    module(torch.zeros(1, device=device), positions, **extra)
+
+
+def _report(name: str, kind: str, max_model_len: int) -> None:
+    logger.info("%s: %s frequencies as for a text of %d tokens, the context served", name, kind, max_model_len)
