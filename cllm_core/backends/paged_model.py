@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.errors import ModelLoadError
 from cllm_core.info import ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PagedAttention
-from cllm_core.models.paged import KVCache, LayerProbe, LayerSpec, RowSpan
-
-_KNOWN_LAYER_TYPES = {"full_attention", "sliding_attention"}
+from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 
 class StepAttention(Protocol):
@@ -158,26 +155,3 @@ class TransformersForward:
         )
         logits: Tensor = out.logits
         return logits[0]
-
-
-def probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
-    """Run one token through the model and note what each attention layer would store.
-
-    Raises:
-        ModelLoadError: the architecture has layers that the paged cache cannot hold.
-    """
-    text_config = model.config.get_text_config()
-    unknown = set(getattr(text_config, "layer_types", None) or ()) - _KNOWN_LAYER_TYPES
-    if unknown:
-        raise ModelLoadError(f"{type(model).__name__} has layers of type {', '.join(sorted(unknown))}: not supported")
-    probe = LayerProbe()
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        model(input_ids=token, position_ids=token, use_cache=False, paged=probe)
-    num_layers = text_config.num_hidden_layers
-    if sorted(probe.layers) != list(range(num_layers)):
-        raise ModelLoadError(
-            f"{type(model).__name__}: attention seen in {len(probe.layers)} of {num_layers} layers; "
-            "only models whose every layer has attention with keys and values can run on the paged cache"
-        )
-    return [probe.layers[index] for index in range(num_layers)]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.info import ComputePath, ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.paged import KVCache, PagedStep, RowSpan
+from cllm_core.models.probe import probe_layers
 
 GATHERED = "torch, gathering the cache"
 TRANSFORMERS = "transformers"

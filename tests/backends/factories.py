@@ -4,11 +4,12 @@ from transformers import PreTrainedModel
 
 from cllm_core.backends.cuda.graphed_model import GraphedModel
 from cllm_core.backends.cuda.static_steps import Buckets, Capture
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.step_tables import AttentionByTables
 from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.info import ComputePath, ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.probe import probe_layers
 from tests.backends.table_attention import attend_plainly
 
 _TEST = ComputePath("test")

@@ -11,13 +11,14 @@ from cllm_core.backends.cuda.layer_kernels import CudaOps, KernelGate, LayerKern
 from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.fusing import Fusion, fuse_layers
 from cllm_core.backends.layer_ops import TorchProduct
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.step_tables import AttentionByTables, TableAttention
 from cllm_core.backends.torch_plain import GatheredAttention
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.lora import LowRank
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.probe import probe_layers
 from tests.architectures import Architecture
 from tests.backends.factories import PATHS
 from tests.backends.table_attention import attend_plainly

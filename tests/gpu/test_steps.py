@@ -13,12 +13,13 @@ from cllm_core.backends.cuda.graphed_model import GraphedModel
 from cllm_core.backends.cuda.graphs import GraphCapture
 from cllm_core.backends.cuda.static_steps import Buckets, NotCapturable
 from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.step_tables import AttentionByTables
 from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
 from cllm_core.engine.memory import step_bytes
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.probe import probe_layers
 from cllm_core.request import SamplingParams
 from tests.backends.factories import PATHS
 from tests.backends.step_rows import random_rows

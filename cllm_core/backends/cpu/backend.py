@@ -16,12 +16,13 @@ from cllm_core.backends.cpu.panels import panel_weights
 from cllm_core.backends.cpu.step import NativeAttention
 from cllm_core.backends.cpu.whole_model import prove_native_model
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import ForwardPass, PagedModel, StepAttention, probe_layers
+from cllm_core.backends.paged_model import ForwardPass, PagedModel, StepAttention
 from cllm_core.backends.torch_plain import GATHERED, GatheredAttention
 from cllm_core.config import QuantizationName
 from cllm_core.info import ComputePath, ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.paged import LayerSpec
+from cllm_core.models.probe import probe_layers
 
 _KERNELS = "C kernels"
 _ONEDNN = "oneDNN"

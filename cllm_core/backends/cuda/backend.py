@@ -11,11 +11,12 @@ from cllm_core.backends.cuda.graphs import GraphCapture
 from cllm_core.backends.cuda.layer_kernels import CudaOps, LayerKernels, layer_kernels_gap
 from cllm_core.backends.cuda.static_steps import Buckets
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.step_tables import AttentionByTables
 from cllm_core.backends.torch_plain import GATHERED, TRANSFORMERS, GatheredAttention
 from cllm_core.info import ComputePath, ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.probe import probe_layers
 
 logger = logging.getLogger(__name__)
 

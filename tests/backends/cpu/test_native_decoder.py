@@ -14,11 +14,12 @@ from cllm_core.backends.cpu.weights import PANEL, PanelWeight
 from cllm_core.backends.cpu.whole_model import prove_native_model
 from cllm_core.backends.fused_layer import FusedLayer
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel, probe_layers
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.lora import LowRank
 from cllm_core.models.paged import RowSpan
+from cllm_core.models.probe import probe_layers
 from tests.architectures import Architecture
 from tests.backends.factories import PATHS
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model

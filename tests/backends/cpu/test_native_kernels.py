@@ -13,10 +13,11 @@ from cllm_core.backends.cpu.layer_ops import KernelOps
 from cllm_core.backends.cpu.step import NativeAttention, NativeStep
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
-from cllm_core.backends.paged_model import PagedModel, StepAttention, probe_layers
+from cllm_core.backends.paged_model import PagedModel, StepAttention
 from cllm_core.backends.torch_plain import GatheredAttention
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
+from cllm_core.models.probe import probe_layers
 from tests.architectures import Architecture
 from tests.backends.factories import PATHS
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
