@@ -54,6 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             next steps, as every message takes time from the cores that compute; 0 sends them after every step.
         prefix_caching: share KV blocks of equal prompt prefixes.
         trust_remote_code: let transformers run code that comes with the checkpoint.
+        skip_self_check: serve models of an architecture that no test knows without comparing them with transformers.
         native_kernels: compile kernels in C for this processor on first use (CPU, bfloat16), where there is a compiler.
         cuda_graphs: capture steps as CUDA graphs, which launch faster and take some memory (CUDA).
         num_threads: CPU threads of torch; None leaves torch's choice.
@@ -83,6 +84,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stream_interval: float = 0.02
     prefix_caching: bool = True
     trust_remote_code: bool = False
+    skip_self_check: bool = False
     native_kernels: bool = True
     cuda_graphs: bool = True
     num_threads: int | None = None

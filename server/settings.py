@@ -85,6 +85,14 @@ class EngineSettings(BaseSettings):
     trust_remote_code: Annotated[
         bool, MODEL, Field(description="Let transformers run code that comes with the checkpoint.")
     ] = False
+    skip_self_check: Annotated[
+        bool,
+        MODEL,
+        Field(
+            description="Serve an architecture that the tests do not cover without comparing it with transformers "
+            "at load (docs/models.md)."
+        ),
+    ] = False
     native_kernels: Annotated[
         bool,
         MODEL,

@@ -1,6 +1,7 @@
 """Loads what the settings name: find it, check it, read it, merge the adapter, describe it. Called once per worker."""
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,9 @@ from cllm_core.models.checkpoint import (
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.proven import is_proven
 from cllm_core.models.ropes import fix_ropes, longest_context
+from cllm_core.models.self_check import require_equal
 from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.tokenizer import build_bundle
 
@@ -65,7 +68,7 @@ def load_model(
     """Load the model, adapter and tokenizer that `config` names.
 
     Args:
-        config: its model, adapter, revision, dtype, device, trust_remote_code are used; with
+        config: its model, adapter, revision, dtype, device, trust_remote_code and skip_self_check are used; with
             max_model_len, ropes that follow the length of a text are fixed for it.
         on_progress: called with the stage and the fraction of the whole load.
         attn_implementation: transformers' name of the attention function.
@@ -86,6 +89,8 @@ def load_model(
     model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
     max_model_len = _max_model_len(source, model_config, config.max_model_len)
     fix_ropes(model, config.max_model_len or max_model_len)
+    if attn_implementation == PAGED_ATTENTION and not is_proven(model, source.checkpoint):
+        _compare_with_transformers(model, config, source, on_progress)
     on_progress("model loaded", 1.0)
     logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
     return LoadedModel(
@@ -136,6 +141,19 @@ def read_model(
     model.requires_grad_(False)
     model.eval()
     return model
+
+
+def _compare_with_transformers(
+    model: PreTrainedModel, config: EngineConfig, source: ModelSource, on_progress: OnProgress
+) -> None:
+    """The self-check of a model that the tests do not prove."""
+    if config.skip_self_check:
+        logger.warning("%s: %s is served without a self-check", source.name, type(model).__name__)
+        return
+    on_progress("comparing with transformers", 0.9)
+    started = time.perf_counter()
+    require_equal(model, name=source.name)
+    logger.info("%s equals transformers: compared in %.1f s", type(model).__name__, time.perf_counter() - started)
 
 
 def _require_mergeable(source: ModelSource, model_config: PreTrainedConfig) -> None:
