@@ -90,7 +90,7 @@ def load_model(
     max_model_len = _max_model_len(source, model_config, config.max_model_len)
     fix_ropes(model, config.max_model_len or max_model_len)
     if attn_implementation == PAGED_ATTENTION and not is_proven(model, source.checkpoint):
-        _compare_with_transformers(model, config, source, on_progress)
+        _compare_with_transformers(model, config, source, on_progress, max_model_len=max_model_len)
     on_progress("model loaded", 1.0)
     logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
     return LoadedModel(
@@ -144,7 +144,12 @@ def read_model(
 
 
 def _compare_with_transformers(
-    model: PreTrainedModel, config: EngineConfig, source: ModelSource, on_progress: OnProgress
+    model: PreTrainedModel,
+    config: EngineConfig,
+    source: ModelSource,
+    on_progress: OnProgress,
+    *,
+    max_model_len: int,
 ) -> None:
     """The self-check of a model that the tests do not prove."""
     if config.skip_self_check:
@@ -152,7 +157,7 @@ def _compare_with_transformers(
         return
     on_progress("comparing with transformers", 0.9)
     started = time.perf_counter()
-    require_equal(model, name=source.name)
+    require_equal(model, name=source.name, max_model_len=max_model_len)
     logger.info("%s equals transformers: compared in %.1f s", type(model).__name__, time.perf_counter() - started)
 
 

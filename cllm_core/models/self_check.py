@@ -3,8 +3,8 @@
 Two random texts go through transformers' own attention in one piece, and through the paged cache in rows of unlike
 lengths beside one another::
 
-    step 1   first text: a chunk      second text: 5 tokens     second text again: 9 tokens
-    step 2   first text: the rest     its next token            its next window
+    step 1   first text: a chunk      second text: few tokens     second text again: some tokens
+    step 2   first text: the rest     its next token              its next window
 
 The log-probabilities after each token must be the same. What an architecture does that the cache does not know - a mask
 of its own, a change to its scores, state beside keys and values - makes them differ, and so does what depends on
@@ -39,7 +39,7 @@ MAX_QUANTISED_ERROR = 0.5
 _REFERENCE = "eager"  # the one attention of transformers that knows all variants
 _BLOCK_SIZE = 16
 _NUM_SEQUENCES = 3
-_NUM_SCORED_FIRST, _NUM_SCORED = 32, 64  # tokens of a text whose predictions are compared: the first, and in all
+_NUM_SCORED = 64  # tokens of a text whose predictions are compared, about: half of them its first
 _MAX_FAR_POSITION = 16_384  # beyond, a row that sees so much would cost more than all else
 _SEED = 20
 
@@ -67,14 +67,15 @@ class Difference:
         return f"{self.nats:.2g} nats in {self.row}, where rounding explains {self.limit:g}"
 
 
-def require_equal(model: PreTrainedModel, *, name: str) -> None:
+def require_equal(model: PreTrainedModel, *, name: str, max_model_len: int) -> None:
     """Raise ModelLoadError unless the model computes on the paged cache what transformers computes without.
 
     Args:
         model: loaded with attn_implementation="cllm_paged".
         name: of the checkpoint, for the message.
+        max_model_len: positions that the model has.
     """
-    found = compare_with_transformers(model, num_tokens=NUM_TOKENS)
+    found = compare_with_transformers(model, num_tokens=min(NUM_TOKENS, max_model_len))
     if not found.is_rounding:
         raise ModelLoadError(
             f"{name}: {type(model).__name__} would be served wrong: its log-probabilities are off from transformers' "
@@ -88,7 +89,7 @@ def compare_with_transformers(model: PreTrainedModel, *, num_tokens: int) -> Dif
 
     Args:
         model: loaded with attn_implementation="cllm_paged".
-        num_tokens: of each text, at least NUM_TOKENS; the model has positions for them.
+        num_tokens: of each text, 2 at least; the model has positions for them.
 
     Raises:
         ModelLoadError: the model does not run.
@@ -138,17 +139,17 @@ class _Piece:
 
 
 def _steps(num_tokens: int) -> list[list[_Row]]:
-    chunk, window = num_tokens * 3 // 5, num_tokens // 2
+    chunk, few, some = num_tokens * 3 // 5, max(1, num_tokens // 6), max(1, num_tokens // 4)
     return [
         [
             _Row("a prompt's first chunk", text=0, sequence=0, start=0, end=chunk),
-            _Row("a short prompt", text=1, sequence=1, start=0, end=5),
-            _Row("a prompt", text=1, sequence=2, start=0, end=9),
+            _Row("a short prompt", text=1, sequence=1, start=0, end=few),
+            _Row("a prompt", text=1, sequence=2, start=0, end=some),
         ],
         [
             _Row("a prompt's second chunk", text=0, sequence=0, start=chunk, end=num_tokens),
-            _Row("one token", text=1, sequence=1, start=5, end=6),
-            _Row("a window", text=1, sequence=2, start=9, end=9 + window),
+            _Row("one token", text=1, sequence=1, start=few, end=few + 1),
+            _Row("a window", text=1, sequence=2, start=some, end=some + num_tokens // 2),
         ],
     ]
 
@@ -160,8 +161,10 @@ def _draw_texts(model: PreTrainedModel, num_tokens: int) -> _Texts:
     usable_ids = usable.nonzero()[:, 0]
     draw = torch.Generator().manual_seed(_SEED)
     token_ids = usable_ids[torch.randint(len(usable_ids), (2, num_tokens), generator=draw)]
-    spread = torch.linspace(0, num_tokens - 1, _NUM_SCORED - _NUM_SCORED_FIRST).long()
-    scored = torch.cat((torch.arange(_NUM_SCORED_FIRST), spread)).unique()
+    first = torch.arange(min(num_tokens, _NUM_SCORED // 2))
+    spread = torch.linspace(0, num_tokens - 1, _NUM_SCORED // 2).long()
+    of_each_row = torch.tensor([row.start for rows in _steps(num_tokens) for row in rows])
+    scored = torch.cat((first, spread, of_each_row)).unique()
     return _Texts(token_ids.to(model.device), scored.to(model.device))
 
 
