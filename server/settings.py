@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cllm_core.config import DeviceName, DTypeName, EngineConfig, QuantizationName
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
-from cllm_core.text.tools.formats import ToolFormatChoice
+from cllm_core.text.tools.skeleton import ToolFormatChoice
 from server.http.body_limits import BodyLimits
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]

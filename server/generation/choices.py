@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from cllm_core.errors import CllmError
 from cllm_core.request import FinishReason
 from cllm_core.text.stream import PlacedLogprobs
-from cllm_core.text.tools.formats import FunctionCall
+from cllm_core.text.tools.functions import FunctionCall
 from cllm_core.text.tools.reader import CallDelta, join_calls
 from server.generation.echo import ScoredPrompt
 

@@ -1,7 +1,7 @@
 """Whatever the weights: calls that the grammar of a tool format forces are valid, and the reader reads them."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema_rs
 import pytest
@@ -12,9 +12,10 @@ from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText
 from cllm_core.text.tools.dialect import ToolDialect, find_dialect
-from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormatChoice
+from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.grammar import CallRules
 from cllm_core.text.tools.reader import join_calls
+from cllm_core.text.tools.skeleton import ToolFormatChoice, ToolFormatName
 from tests.checkpoints import CHATML_TEMPLATE, ENDOFTEXT_ID, IM_END_ID
 from tests.engine.factories import Answer, Setup, decode, make_engine, make_request, tokenizer_json
 from tests.text.test_stream import make_output
@@ -24,7 +25,11 @@ EOS = (IM_END_ID, ENDOFTEXT_ID)
 
 PAINT_SCHEMA = {
     "type": "object",
-    "properties": {"colour": {"enum": ["red", "blue"]}, "layers": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "properties": {
+        "colour": {"enum": ["red", "blue"]},
+        "layers": {"type": "integer", "minimum": 1, "maximum": 9},
+        "label": {"type": "string", "maxLength": 4},
+    },
     "required": ["colour", "layers"],
 }
 PAINT = Function(name="paint", parameters=PAINT_SCHEMA)
@@ -56,16 +61,16 @@ def read(codec: TextCodec, dialect: ToolDialect, answer: Answer) -> tuple[str, t
     return delta.text, join_calls(delta.calls)
 
 
-@pytest.mark.parametrize("chosen", ["hermes", "llama3", "mistral"])
-def test_a_required_call_is_one_of_the_functions_with_arguments_of_its_schema(chosen: ToolFormatChoice) -> None:
+@pytest.mark.parametrize("chosen", get_args(ToolFormatName))
+def test_a_required_call_is_one_of_the_functions_with_arguments_of_its_schema(chosen: ToolFormatName) -> None:
     codec = TextCodec(TokenizerBundle(tokenizer_json=tokenizer_json()))
     dialect = make_dialect(codec, chosen)
     rules = CallRules(functions=(PAINT, STOP), is_required=True, is_parallel=False)
-    answers = sample(dialect, rules, block_length=16, max_tokens=150)
+    answers = sample(dialect, rules, block_length=16, max_tokens=300)
     for answer in answers:
         content, (call,) = read(codec, dialect, answer)
         assert (content, answer.finish_reason) == ("", "stop")
         assert jsonschema_rs.validator_for(SCHEMAS[call.name]).is_valid(json.loads(call.arguments))
-    assert [answer.token_ids for answer in sample(dialect, rules, block_length=1, max_tokens=150)] == [
+    assert [answer.token_ids for answer in sample(dialect, rules, block_length=1, max_tokens=300)] == [
         answer.token_ids for answer in answers
     ]

@@ -4,8 +4,6 @@ The templates in `families/` were written for these tests. They write the tokens
 the operations on texts that its templates use, in other code and with other prose.
 """
 
-# ruff: noqa: RUF001 - DeepSeek's tokens have bars of full width
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,17 +6,29 @@ from hypothesis import strategies as st
 
 from cllm_core.request import FinishReason
 from cllm_core.text.stream import OutputText, TextDelta
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS, FunctionCall, ToolFormat
+from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS
+from cllm_core.text.tools.functions import FunctionCall
 from cllm_core.text.tools.reader import CallSyntax, join_calls
+from cllm_core.text.tools.skeleton import ToolFormat
 from tests.text.factories import byte_level, id_of, make_codec
 from tests.text.strategies import cut, cuts
 from tests.text.test_stream import make_output
+from tests.text.tool_functions import FUNCTIONS
 
 TOKENIZER = byte_level()
-TOKENIZER.add_special_tokens(["[TOOL_CALLS]", "[ARGS]"])
+SPECIAL = (
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁sep｜>",
+    "<|tool_call|>",
+    "<arg_key>",
+    "</arg_value>",
+)
+TOKENIZER.add_special_tokens(list(SPECIAL))
 CODEC = make_codec(TOKENIZER)
-SPELLED = {id_of(TOKENIZER, text): text for text in ("[TOOL_CALLS]", "[ARGS]")}
-CALLS = (FunctionCall("get", '{"x": "stop é"}'), FunctionCall("get", "{}"))
+SPELLED = {id_of(TOKENIZER, text): text for text in SPECIAL}
+CALLS = (FunctionCall("get", '{"text": "stop é"}'), FunctionCall("get", "{}"))
 WRITTEN = DEFAULT_FORMAT.write(CALLS)
 
 
@@ -25,7 +37,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 def make_text(stop: tuple[str, ...] = (), tool_format: ToolFormat = DEFAULT_FORMAT) -> OutputText:
-    return OutputText(CODEC, stop=stop, calls=CallSyntax(tool_format=tool_format, names=("get",), spelled=SPELLED))
+    return OutputText(CODEC, stop=stop, calls=CallSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED))
 
 
 def stream(pieces: list[tuple[int, ...]], stop: tuple[str, ...] = ()) -> tuple[OutputText, list[TextDelta]]:
@@ -100,7 +112,7 @@ def test_a_draft_ends_where_a_call_begins(finish_reason: FinishReason) -> None:
 
 @pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
 def test_a_required_call_cut_before_its_name_gives_neither_text_nor_logprobs(tool_format: ToolFormat) -> None:
-    calls = CallSyntax(tool_format=tool_format, names=("get",), spelled=SPELLED, is_required=True)
+    calls = CallSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED, is_required=True)
     for end in range(len(tool_format.first) + 1):
         output_text = OutputText(CODEC, stop=("name",), calls=calls)
         delta = output_text.push(make_output(encode(tool_format.first[:end]), "length"))

@@ -8,8 +8,11 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
 from cllm_core.errors import InvalidRequest
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS, Function, FunctionCall, ToolFormat
-from cllm_core.text.tools.grammar import CallRules, Vocabulary, calls_grammar
+from cllm_core.text.lark import Vocabulary
+from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS
+from cllm_core.text.tools.functions import Function, FunctionCall
+from cllm_core.text.tools.grammar import CallRules, calls_grammar
+from cllm_core.text.tools.skeleton import ToolFormat
 from tests.text.factories import byte_level, id_of
 
 WEATHER = Function(
@@ -24,7 +27,7 @@ TIME = Function(name="get")
 CALL = FunctionCall("get_weather", '{"city": "<Köln>", "days": 3}')
 NOW = FunctionCall("get", "{}")
 
-MARKS = {"as text": (), "as tokens": ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")}
+MARKS = {"as text": (), "as tokens": sorted({mark for form in FORMATS for mark in form.tokens})}
 
 
 def make_tokenizer(marks: Sequence[str]) -> Tokenizer:
@@ -54,7 +57,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return make_tokenizer(MARKS[request.param])
 
 
-every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: f"{form.name} {form.first}")
 
 
 @every_format

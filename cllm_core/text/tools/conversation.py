@@ -4,11 +4,14 @@ A template that does not gets calls and their results as text, and the functions
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import msgspec
+from pydantic_core import from_json
 
-from cllm_core.text.tools.formats import Function, FunctionCall, ToolFormat, parse_arguments, to_json
+from cllm_core.text.json_text import to_json
+from cllm_core.text.tools.functions import Function, FunctionCall, parse_arguments
+from cllm_core.text.tools.skeleton import ToolFormat
 
 
 class MadeCall(msgspec.Struct, frozen=True):
@@ -24,7 +27,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         role: as chat templates know it: system, user, assistant or tool.
         name: of the participant, None where the client gave none.
-        calls: of the assistant; their arguments are whole JSON objects.
+        calls: of the assistant; the arguments of one that was cut are not a whole JSON object.
         call_id: of the call that a tool's message is the result of.
     """
 
@@ -34,32 +37,79 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[MadeCall, ...] = ()
     call_id: str | None = None
 
-    def as_message(self) -> dict[str, object]:
-        """The message as templates expect it: arguments are objects."""
+    def as_message(self, *, arguments_as_text: bool = False, null_content: bool = False) -> dict[str, object]:
+        """The message as a template expects it.
+
+        Args:
+            arguments_as_text: give the arguments of calls as they are, else as objects.
+            null_content: give no text beside calls as null, else as an empty text.
+        """
         calls = [
             {
                 "id": made.call_id,
                 "type": "function",
-                "function": {"name": made.call.name, "arguments": parse_arguments(made.call.arguments)},
+                "function": {
+                    "name": made.call.name,
+                    "arguments": made.call.arguments if arguments_as_text else _arguments(made.call),
+                },
             }
             for made in self.calls
         ]
+        content = None if null_content and calls and not self.content else self.content
         optional = {"name": self.name, "tool_calls": calls or None, "tool_call_id": self.call_id}
         given = {key: value for key, value in optional.items() if value is not None}
-        return {"role": self.role, "content": self.content, **given}
+        return {"role": self.role, "content": content, **given}
 
 
-def spell_out(turns: Sequence[Turn], tool_format: ToolFormat) -> list[Turn]:
-    """The conversation without calls and tools' messages: both become text of assistant and user."""
-    spelled: list[Turn] = []
+def _arguments(call: FunctionCall) -> object:
+    """The object, what there is of one that was cut, or the text where it cannot be read at all."""
+    try:
+        return parse_arguments(call.arguments)
+    except ValueError:
+        pass
+    try:
+        return from_json(call.arguments, allow_partial="trailing-strings")
+    except ValueError:
+        return call.arguments
+
+
+def write_calls(turns: Sequence[Turn], tool_format: ToolFormat) -> list[Turn]:
+    """The conversation with calls as text of the assistant."""
+    return [_with_written_calls(turn, tool_format) for turn in turns]
+
+
+def write_results(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with tools' messages as text of the user."""
+    written: list[Turn] = []
     for is_result, group in groupby(turns, lambda turn: turn.role == "tool"):
         if is_result:
             # One turn for all results of an answer: many templates want user and assistant to alternate.
             results = (f"<tool_response>\n{turn.content}\n</tool_response>" for turn in group)
-            spelled.append(Turn(role="user", content="\n".join(results)))
+            written.append(Turn(role="user", content="\n".join(results)))
         else:
-            spelled += (_with_written_calls(turn, tool_format) for turn in group)
-    return spelled
+            written += group
+    return written
+
+
+def separate_calls(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with one call a message, each followed by its result."""
+    separate: list[Turn] = []
+    for index, turn in enumerate(turns):
+        if len(turn.calls) > 1:
+            results = list(takewhile(lambda later: later.role == "tool", turns[index + 1 :]))
+            for place, made in enumerate(turn.calls):
+                content = "" if place else turn.content
+                separate.append(msgspec.structs.replace(turn, content=content, calls=(made,)))
+                separate += [result for result in results if result.call_id == made.call_id]
+        elif turn.role != "tool" or not any(turn.call_id == made.call_id for made in _caller(turns, index)):
+            separate.append(turn)
+    return separate
+
+
+def _caller(turns: Sequence[Turn], index: int) -> tuple[MadeCall, ...]:
+    """The calls of the message that the result at this place belongs to, where it makes several."""
+    before = next((turn for turn in reversed(turns[:index]) if turn.role != "tool"), None)
+    return before.calls if before is not None and len(before.calls) > 1 else ()
 
 
 def describe(turns: Sequence[Turn], functions: Sequence[Function], tool_format: ToolFormat) -> list[Turn]:
@@ -68,6 +118,18 @@ def describe(turns: Sequence[Turn], functions: Sequence[Function], tool_format: 
     if turns and turns[0].role == "system":
         return [_with_text_behind(turns[0], text), *turns[1:]]
     return [Turn(role="system", content=text), *turns]
+
+
+def with_system(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with a system message first, one of ours where it has none."""
+    if turns and turns[0].role == "system":
+        return list(turns)
+    return [Turn(role="system", content="You are a helpful assistant with some tools."), *turns]
+
+
+def functions_text(functions: Sequence[Function]) -> str:
+    """The functions as JSON, for templates that take it within the system message."""
+    return to_json([function.as_tool()["function"] for function in functions])
 
 
 def without_system(turns: Sequence[Turn]) -> list[Turn]:
@@ -121,5 +183,5 @@ def _description_lines(functions: Sequence[Function], tool_format: ToolFormat) -
     yield "Several calls:"
     yield tool_format.write([FunctionCall("first_function", "{}"), FunctionCall("second_function", "{}")])
     yield ""
-    yield "The arguments are a JSON object that matches the function's parameters. The next message brings the results,"
+    yield f"{tool_format.style.description} The next message brings the results,"
     yield "each between <tool_response> and </tool_response>. Where no function helps, answer without a call."

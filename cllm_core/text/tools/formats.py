@@ -1,93 +1,16 @@
-"""How calls of functions look in a model's text: one ToolFormat per family of models, each a skeleton of fixed strings.
+"""The tool formats of the families of models, and which of them a chat template shows.
 
-    content, first, call, next, call, ..., last            call = NAME between ARGUMENTS after
-    Sure. <tool_call>{"name": "f", "arguments": {...}}</tool_call>
-
-NAME is a function's name, ARGUMENTS one JSON object, all else is the format's. Whoever writes calls into a prompt,
-forces a model to write them (`grammar`) or reads them (`reader`) takes the strings from here.
+They are documented by the chat templates of the families themselves.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 import msgspec
 
-ToolFormatName = Literal["hermes", "llama3", "mistral"]
-ToolFormatChoice = Literal["auto", "hermes", "llama3", "mistral"]
-
-NAME_PATTERN = r"[A-Za-z0-9_-]{1,64}"
-"""Of functions, as OpenAI documents it."""
-
-
-WHITE_SPACE = " \t\r\n"
-"""What may stand before calls and is part of neither them nor the text."""
-
-
-class Function(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that the client offers.
-
-    Attributes:
-        parameters: JSON schema of the object that holds its arguments; None where it has none.
-        is_strict: the schema must be one that can be enforced whole, else what cannot be is left to the model.
-    """
-
-    name: str
-    description: str | None = None
-    parameters: Mapping[str, object] | None = None
-    is_strict: bool = False
-
-    def as_tool(self) -> dict[str, object]:
-        """The function in OpenAI's words, which chat templates expect; many count on parameters."""
-        description = {} if self.description is None else {"description": self.description}
-        parameters = self.parameters or {"type": "object", "properties": {}}
-        return {"type": "function", "function": {"name": self.name, **description, "parameters": parameters}}
-
-
-class FunctionCall(msgspec.Struct, frozen=True):
-    """A call of a function; `arguments` is the text of a JSON object, incomplete where the output was cut."""
-
-    name: str
-    arguments: str
-
-
-class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """The fixed strings around the calls in a text.
-
-    Attributes:
-        marker: begins `first` and marks the beginning of calls wherever it stands; None where only the start of a text
-            can be a call, which is then told by `first` and the name of a known function.
-        template_pattern: regex; it is found in the chat templates that write calls in this format.
-        tokens: strings in the format that many vocabularies have as tokens of their own.
-        has_short_ids: the chat templates refuse ids of calls that are not nine letters or digits.
-    """
-
-    name: ToolFormatName
-    first: str
-    between: str
-    after: str
-    next: str
-    last: str = ""
-    marker: str | None
-    template_pattern: str
-    tokens: tuple[str, ...] = ()
-    has_short_ids: bool = False
-
-    def markers(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Strings that mark the beginning of calls of these functions; none is the beginning of another."""
-        # The first character behind the name tells "get" from "get_weather".
-        return (self.marker,) if self.marker is not None else tuple(self.opening(name) for name in names)
-
-    def opening(self, name: str) -> str:
-        """The beginning of calls whose first is of this function, to the character behind its name."""
-        return self.first + name + self.between[0]
-
-    def write(self, calls: Sequence[FunctionCall]) -> str:
-        """The calls, at least one, as a model would write them."""
-        bodies = [call.name + self.between + call.arguments + self.after for call in calls]
-        return self.first + self.next.join(bodies) + self.last
-
+from cllm_core.text.tools.keywords import KeywordArguments
+from cllm_core.text.tools.skeleton import ToolFormat, ToolFormatChoice, ToolFormatName
+from cllm_core.text.tools.tagged import TaggedArguments
 
 _HERMES = ToolFormat(
     name="hermes",
@@ -96,7 +19,7 @@ _HERMES = ToolFormat(
     after="}\n</tool_call>",
     next='\n<tool_call>\n{"name": "',
     marker="<tool_call>",
-    # Others put XML between these marks.
+    # Others put tags between these marks.
     template_pattern=r'<tool_call>(?s:.*)arguments\\?":',
     tokens=("<tool_call>", "</tool_call>"),
 )
@@ -140,10 +63,176 @@ _MISTRAL_ARGS = msgspec.structs.replace(
     tokens=("[TOOL_CALLS]", "[ARGS]"),
 )
 
-# The first that a template shows is taken, so the narrower pattern stands first.
-FORMATS = (_MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL, _HERMES, _LLAMA3)
+_QWEN3_CODER = ToolFormat(
+    name="qwen3_coder",
+    first="<tool_call>\n<function=",
+    between=">\n",
+    after="</function>\n</tool_call>",
+    next="\n<tool_call>\n<function=",
+    marker="<tool_call>",
+    template_pattern=r"<tool_call>(\\n|\n)<function=",
+    style=TaggedArguments(before_name="<parameter=", before_value=">\n", after_value="\n</parameter>\n"),
+    tokens=("<tool_call>", "</tool_call>"),
+)
 
-_DEFAULTS: Mapping[ToolFormatName, ToolFormat] = {"hermes": _HERMES, "llama3": _LLAMA3, "mistral": _MISTRAL}
+_SEED_OSS = ToolFormat(
+    name="seed_oss",
+    first="<seed:tool_call>\n<function=",
+    between=">\n",
+    after="</function>\n</seed:tool_call>",
+    next="\n<seed:tool_call>\n<function=",
+    marker="<seed:tool_call>",
+    template_pattern=r"<seed:tool_call>",
+    style=TaggedArguments(before_name="<parameter=", before_value=">", after_value="</parameter>\n"),
+    tokens=("<seed:tool_call>", "</seed:tool_call>"),
+)
+
+_GLM45 = ToolFormat(
+    name="glm45",
+    first="<tool_call>",
+    between="\n",
+    after="</tool_call>",
+    next="\n<tool_call>",
+    marker="<tool_call>",
+    template_pattern=r"<arg_key>",
+    style=TaggedArguments(
+        before_name="<arg_key>", before_value="</arg_key>\n<arg_value>", after_value="</arg_value>\n"
+    ),
+    tokens=("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+
+_GLM47 = msgspec.structs.replace(
+    _GLM45,
+    between="",
+    next="<tool_call>",
+    template_pattern=r"</arg_key><arg_value>",
+    style=TaggedArguments(before_name="<arg_key>", before_value="</arg_key><arg_value>", after_value="</arg_value>"),
+)
+
+_DEEPSEEK_TOKENS = (
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+)
+
+_DEEPSEEK_V3 = ToolFormat(
+    name="deepseek_v3",
+    first="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    between="\n```json\n",
+    after="\n```<｜tool▁call▁end｜>",
+    next="\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    last="<｜tool▁calls▁end｜>",
+    marker="<｜tool▁calls▁begin｜>",
+    template_pattern=r"<｜tool▁sep｜>(?s:.*)```json",
+    tokens=_DEEPSEEK_TOKENS,
+)
+
+_DEEPSEEK_V31 = msgspec.structs.replace(
+    _DEEPSEEK_V3,
+    first="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>",
+    between="<｜tool▁sep｜>",
+    after="<｜tool▁call▁end｜>",
+    next="<｜tool▁call▁begin｜>",
+    template_pattern=r"<｜tool▁sep｜>",
+)
+
+_PYTHONIC = ToolFormat(
+    name="pythonic",
+    first="[",
+    between="(",
+    after=")",
+    next=", ",
+    last="]",
+    marker=None,
+    # How the templates of Llama 3.2 and 4 tell the model of the form.
+    template_pattern=r"\[func_name1\(",
+    style=KeywordArguments(python_words=True),
+)
+
+_OLMO3 = ToolFormat(
+    name="olmo3",
+    first="<function_calls>",
+    between="(",
+    after=")",
+    next="\n",
+    last="</function_calls>",
+    marker="<function_calls>",
+    template_pattern=r"<function_calls>",
+    style=KeywordArguments(python_words=False),
+    tokens=("<function_calls>", "</function_calls>"),
+)
+
+_OLMO3_LINES = msgspec.structs.replace(
+    _OLMO3,
+    first="<function_calls>\n",
+    last="\n</function_calls>",
+    template_pattern=r"<function_calls>(\\n|\n)",
+)
+
+_GRANITE = ToolFormat(
+    name="granite",
+    first='<|tool_call|>[{"name": "',
+    between='", "arguments": ',
+    after="}",
+    next=', {"name": "',
+    last="]",
+    marker="<|tool_call|>",
+    template_pattern=r"<\|tool_call\|>",
+    tokens=("<|tool_call|>",),
+)
+
+_PHI4_MINI = msgspec.structs.replace(
+    _GRANITE,
+    name="phi4_mini",
+    last="]<|/tool_call|>",
+    template_pattern=r"<\|/tool\|>",
+    tokens=("<|tool_call|>", "<|/tool_call|>"),
+)
+
+_PHI4_MINI_SINGLE = msgspec.structs.replace(
+    _PHI4_MINI,
+    first='<|tool_call|>{"name": "',
+    after="}<|/tool_call|>",
+    next='<|tool_call|>{"name": "',
+    last="",
+    template_pattern=r"<\|tool_call\|>\{(?s:.*)<\|/tool_call\|>",
+)
+
+_PHI4_MINI_FUNCTOOLS = msgspec.structs.replace(
+    _PHI4_MINI,
+    first='functools[{"name": "',
+    last="]",
+    marker="functools[",
+    template_pattern=r"functools\[",
+    tokens=(),
+)
+
+# The first that a template shows is taken, so the narrower pattern stands first.
+FORMATS = (
+    *(_MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL),
+    *(_DEEPSEEK_V3, _DEEPSEEK_V31, _SEED_OSS, _QWEN3_CODER, _GLM47, _GLM45, _HERMES),
+    *(_PHI4_MINI_FUNCTOOLS, _PHI4_MINI_SINGLE, _PHI4_MINI, _GRANITE),
+    *(_OLMO3_LINES, _OLMO3, _PYTHONIC, _LLAMA3),
+)
+
+_DEFAULTS: Mapping[ToolFormatName, ToolFormat] = {
+    "hermes": _HERMES,
+    "llama3": _LLAMA3,
+    "mistral": _MISTRAL,
+    "qwen3_coder": _QWEN3_CODER,
+    "seed_oss": _SEED_OSS,
+    "glm45": _GLM45,
+    "deepseek_v3": _DEEPSEEK_V3,
+    "pythonic": _PYTHONIC,
+    "olmo3": _OLMO3,
+    "granite": _GRANITE,
+    "phi4_mini": _PHI4_MINI,
+}
+
+DEFAULT_FORMAT = _HERMES
+"""For models that know no format: the one with the clearest marks."""
 
 
 def find_format(chosen: ToolFormatChoice, template: str | None) -> ToolFormat | None:
@@ -156,29 +245,3 @@ def find_format(chosen: ToolFormatChoice, template: str | None) -> ToolFormat | 
     if found is not None or chosen == "auto":
         return found
     return _DEFAULTS[chosen]
-
-
-DEFAULT_FORMAT = _HERMES
-"""For models that know no format: the one with the clearest marks."""
-
-
-def parse_arguments(text: str) -> dict[str, object]:
-    """The arguments of a call, none in an empty text; ValueError where the text is no JSON object."""
-    if not text:
-        return {}
-    try:
-        arguments: object = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(arguments, dict):
-        raise ValueError("is no JSON object")
-    return arguments
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def to_json(value: object) -> str:
-    """JSON as chat templates write it."""
-    return json.dumps(value, ensure_ascii=False)

@@ -1,32 +1,19 @@
 """The grammar of an output that may or must call functions: what a model writes behind a marker is a valid call.
 
-Written in the Lark dialect of the llguidance library, where `<[id]>` is a token, `%json` a JSON schema and a rule that
-is `[lazy]` ends with the first match. Fixed strings leave the model no choice, so most of a call needs no guessing.
+Written in the Lark dialect of the llguidance library (see `lark`). Fixed strings leave the model no choice, so most of
+a call needs no guessing.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import msgspec
 
 from cllm_core.errors import InvalidRequest
-from cllm_core.text.grammar import json_rule
-from cllm_core.text.tools.formats import WHITE_SPACE, Function, ToolFormat, to_json
+from cllm_core.text.lark import ANY_TEXT, SOME_TEXT, Vocabulary, escape, regex, token, without
+from cllm_core.text.tools.functions import Function
+from cllm_core.text.tools.skeleton import MAX_CALLS, WHITE_SPACE, ToolFormat
 
-_ANY_TEXT = "(?s:.*)"
-_SOME_TEXT = "(?s:.+)"
-
-
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a grammar has to know of the tokenizer.
-
-    Attributes:
-        marks: text -> id of the strings in the tool format that are tokens of their own.
-        visible_ids: other tokens added to the vocabulary that are part of the text (<think>, ...).
-    """
-
-    marks: Mapping[str, int] = {}
-    visible_ids: tuple[int, ...] = ()
+_WHITE_SPACE = f"[{escape(WHITE_SPACE)}]*"
 
 
 class CallRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,35 +32,44 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
     content: str | None = None
 
 
-def calls_grammar(tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary) -> str:
+def calls_grammar(
+    tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, *, not_first: str | None = None
+) -> str:
     """The grammar, for SamplingParams.grammar.
 
+    Args:
+        not_first: what free text must not begin with, white space aside, as it means something else there.
+
     Raises:
-        InvalidRequest: the format cannot be told from text that has to match a grammar.
+        InvalidRequest: the format cannot be told from text that has to match a grammar, or the schema of a strict
+            function cannot be enforced.
     """
-    return "\n".join(_Writer(tool_format, rules, vocabulary).lines())
+    return "\n".join(_Writer(tool_format, rules, vocabulary, not_first).lines())
 
 
-def arguments_schema(function: Function) -> dict[str, object]:
-    """JSON schema of a call's arguments: an object, of the parameters that the function declares and no others."""
-    declared = function.parameters
-    schema: dict[str, object] = {"properties": {}} if declared is None else dict(declared)
-    schema["type"] = "object"
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
-    # What the library cannot enforce is refused where the client is strict about it, else left to the model.
-    return schema | {"x-guidance": {"lenient": not function.is_strict}}
+def call_rules(tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary) -> Iterator[str]:
+    """Rules for one call, from the function's name to what follows the arguments: the rule `call` and its parts."""
+    yield f"call: {' | '.join(f'call_{i}' for i in range(len(rules.functions)))}"
+    for i, function in enumerate(rules.functions):
+        head = vocabulary.literal(function.name + tool_format.between)
+        yield f"call_{i}: {head} arguments_{i} {vocabulary.literal(tool_format.after)}"
+        yield from tool_format.style.rules(f"arguments_{i}", function, vocabulary)
 
 
 class _Writer:
-    def __init__(self, tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, not_first: str | None
+    ) -> None:
         self._format = tool_format
         self._rules = rules
         self._vocabulary = vocabulary
+        self._literal = vocabulary.literal
+        # A condition on the beginning of free text.
+        self._begins = "" if not_first is None else f"& ~{regex(_WHITE_SPACE + escape(not_first) + ANY_TEXT)}"
         # What follows a call.
         self._more = self._literal(tool_format.last)
         if rules.is_parallel:
-            self._more = f"({self._literal(tool_format.next)} call)* {self._more}"
+            self._more = f"({self._literal(tool_format.next)} call){{0,{MAX_CALLS - 1}}} {self._more}"
 
     def lines(self) -> Iterator[str]:
         """The rules, `start` first."""
@@ -92,7 +88,7 @@ class _Writer:
             yield from self._text_then_calls(self._format.marker)
         else:
             yield from self._text_or_calls()
-        yield from self._call()
+        yield from call_rules(self._format, self._rules, self._vocabulary)
 
     def _text_then_calls(self, marker: str) -> Iterator[str]:
         """Text up to the first marker, and calls behind it if there is one."""
@@ -101,63 +97,39 @@ class _Writer:
             yield f"start: text ({self._literal(marker)} {rest})?"
         else:
             yield f"start: text | text opening {rest}"
-            yield f"opening[lazy]: {_regex(_ANY_TEXT + re.escape(marker))}"
+            yield "opening[lazy]: OPENING"
+            yield f"OPENING: {regex(ANY_TEXT + escape(marker))} {self._begins}"
         # Also where the marker is a token: its letters must not come as other tokens.
-        yield from self._text(f"& ~{_regex(_ANY_TEXT + re.escape(marker) + _ANY_TEXT)}")
+        condition = without(marker)
+        yield f"text: {self._head()}"
+        yield f"HEAD: {regex(SOME_TEXT)} {condition} {self._begins}"
+        yield from self._text(condition)
 
     def _text_or_calls(self) -> Iterator[str]:
         """Text that does not begin like a call, or calls from the beginning on."""
         names = [function.name for function in self._rules.functions]
-        white_space = WHITE_SPACE.encode("unicode_escape").decode()
-        openings = [f"[{white_space}]*" + re.escape(marker) for marker in self._format.markers(names)]
+        openings = [_WHITE_SPACE + escape(marker) for marker in self._format.markers(names)]
         alternatives = [self._head(), *(f"opening_{i} rest_{i} {self._more}" for i in range(len(names)))]
         yield f"start: {' | '.join(alternatives)}"
         for i, opening in enumerate(openings):
-            yield f"opening_{i}[lazy]: {_regex(opening)}"
-            yield f"rest_{i}: {self._arguments(i, self._format.between[1:])}"
-        like_calls = f"(?:{'|'.join(openings)}){_ANY_TEXT}"
-        yield f"HEAD: {_regex(_SOME_TEXT)} & ~{_regex(like_calls)}"
-        if self._vocabulary.visible_ids:
-            yield from self._text("")
+            yield f"opening_{i}[lazy]: {regex(opening)}"
+            rest = f"{self._literal(self._format.between[1:])} arguments_{i} {self._literal(self._format.after)}"
+            yield f"rest_{i}: {rest}"
+        like_calls = f"(?:{'|'.join(openings)}){ANY_TEXT}"
+        yield f"HEAD: {regex(SOME_TEXT)} & ~{regex(like_calls)} {self._begins}"
+        yield from self._text("")
 
     def _head(self) -> str:
-        visible = self._visible()
-        return f"HEAD? ({visible} text)?" if visible else "HEAD?"
+        """Free text from its beginning on; a condition holds for its first part alone."""
+        visible = self._vocabulary.visible_ids
+        return f"HEAD? ({token(*visible)} more_text)?" if visible else "HEAD?"
 
     def _text(self, condition: str) -> Iterator[str]:
-        # Never two TEXT in a row: a condition on the whole would then hold for neither.
-        visible = self._visible()
-        yield f"text: TEXT? ({visible} TEXT?)*" if visible else "text: TEXT?"
-        yield f"TEXT: {_regex(_SOME_TEXT)} {condition}"
+        visible = self._vocabulary.visible_ids
+        if visible:
+            # Never two TEXT in a row: a condition on the whole would then hold for neither.
+            yield f"more_text: TEXT? ({token(*visible)} TEXT?)*"
+            yield f"TEXT: {regex(SOME_TEXT)} {condition}"
 
     def _calls(self) -> str:
         return f"{self._literal(self._format.first)} call {self._more}"
-
-    def _call(self) -> Iterator[str]:
-        functions = self._rules.functions
-        yield f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}"
-        for i, function in enumerate(functions):
-            yield f"call_{i}: {self._arguments(i, function.name + self._format.between)}"
-            yield f"arguments_{i}: {json_rule(arguments_schema(function))}"
-
-    def _arguments(self, index: int, before: str) -> str:
-        return f"{self._literal(before)} arguments_{index} {self._literal(self._format.after)}"
-
-    def _visible(self) -> str:
-        return _token(*self._vocabulary.visible_ids) if self._vocabulary.visible_ids else ""
-
-    def _literal(self, text: str) -> str:
-        """The text, its marks as the tokens they are; empty for no text."""
-        marks = self._vocabulary.marks
-        if not marks:
-            return to_json(text) if text else ""
-        parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
-        return " ".join(_token(marks[part]) if part in marks else to_json(part) for part in parts if part)
-
-
-def _token(*token_ids: int) -> str:
-    return f"<[{','.join(map(str, token_ids))}]>"
-
-
-def _regex(pattern: str) -> str:
-    return "/" + pattern.replace("/", r"\/") + "/"

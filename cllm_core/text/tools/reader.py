@@ -8,18 +8,17 @@ Content never holds a marker, nor the white space before one. The grammar lets a
 behind a marker, so a text that leaves it there is a fault of the engine.
 """
 
-import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from cllm_core.errors import EngineFailed
-from cllm_core.text.tools.formats import WHITE_SPACE, FunctionCall, ToolFormat
+from cllm_core.text.tools.arguments import ArgumentReader
+from cllm_core.text.tools.functions import Function, FunctionCall
+from cllm_core.text.tools.skeleton import WHITE_SPACE, ToolFormat
 
 _NAME_CHARS = string.ascii_letters + string.digits + "_-"
-_IN_JSON = re.compile(r'[{}\[\]"]')
-_IN_STRING = re.compile(r'[\\"]')
 
 
 class CallDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,37 +46,38 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     """How the calls of one request look.
 
     Attributes:
-        names: of the functions that may be called, at least one.
+        functions: that may be called, at least one.
         spelled: special tokens that belong to the format: id -> text.
         is_required: the output is calls and has no content, as CallRules says.
     """
 
     tool_format: ToolFormat
-    names: tuple[str, ...]
+    functions: tuple[Function, ...]
     spelled: Mapping[int, str] = {}
     is_required: bool = False
 
     def reader(self) -> "CallReader":
         """A reader of one output."""
-        return CallReader(self.tool_format, self.names, is_required=self.is_required)
+        return CallReader(self.tool_format, self.functions, is_required=self.is_required)
 
 
 class CallReader:
     """Splits one output into its content and the calls behind it."""
 
-    def __init__(self, tool_format: ToolFormat, names: Sequence[str], *, is_required: bool = False) -> None:
+    def __init__(self, tool_format: ToolFormat, functions: Sequence[Function], *, is_required: bool = False) -> None:
         """Start an empty output.
 
         Args:
-            names: of the functions that it may call, at least one.
+            functions: that it may call, at least one.
             is_required: it is calls, so that a beginning of one is no content even where the output ends there.
         """
         self._is_required = is_required
         self._format = tool_format
-        self._markers = tool_format.markers(names)
+        self._functions = functions
+        self._markers = tool_format.markers([function.name for function in functions])
         self._held = ""  # may be part of a marker, or white space before one
         self._has_content = False
-        self._calls: _CallParser | None = None
+        self._calls: CallParser | None = None
 
     @property
     def is_calling(self) -> bool:
@@ -95,7 +95,7 @@ class CallReader:
             self._has_content = self._has_content or bool(content)
             return ReadText(content)
         self._held = ""
-        self._calls = _CallParser(self._format)
+        self._calls = CallParser(self._format, self._functions)
         return ReadText(content, self._calls.push(pending[start:]))
 
     def peek(self, text: str) -> str:
@@ -136,14 +136,16 @@ class CallReader:
         return None, 0 if may_come else len(pending)
 
 
-class _CallParser:
-    """Takes the text from the first marker on."""
+class CallParser:
+    """Takes the text of calls from the first marker on."""
 
-    def __init__(self, tool_format: ToolFormat) -> None:
+    def __init__(self, tool_format: ToolFormat, functions: Sequence[Function]) -> None:
+        """Start before the first marker; of functions that are not among these the parameters are not known."""
         self._format = tool_format
+        self._functions = {function.name: function for function in functions}
         self._pending = ""
         self._index = -1
-        self._arguments = _ObjectScanner()
+        self._arguments: ArgumentReader | None = None  # of the call that is being read
         self._read: Callable[[], list[CallDelta] | None] = self._read_first
 
     def push(self, text: str) -> tuple[CallDelta, ...]:
@@ -165,26 +167,33 @@ class _CallParser:
             return None
         name, self._pending = self._pending.removesuffix(rest), rest
         self._index += 1
+        self._arguments = self._format.style.reader(self._functions.get(name) or Function(name=name, parameters={}))
         self._read = self._read_between
         return [CallDelta(index=self._index, name=name)]
 
     def _read_between(self) -> list[CallDelta] | None:
-        self._arguments = _ObjectScanner()
         return self._read_fixed(self._format.between, then=self._read_arguments)
 
     def _read_arguments(self) -> list[CallDelta] | None:
-        end = self._arguments.scan(self._pending)
-        piece, self._pending = self._pending[:end], self._pending[end:]
+        assert self._arguments is not None  # the name came first
+        try:
+            piece, size = self._arguments.read(self._pending)
+        except ValueError as error:
+            raise self._left_format(str(error)) from error
+        self._pending = self._pending[size:]
         if self._arguments.is_complete:
             self._read = self._read_after
-        return [CallDelta(index=self._index, arguments=piece)]
+        elif not (piece or size):
+            return None
+        return [CallDelta(index=self._index, arguments=piece)] if piece else []
 
     def _read_after(self) -> list[CallDelta] | None:
         return self._read_fixed(self._format.after, then=self._read_border)
 
     def _read_border(self) -> list[CallDelta] | None:
-        if self._format.last and self._pending[0] == self._format.last[0]:
-            return self._read_fixed(self._format.last, then=self._read_end)
+        last = self._format.last
+        if last and (last.startswith(self._pending) or self._pending.startswith(last)):
+            return self._read_fixed(last, then=self._read_end)
         return self._read_fixed(self._format.next, then=self._read_name)
 
     def _read_end(self) -> list[CallDelta] | None:
@@ -201,42 +210,6 @@ class _CallParser:
 
     def _left_format(self, expected: str) -> EngineFailed:
         return EngineFailed(f"a call of a function left its format: {expected} should come, not {self._pending[:40]!r}")
-
-
-class _ObjectScanner:
-    """Finds the end of one JSON object, whose other rules are the grammar's to keep."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
-        self.is_complete = False
-
-    def scan(self, text: str) -> int:
-        """Characters of the text that belong to the object."""
-        place = 0
-        while place < len(text):
-            if self._is_escaped:
-                self._is_escaped = False
-                place += 1
-                continue
-            mark = (_IN_STRING if self._in_string else _IN_JSON).search(text, place)
-            if mark is None:
-                break
-            place = mark.end()
-            self._take(mark[0])
-            if self._depth == 0 and not self._in_string:
-                self.is_complete = True
-                return place
-        return len(text)
-
-    def _take(self, mark: str) -> None:
-        if mark == "\\":
-            self._is_escaped = True
-        elif mark == '"':
-            self._in_string = not self._in_string
-        else:
-            self._depth += 1 if mark in "{[" else -1
 
 
 def merge_deltas(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.tools.conversation import MadeCall
-from cllm_core.text.tools.formats import FunctionCall, parse_arguments
+from cllm_core.text.tools.functions import FunctionCall, parse_arguments
 from server.openai.shared.api_model import ApiModel, IsNeutral, client_side, without_neutral
 from server.openai.shared.tools import FunctionName
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.text.tools.formats import Function, to_json
+from cllm_core.text.json_text import to_json
+from cllm_core.text.tools.functions import Function
 from server.openai.chat.messages import Message, content_text
 from server.served_models import LoadedModel
 

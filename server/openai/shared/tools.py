@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WrapValidator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.text.tools.formats import NAME_PATTERN, Function
+from cllm_core.text.tools.functions import NAME_PATTERN, Function
 from cllm_core.text.tools.grammar import CallRules
 from server.openai.shared.api_model import ApiModel
 

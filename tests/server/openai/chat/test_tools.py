@@ -9,7 +9,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel
 
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FunctionCall
+from cllm_core.text.tools.formats import DEFAULT_FORMAT
+from cllm_core.text.tools.functions import FunctionCall
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
 
@@ -206,7 +207,7 @@ def test_calls_follow_each_other_unless_one_is_wanted(
     silent: RunningServer, fields: dict[str, Any], is_parallel: bool
 ) -> None:
     post(silent, **fields)
-    assert (" call)*" in grammar_of(silent)) == is_parallel
+    assert (" call){0," in grammar_of(silent)) == is_parallel
 
 
 def test_with_no_tools_to_call_nothing_is_described_forced_or_read(silent: RunningServer) -> None:

@@ -9,7 +9,8 @@ import pytest
 from openai.types.responses import FunctionToolParam, ResponseFunctionToolCall, ResponseInputParam
 from pydantic import BaseModel
 
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FunctionCall
+from cllm_core.text.tools.formats import DEFAULT_FORMAT
+from cllm_core.text.tools.functions import FunctionCall
 from tests.server.fakes import MODEL_NAME, ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
 
