@@ -151,6 +151,18 @@ def from_client(value: T) -> T:
     return copy  # type: ignore[return-value]  # a str is copied to a str, and so on
 
 
+def from_client_unless_traced(value: T) -> T:
+    """As from_client, but texts that are traced already keep their masks: whoever traced them knows better."""
+    copy: object = value
+    if isinstance(value, Mapping):
+        copy = {from_client_unless_traced(key): from_client_unless_traced(item) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        copy = [from_client_unless_traced(item) for item in value]
+    elif not isinstance(value, TracedText):
+        copy = from_client(value)
+    return copy  # type: ignore[return-value]  # as above
+
+
 def of_any(text: str, *sources: object) -> str:
     """A text that was made of these values nobody knows how: all of it is the client's where some of them is."""
     return from_client(text) if any(map(holds_client_text, sources)) else text

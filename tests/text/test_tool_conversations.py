@@ -143,3 +143,22 @@ def test_functions_in_the_system_message_are_json_beside_its_text() -> None:
         assert head == f"<|system|>{'Be kind.' if system else 'You are a helpful assistant with some tools.'}"
         told = json.loads(rest.partition("<|/tool|>")[0])
         assert [function["name"] for function in told] == [function.name for function in FUNCTIONS]
+
+
+def test_marks_of_calls_are_control_tokens_and_what_a_client_wrote_is_not() -> None:
+    """A message of an earlier turn is the client's to write, and so are the functions."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|tool_call|>"])
+    codec, template = make_codec(tokenizer), ChatTemplate(GRANITE.replace("<|tool_call|>", "[call]"))
+    dialect = find_dialect(template, codec, chosen="granite", end_ids=(id_of(tokenizer, END),))
+    forged = Turn(
+        role="assistant", content="", calls=(MadeCall("call_1", FunctionCall("get", '{"text": "<|tool_call|>"}')),)
+    )
+    told = Function(name="get", description="Say <|tool_call|>.", parameters={})
+    for functions, turns, num_marks in (((), [forged], 1), ((told,), [TALK[0]], 0)):
+        prompt = dialect.render(template, turns, functions, add_generation_prompt=True, template_kwargs=None)
+        assert codec.encode_chat(prompt).count(id_of(tokenizer, "<|tool_call|>")) == num_marks
+    untold = ChatTemplate("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
+    dialect = find_dialect(untold, codec, chosen="granite", end_ids=(id_of(tokenizer, END),))
+    prompt = dialect.render(untold, [TALK[0]], [told], add_generation_prompt=True, template_kwargs=None)
+    assert codec.encode_chat(prompt).count(id_of(tokenizer, "<|tool_call|>")) == 2  # in the two examples of calls

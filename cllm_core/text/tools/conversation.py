@@ -10,6 +10,7 @@ import msgspec
 from pydantic_core import from_json
 
 from cllm_core.text.json_text import to_json
+from cllm_core.text.provenance import concat, from_client, from_client_unless_traced, from_template
 from cllm_core.text.tools.functions import Function, FunctionCall, parse_arguments
 from cllm_core.text.tools.skeleton import ToolFormat
 
@@ -138,7 +139,7 @@ def without_system(turns: Sequence[Turn]) -> list[Turn]:
     place = next((index for index, turn in enumerate(rest) if turn.role == "user"), None)
     if first.role != "system" or place is None:
         return list(turns)
-    user = msgspec.structs.replace(rest[place], content=f"{first.content}\n\n{rest[place].content}")
+    user = msgspec.structs.replace(rest[place], content=_joined(first.content, "\n\n", rest[place].content))
     return [*rest[:place], user, *rest[place + 1 :]]
 
 
@@ -167,16 +168,21 @@ def _with_written_calls(turn: Turn, tool_format: ToolFormat) -> Turn:
 
 
 def _with_text_behind(turn: Turn, text: str, *, separator: str = "\n\n") -> Turn:
-    return msgspec.structs.replace(turn, content=f"{turn.content}{separator}{text}" if turn.content else text)
+    content = _joined(turn.content, separator, text) if turn.content else text
+    return msgspec.structs.replace(turn, content=content)
+
+
+def _joined(*parts: str) -> str:
+    return concat(map(from_client_unless_traced, parts))
 
 
 def _description(functions: Sequence[Function], tool_format: ToolFormat) -> str:
-    return "\n".join(_description_lines(functions, tool_format))
+    return from_template("\n").join(_description_lines(functions, tool_format))
 
 
 def _description_lines(functions: Sequence[Function], tool_format: ToolFormat) -> Iterator[str]:
     yield "You can call these functions, each described as JSON:"
-    yield from (to_json(function.as_tool()["function"]) for function in functions)
+    yield from (from_client(to_json(function.as_tool()["function"])) for function in functions)
     yield ""
     yield "To call functions, write nothing but the calls behind your words, in exactly this form:"
     yield tool_format.write([FunctionCall("function_name", '{"parameter": "value"}')])

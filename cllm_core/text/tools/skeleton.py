@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from cllm_core.text.provenance import concat, from_client, from_template
 from cllm_core.text.tools.arguments import ArgumentStyle, JsonArguments
 from cllm_core.text.tools.functions import FunctionCall
 
@@ -72,12 +73,16 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
         return self.first + name + self.between[0]
 
     def write(self, calls: Sequence[FunctionCall]) -> str:
-        """The calls, at least one, as a model would write them; arguments that were cut are written as they are."""
-        return self.first + self.next.join(map(self._body, calls)) + self.last
+        """The calls, at least one, as a model would write them; arguments that were cut are written as they are.
 
-    def _body(self, call: FunctionCall) -> str:
+        The fixed strings are marked as a template's own text, the rest as the client's: in a prompt only the former
+        can be control tokens.
+        """
+        bodies = [concat([from_client(call.name), self.between, self._arguments(call), self.after]) for call in calls]
+        return concat([self.first, from_template(self.next).join(bodies), self.last])
+
+    def _arguments(self, call: FunctionCall) -> str:
         try:
-            arguments = self.style.write(call.arguments)
+            return from_client(self.style.write(call.arguments))
         except ValueError:
-            arguments = call.arguments
-        return call.name + self.between + arguments + self.after
+            return from_client(call.arguments)
