@@ -32,6 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         adapter_root: folder below which further adapters may be loaded while serving; None refuses to.
         max_adapters: adapters held at once, those of `adapters` included.
         max_adapter_rank: highest LoRA rank of an adapter served beside the base.
+        chat_template: name of a common chat template (chatml, llama3, ...) or path of a Jinja file, for models that
+            bring none or a wrong one; None takes the model's own. Adapters that bring one keep theirs.
         revision: Hub revision (branch, tag or commit) of the model.
         dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
         device: auto takes cuda where there is one.
@@ -66,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     adapter_root: str | None = None
     max_adapters: int = 8
     max_adapter_rank: int = 64
+    chat_template: str | None = None
     revision: str | None = None
     dtype: DTypeName = "auto"
     device: DeviceName = "auto"

@@ -232,7 +232,9 @@ class LLM:
         tools = self._tools_of(adapter)
         if tools.template is None:
             name = adapter or self.info.name
-            raise InvalidRequest(f"{name} has no chat template: use generate()", param="messages")
+            raise InvalidRequest(
+                f"{name} has no chat template: use generate(), or load it with chat_template=", param="messages"
+            )
         return tuple(tools.codec.encode_chat(tools.template.render(messages), param="messages"))
 
     def _new_request(self, job: "_Job", params: SamplingParams, choice_index: int = 0) -> NewRequest:

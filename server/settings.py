@@ -69,6 +69,14 @@ class EngineSettings(BaseSettings):
             "networks. Left out: they cannot, and the endpoints for it are off."
         ),
     ] = None
+    chat_template: Annotated[
+        str | None,
+        MODEL,
+        Field(
+            description="Chat template to use instead of the model's own: alpaca, chatml, gemma, llama2, llama3, "
+            "mistral, vicuna, zephyr, or the path of a Jinja file."
+        ),
+    ] = None
     revision: Annotated[str | None, MODEL, Field(description="Branch, tag or commit of the model on the Hub.")] = None
     dtype: Annotated[
         DTypeName, MODEL, Field(description="Number format of weights and KV cache. auto: the checkpoint's.")

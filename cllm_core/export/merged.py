@@ -9,12 +9,12 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
 from cllm_core.models.architecture import check_architecture
+from cllm_core.models.chat_templates import builtin_template
 from cllm_core.models.checkpoint import read_config, read_tokenizer, stored_dtype
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.loader import read_model, tokenizer_source
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
-from cllm_core.models.tokenizer import builtin_template
 
 _ATTENTION = "sdpa"  # never run; paged attention would be written into the model's settings
 _DTYPES: dict[ExportDType, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}

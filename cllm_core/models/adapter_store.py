@@ -8,16 +8,16 @@ import torch
 from msgspec.structs import replace
 
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
-from cllm_core.errors import ConfigError, ModelLoadError
+from cllm_core.errors import ModelLoadError
 from cllm_core.info import AdapterInfo, TokenizerBundle
 from cllm_core.models.adapter_bank import AdapterBank
+from cllm_core.models.chat_templates import ChatTemplates, check_templates
 from cllm_core.models.checkpoint import Checkpoint, has_tokenizer, read_tokenizer
 from cllm_core.models.cllm_json import read_card
 from cllm_core.models.end_tokens import token_ids_in
 from cllm_core.models.loader import LoadedModel
 from cllm_core.models.lora import LowRank, read_lora
 from cllm_core.models.tokenizer import build_bundle
-from cllm_core.text.chat_template import ChatTemplate
 
 _REVISION_BYTES = 8
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -90,16 +90,9 @@ class AdapterStore:
             bundle = replace(base, chat_template=template.read_text(encoding="utf-8"), tool_use_template=None)
         else:
             bundle = base
-        _check_template(bundle, path)
+        # Here, and not at every request for the adapter.
+        check_templates(ChatTemplates(default=bundle.chat_template, tool_use=bundle.tool_use_template), path)
         return None if bundle == base else bundle, tuple(sorted(eos_token_ids))
-
-
-def _check_template(bundle: TokenizerBundle, path: str) -> None:
-    """Refuse here what would break every request for the adapter in the process that handles text."""
-    try:
-        ChatTemplate.of(bundle)
-    except ConfigError as error:
-        raise ModelLoadError(f"{path}: {error}") from error
 
 
 def _revision(folder: Path) -> str:

@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 _FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 _LEGACY_WEIGHTS = ["*.bin", "*.bin.index.json"]
 _CODE = ["*.py"]
-# Subfolders hold other formats (ONNX, original weights); consolidated.* repeats the weights in Mistral's own layout.
-_IGNORED = ["*/*", "consolidated*"]
+# Subfolders hold other formats (ONNX, original weights), but further chat templates too; consolidated.* repeats the
+# weights in Mistral's own layout.
+_IGNORED = [*(f"*/{files}" for files in (*_FILES, *_LEGACY_WEIGHTS, *_CODE) if files != "*.jinja"), "consolidated*"]
 _TOKEN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 

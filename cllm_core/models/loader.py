@@ -84,7 +84,7 @@ def load_model(
     check_architecture(source.checkpoint, model_config, attention=attn_implementation)
     on_progress("loading the tokenizer", _FETCHING_SHARE)
     tokenizer = read_tokenizer(tokenizer_source(source), model_config)
-    bundle = build_bundle(tokenizer, model_name=source.name)
+    bundle = build_bundle(tokenizer, model_name=source.name, chat_template=config.chat_template)
     dtype = choose_dtype(config.dtype, stored_dtype(source.checkpoint, model_config), device)
     model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
     max_model_len = _max_model_len(source, model_config, config.max_model_len)

@@ -17,6 +17,7 @@ REPOSITORIES = {
     "owner/safe": [
         "config.json",
         "tokenizer.model",
+        "additional_chat_templates/tool_use.jinja",
         "chat_template.jinja",
         "cllm.json",
         "model-00001-of-00002.safetensors",
@@ -138,6 +139,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def test_only_files_that_loading_needs_are_fetched(hub: Hub) -> None:
     fetched = hub.fetch("owner/safe")
     assert fetched.files == [
+        "additional_chat_templates/tool_use.jinja",
         "chat_template.jinja",
         "cllm.json",
         "config.json",

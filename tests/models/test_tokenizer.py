@@ -10,8 +10,9 @@ from tokenizers import decoders as token_decoders
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.chat_templates import builtin_template
 from cllm_core.models.checkpoint import Checkpoint, read_tokenizer
-from cllm_core.models.tokenizer import build_bundle, builtin_template
+from cllm_core.models.tokenizer import build_bundle
 from tests.checkpoints import CHATML_TEMPLATE, build_tokenizer
 
 TEXTS = ["", "The next token", "  naïve\n\tcafé 日本語 🙂 ", "<|im_start|>user\nhi<|im_end|>", "a" * 600]

@@ -46,7 +46,9 @@ async def render_messages(
     template = model.chat_template
     if template is None:
         raise UnsupportedParameter(
-            f"{param}: the model {model.name!r} has no chat template; use /v1/completions", param=param
+            f"{param}: the model {model.name!r} has no chat template; use /v1/completions, or start the server with "
+            "--chat-template",
+            param=param,
         )
 
     def render() -> RenderedPrompt:
