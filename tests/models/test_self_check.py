@@ -62,7 +62,7 @@ def test_a_layer_that_looks_at_its_neighbours_is_found() -> None:
         return hidden + previous, *args[1:]
 
     model.get_decoder().layers[0].register_forward_pre_hook(add_previous)
-    with pytest.raises(ModelLoadError, match=r"odd: LlamaForCausalLM would be served wrong: .* [0-9.]+ nats in a"):
+    with pytest.raises(ModelLoadError, match=r"odd: LlamaForCausalLM would be served wrong: .* [0-9.]+ nats in "):
         require_equal(model, name="odd", max_model_len=100)
 
 
