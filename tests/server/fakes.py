@@ -94,8 +94,8 @@ class ScriptedEngine:
     ) -> None:
         self._info = info or make_info()
         self._codec = TextCodec(self._info.tokenizer)
-        self.answer_ids = self._codec.encode(answer, add_special_tokens=False)
-        self.draft_ids = tuple(self._codec.encode(DRAFT, add_special_tokens=False))
+        self.say(answer)
+        self.draft_ids = tuple(self.encode(DRAFT))
         self._chunk_sizes = tuple(chunk_sizes)
         self._step_seconds = step_seconds
         self._endless = endless
@@ -161,6 +161,14 @@ class ScriptedEngine:
     async def stop(self) -> None:
         self.calls.append("stop")
         self.become("stopped")
+
+    def say(self, answer: str) -> None:
+        """Answer so from now on."""
+        self.answer_ids = self.encode(answer)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that the model writes."""
+        return self._codec.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens that the engine was given."""
