@@ -13,6 +13,7 @@ from cllm_core.errors import ConfigError
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cuda", "cpu"]
 QuantizationName = Literal["int8"]
+CpuIsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "neon"]
 
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
@@ -57,7 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         prefix_caching: share KV blocks of equal prompt prefixes.
         trust_remote_code: let transformers run code that comes with the checkpoint.
         skip_self_check: serve models of an architecture that no test knows without comparing them with transformers.
-        native_kernels: compile kernels in C for this processor on first use (CPU, bfloat16), where there is a compiler.
+        native_kernels: compute by the C kernels where they cover the model (CPU, bfloat16).
+        cpu_isa: instruction set that the C kernels use; auto takes the best that the processor has.
         cuda_graphs: capture steps as CUDA graphs, which launch faster and take some memory (CUDA).
         num_threads: CPU threads of torch; None leaves torch's choice.
     """
@@ -89,6 +91,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trust_remote_code: bool = False
     skip_self_check: bool = False
     native_kernels: bool = True
+    cpu_isa: CpuIsaName = "auto"
     cuda_graphs: bool = True
     num_threads: int | None = None
 
@@ -118,6 +121,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 "beside the base; give it a name too"
             )
         self._check_quantization()
+        if self.cpu_isa != "auto" and not self.native_kernels:
+            raise ConfigError(
+                f"cpu_isa={self.cpu_isa!r}: the C kernels use it, and native_kernels is off; leave out one of them"
+            )
         if self.cache_memory_gib is not None and not self.cache_memory_gib > 0:
             raise ConfigError(f"cache_memory_gib={self.cache_memory_gib}: must be > 0 GiB")
         if not 0 <= self.stream_interval <= MAX_STREAM_INTERVAL:

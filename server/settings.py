@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cllm_core.config import DeviceName, DTypeName, EngineConfig, QuantizationName
+from cllm_core.config import CpuIsaName, DeviceName, DTypeName, EngineConfig, QuantizationName
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.tools.skeleton import ToolFormatChoice
@@ -87,7 +87,7 @@ class EngineSettings(BaseSettings):
         MODEL,
         Field(
             description="int8: round the weights to 8 bits at load, for faster steps and half the memory, at a small "
-            "cost in quality (CPUs with AVX512-BF16). Left out: they stay as dtype says."
+            "cost in quality (CPUs). Left out: they stay as dtype says."
         ),
     ] = None
     trust_remote_code: Annotated[
@@ -102,10 +102,16 @@ class EngineSettings(BaseSettings):
         ),
     ] = False
     native_kernels: Annotated[
-        bool,
-        MODEL,
-        Field(description="Compile faster kernels for this CPU on first use, where there is a C compiler (bfloat16)."),
+        bool, MODEL, Field(description="Compute by the C kernels where they cover the model (CPU, bfloat16).")
     ] = True
+    cpu_isa: Annotated[
+        CpuIsaName,
+        MODEL,
+        Field(
+            description="Instruction set that the C kernels use. auto: the best that the processor has; the log at the "
+            "start names it."
+        ),
+    ] = "auto"
     cuda_graphs: Annotated[
         bool,
         MODEL,

@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from cllm_core.backends.base import Backend
 from cllm_core.backends.cpu.backend import CpuBackend
-from cllm_core.backends.cpu.coverage import NO_COMPILER
-from cllm_core.backends.cpu.kernels import load_kernels
+from cllm_core.backends.cpu.coverage import NO_KERNELS
+from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.backends.cpu.onednn import onednn_gap
 from cllm_core.backends.cuda.backend import CudaBackend
 from cllm_core.backends.cuda.static_steps import Buckets
@@ -25,7 +25,7 @@ def prepare_model(config: EngineConfig, model: PreTrainedModel, adapters: Adapte
     """Prepare a loaded model by the backend that suits it and the machine best; logs which path each part takes.
 
     Raises:
-        ConfigError: the quantization that the settings ask for is not possible.
+        ConfigError: the quantization or the instruction set that the settings ask for is not possible.
         ModelLoadError: as Backend.prepare.
     """
     prepared = choose_backend(config, model).prepare(model, adapters)
@@ -50,10 +50,10 @@ def choose_backend(config: EngineConfig, model: PreTrainedModel) -> Backend:
     gap = onednn_gap(model)
     if gap is not None:
         return TorchBackend(gap, quantizes=quantizes)
-    kernels = load_kernels(cache_folder()) if config.native_kernels else None
+    kernels = load_kernels(cache_folder(), config.cpu_isa) if config.native_kernels else None
     return CpuBackend(
         kernels,
         block_size=config.cache_block_size,
         quantization=config.quantization,
-        no_kernels=NO_COMPILER if config.native_kernels else "native_kernels is off",
+        no_kernels=NO_KERNELS if config.native_kernels else "native_kernels is off",
     )

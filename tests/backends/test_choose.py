@@ -10,7 +10,7 @@ from cllm_core.backends import choose
 from cllm_core.backends.choose import choose_backend, prepare_model
 from cllm_core.backends.cpu import coverage
 from cllm_core.backends.cpu.backend import CpuBackend
-from cllm_core.backends.cpu.kernels import load_kernels
+from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.backends.cuda.backend import CudaBackend
 from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
@@ -58,10 +58,10 @@ def test_a_cuda_device_gets_graphs_unless_they_are_off(monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("_bfloat16_cpu")
 def test_a_bfloat16_model_without_kernels_is_computed_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     for config, reason in (
-        (CONFIG, coverage.NO_COMPILER),
+        (CONFIG, coverage.NO_KERNELS),
         (EngineConfig(native_kernels=False), "native_kernels is off"),
     ):
-        monkeypatch.setattr(choose, "load_kernels", lambda folder: None)
+        monkeypatch.setattr(choose, "load_kernels", lambda folder, isa: None)
         model = model_in(torch.bfloat16)
         assert isinstance(choose_backend(config, model), CpuBackend)
         paths = prepare_model(config, model).paths

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cllm_core.backends.cpu.kernels import load_kernels
-from cllm_core.config import EngineConfig, QuantizationName
+from cllm_core.backends.cpu.compilation import machine_isas
+from cllm_core.backends.cpu.library import load_library
+from cllm_core.config import CpuIsaName, EngineConfig, QuantizationName
 from cllm_core.engine.build import build_engine
 from cllm_core.models.embedded import cache_folder
 from cllm_core.request import NewRequest, SamplingParams
@@ -19,11 +20,13 @@ from tests.engine.test_exactness import edited, prompts
 NUM_NEW = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _kernels_decode() -> None:
-    kernels = load_kernels(cache_folder())
-    if kernels is None or not kernels.can_decode:
-        pytest.skip("no C compiler, or no processor with AVX512-BF16 and without AMX")
+@pytest.fixture(params=machine_isas())
+def isa(request: pytest.FixtureRequest) -> CpuIsaName:
+    library = load_library(cache_folder())
+    if library is None or request.param not in library.isas:
+        pytest.skip(f"no C compiler, or no processor with {request.param}")
+    name: CpuIsaName = request.param
+    return name
 
 
 def outputs(
@@ -31,6 +34,7 @@ def outputs(
     requests: list[NewRequest],
     quantization: QuantizationName | None,
     *,
+    isa: CpuIsaName,
     block_length: int,
     max_num_seqs: int,
 ) -> list[list[int]]:
@@ -39,6 +43,7 @@ def outputs(
         dtype="bfloat16",
         quantization=quantization,
         device="cpu",
+        cpu_isa=isa,
         block_length=block_length,
         max_num_seqs=max_num_seqs,
         adaptive_block_length=False,
@@ -51,15 +56,19 @@ def outputs(
 @pytest.mark.parametrize("temperature", [0, 0.8])
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_bf16_jacobi_in_a_batch_equals_ar_alone(
-    architecture: Architecture, quantization: QuantizationName | None, temperature: float, tmp_path: Path
+    architecture: Architecture,
+    quantization: QuantizationName | None,
+    temperature: float,
+    isa: CpuIsaName,
+    tmp_path: Path,
 ) -> None:
     folder = write_checkpoint(tmp_path, architecture)
     params = SamplingParams(temperature=temperature, seed=5, max_tokens=NUM_NEW, ignore_eos=True)
     plain = [make_request(str(index), prompt, params) for index, prompt in enumerate(prompts())]
-    alone = outputs(folder, plain, quantization, block_length=1, max_num_seqs=1)
+    alone = outputs(folder, plain, quantization, isa=isa, block_length=1, max_num_seqs=1)
     for block_length in (2, 13):
         predicted = [
             make_request(str(index), prompt, params, prediction_ids=edited(text, at=3 * index + 1))
             for index, (prompt, text) in enumerate(zip(prompts(), alone, strict=True))
         ]
-        assert outputs(folder, predicted, quantization, block_length=block_length, max_num_seqs=8) == alone
+        assert outputs(folder, predicted, quantization, isa=isa, block_length=block_length, max_num_seqs=8) == alone

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from cllm_core.backends.cpu.coverage import NO_COMPILER, attention_gap, int8_gap
+from cllm_core.backends.cpu.coverage import NO_KERNELS, attention_gap, int8_gap
 from cllm_core.backends.cpu.decoder import replace_decoder_layers
 from cllm_core.backends.cpu.head import replace_output_layer
 from cllm_core.backends.cpu.huge_pages import use_huge_pages
@@ -45,7 +45,7 @@ class CpuBackend:
         *,
         block_size: int,
         quantization: QuantizationName | None = None,
-        no_kernels: str = NO_COMPILER,
+        no_kernels: str = NO_KERNELS,
     ) -> None:
         self._kernels, self._no_kernels = kernels, no_kernels
         self._block_size, self._quantization = block_size, quantization
@@ -98,7 +98,7 @@ class CpuBackend:
         no_int8 = no_int8 or no_single_call
         layers_path = ComputePath(f"{_KERNELS if ops.gap is None else _ONEDNN}, {fusion}", no_single_call)
         paths = ComputePaths(
-            backend=ComputePath("cpu"),
+            backend=ComputePath(f"cpu, {kernels.isa}"),
             attention=_path(_KERNELS, GATHERED, no_attention),
             layers=ComputePath(_ONE_CALL) if no_single_call is None else layers_path,
             output_layer=_path(_KERNELS, _ONEDNN, no_output_layer),

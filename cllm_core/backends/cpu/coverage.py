@@ -8,13 +8,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cllm_core.backends.cpu.kernels import HEAD_SIZE_UNIT, LANES, MAX_HEAD_SIZE, Kernels
+from cllm_core.backends.cpu.kernels import HEAD_SIZE_UNIT, LANES, MAX_HEAD_SIZE
 from cllm_core.backends.cpu.weights import INT8_GROUP, PANEL, PanelWeight
 from cllm_core.models.paged import LayerSpec
 
-NO_COMPILER = "there are no C kernels: they take a C compiler, see the log"
-_NO_PRODUCTS = "the C kernels' products take a processor with AVX512-BF16"
-_FASTER_ONEDNN = "the C kernels' products use no AMX, with which oneDNN's are faster"
+NO_KERNELS = "there are no C kernels for this processor, see the log"
 
 
 def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, *, block_size: int) -> str | None:
@@ -33,10 +31,8 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, *, block_size
     return None
 
 
-def product_gap(kernels: Kernels, linears: Iterable[nn.Linear]) -> str | None:
+def product_gap(linears: Iterable[nn.Linear]) -> str | None:
     """Of the product of these linear layers, alone and side by side."""
-    if not kernels.can_decode:
-        return _FASTER_ONEDNN if kernels.can_multiply else _NO_PRODUCTS
     for linear in linears:
         if linear.weight.dtype != torch.bfloat16:
             return f"the C kernels multiply bfloat16, the model is in {_name(linear.weight.dtype)}"
@@ -48,10 +44,8 @@ def product_gap(kernels: Kernels, linears: Iterable[nn.Linear]) -> str | None:
     return None
 
 
-def output_layer_gap(kernels: Kernels, model: PreTrainedModel) -> str | None:
+def output_layer_gap(model: PreTrainedModel) -> str | None:
     """Of a model's output layer."""
-    if not kernels.can_multiply:
-        return _NO_PRODUCTS
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or "bias" in dict(head.named_parameters()):
         return "the output layer is no linear layer without bias"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cllm_core.backends.cpu.kernels import Kernels, int8_inputs
+from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.layer_ops import PanelGate, PanelProduct
 from cllm_core.backends.cpu.records import LayerRecord, StepRecord
 from cllm_core.backends.cpu.step import NativeStep
@@ -33,10 +33,6 @@ class NativeDecoder(nn.Module):
         assert isinstance(qkv, PanelProduct)
         self._adapters = qkv.adapters  # tells of the whole step
         self._records = (LayerRecord * len(layers))(*(_record(layer) for layer in layers))
-        first = self._records[0]
-        self._widths = [first.qkv.num_in, first.qkv.num_out, first.out.num_in, first.down.num_in]
-        products = (first.qkv, first.out, first.gate_up, first.down)
-        self._most_int8_inputs = max(product.num_in if product.is_int8 else 0 for product in products)
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: NativeStep, **_: object
@@ -61,9 +57,7 @@ class NativeDecoder(nn.Module):
             num_tokens=len(residual),
             block_size=paged.block_size,
         )
-        buffers = [hidden_states.new_empty(len(residual), width) for width in self._widths]
-        room = int8_inputs(len(residual), self._most_int8_inputs)
-        self._kernels.decode(self._records, step, residual, buffers, room)
+        self._kernels.decode(self._records, step, residual)
         return residual.to(hidden_states.dtype)[None]
 
 

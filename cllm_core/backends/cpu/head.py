@@ -49,7 +49,7 @@ class NativeEmbedding(nn.Module):
 
 def replace_output_layer(model: PreTrainedModel, kernels: Kernels) -> str | None:
     """Put a NativeHead in the place of the model's output layer where the kernels cover it; else the reason."""
-    gap = output_layer_gap(kernels, model)
+    gap = output_layer_gap(model)
     if gap is not None:
         return gap
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -1,95 +1,59 @@
-"""Compiles the C kernels for this processor on first use, keeps the library in the user's cache, and calls it.
+"""Kernels: the C kernels for one instruction set, as calls on tensors."""
 
-Nothing depends on them: without a compiler the same is computed by torch, with more and smaller operations.
-"""
-
-import ctypes
-import hashlib
-import logging
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from ctypes import Array, addressof, c_float, c_int, c_int64, c_void_p
-from pathlib import Path
+from ctypes import CDLL, Array, addressof, c_float, c_int, c_int64, c_void_p
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cllm_core.backends.cpu.records import LayerRecord, StepRecord
-from cllm_core.backends.cpu.weights import INT8_GROUP, PanelWeight
-
-logger = logging.getLogger(__name__)
+from cllm_core.backends.cpu.records import BuffersRecord, LayerRecord, LinearRecord, StepRecord
+from cllm_core.backends.cpu.weights import PanelWeight
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
 LANES = 16
 
-_SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-_COMPILERS = ("cc", "gcc", "clang")
-_COMPILE_SECONDS = 120
-_FLAGS = [
-    *("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-    *("-std=gnu11", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi"),
-]
-
 # Multiplications of attention below which waking other threads costs more than they bring.
 _WORTH_THREADS = 100_000
 
-_INPUT_GROUP_BYTES = INT8_GROUP + 8  # numbers, scale and offset
+_NORM_TYPES = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
+_ROPE_TYPES = [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
+_ATTEND_TYPES = [
+    *([c_void_p] * 7),
+    *([c_int64] * 5),
+    *(c_float, c_int64, c_void_p, c_int64, c_void_p, c_int, c_void_p),
+]
+_PRODUCT_TYPES = [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]
+_DECODE_TYPES = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class Kernels:
-    """The compiled library. All tensors are bfloat16 where nothing else is said, on the CPU.
+    """All tensors are bfloat16 where nothing else is said, on the CPU.
 
     Args:
-        path: the shared library.
-
-    Attributes:
-        can_multiply: whether `logits`, `linear` and `decode` can be called; they take a processor with AVX512-BF16
-            (which has AVX512-VNNI too).
-        can_decode: whether `linear` and `decode` are the fastest choice too.
+        library: the compiled library.
+        isa: an instruction set that it has kernels for, and the processor too.
     """
 
-    def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        self._rms_norm = library.cllm_rms_norm
-        self._rms_norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
-        self._rms_norm.restype = None
-        self._rotate = library.cllm_rotate
-        self._rotate.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
-        self._rotate.restype = None
-        self._attend = library.cllm_attend
-        self._attend.argtypes = [
-            *[c_void_p] * 7,
-            *[c_int64] * 5,
-            c_float,
-            c_int64,
-            c_void_p,
-            c_int64,
-            c_void_p,
-            c_int,
-            c_void_p,
-        ]
-        self._attend.restype = None
-        self.can_multiply = bool(library.cllm_can_multiply())
-        # With AMX tiles oneDNN computes prompts several times as fast.
-        self.can_decode = self.can_multiply and not library.cllm_has_tiles()
-        if self.can_multiply:
-            self._linear = library.cllm_linear
-            self._linear.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]
-            self._linear.restype = None
-            self._decode = library.cllm_decode
-            self._decode.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_void_p, c_void_p, c_void_p]
-            self._decode.restype = None
-            self._logits = library.cllm_logits
-            self._logits.argtypes = self._linear.argtypes
-            self._logits.restype = None
+    def __init__(self, library: CDLL, isa: str) -> None:
+        self.isa = isa
+
+        def function(name: str, argument_types: list[Any], result_type: Any = None) -> Callable[..., Any]:
+            found = library[f"cllm_{isa}_{name}"]  # an object of our own: attributes are shared by all who ask
+            found.argtypes, found.restype = argument_types, result_type
+            return found
+
+        self._rms_norm = function("rms_norm", _NORM_TYPES)
+        self._apply_rope = function("apply_rope", _ROPE_TYPES)
+        self._attend = function("attend", _ATTEND_TYPES)
+        self._linear = function("linear", _PRODUCT_TYPES)
+        self._logits = function("logits", _PRODUCT_TYPES)
+        self._decode = function("decode", _DECODE_TYPES)
+        self._scratch_bytes = function("scratch_bytes", [c_int64, c_int64], c_int64)
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
@@ -99,7 +63,7 @@ class Kernels:
         self._rms_norm(x.data_ptr(), size, weight.data_ptr(), epsilon, x.numel() // size, size, out.data_ptr())
         return out
 
-    def rotate_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    def apply_rope_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
         """In place: heads * cos + rotate_half(heads) * sin.
 
         Args:
@@ -108,7 +72,7 @@ class Kernels:
         """
         num_tokens, num_heads, size = heads.shape
         assert heads.stride()[1:] == (size, 1)
-        self._rotate(heads.data_ptr(), heads.stride(0), cos.data_ptr(), sin.data_ptr(), num_tokens, num_heads, size)
+        self._apply_rope(heads.data_ptr(), heads.stride(0), cos.data_ptr(), sin.data_ptr(), num_tokens, num_heads, size)
 
     def attend(
         self,
@@ -173,42 +137,30 @@ class Kernels:
     def _product(self, function: Callable[..., None], x: Tensor, weight: PanelWeight, dtype: torch.dtype) -> Tensor:
         x, record, threads = x.contiguous(), weight.record, torch.get_num_threads()
         out = torch.empty((len(x), weight.num_out), dtype=dtype)
-        room = int8_inputs(len(x), weight.num_in if weight.is_int8 else 0)
-        function(addressof(record), x.data_ptr(), len(x), threads, room.data_ptr(), out.data_ptr())
+        scratch = self._scratch(len(x), [record])
+        function(addressof(record), x.data_ptr(), len(x), threads, scratch.data_ptr(), out.data_ptr())
         return out
 
-    def decode(
-        self,
-        layers: Array[LayerRecord],
-        step: StepRecord,
-        residual: Tensor,
-        buffers: Sequence[Tensor],
-        room: Tensor,
-    ) -> None:
+    def decode(self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor) -> None:
         """Run decoder layers, in place, and write the KV cache.
 
         Args:
-            layers: in their order.
+            layers: in their order, alike.
             step: rows, cache and rotary factors.
             residual: [T, H] float32, contiguous: embeddings of the tokens, then what the layers make of them.
-            buffers: room for what is in between: [T, H], [T, qkv], [T, num_heads * D], [T, intermediate size].
-            room: `int8_inputs` for the widest product with a weight of 8 bits.
         """
-        addresses = (c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))
-        self._decode(
-            addressof(layers),
-            len(layers),
-            addressof(step),
-            torch.get_num_threads(),
-            residual.data_ptr(),
-            addresses,
-            room.data_ptr(),
-        )
+        num_tokens, first = len(residual), layers[0]
+        products = [first.qkv, first.out, first.gate_up, first.down]
+        widths = [first.qkv.num_in, first.qkv.num_out, first.out.num_in, first.down.num_in]
+        between = [torch.empty((num_tokens, width), dtype=torch.bfloat16) for width in widths]
+        scratch = self._scratch(num_tokens, products)
+        buffers = BuffersRecord(*(buffer.data_ptr() for buffer in (residual, *between, scratch)))
+        self._decode(addressof(layers), len(layers), addressof(step), torch.get_num_threads(), addressof(buffers))
 
-
-def int8_inputs(num_tokens: int, num_in: int) -> Tensor:
-    """Room for the inputs of a product with a weight of 8 bits: uint8, of what the kernels call input_group."""
-    return torch.empty((num_tokens, num_in // INT8_GROUP, _INPUT_GROUP_BYTES), dtype=torch.uint8)
+    def _scratch(self, num_tokens: int, products: Sequence[LinearRecord]) -> Tensor:
+        """Scratch buffer for the converted inputs of any of these products."""
+        most = max(self._scratch_bytes(product.num_in, product.is_int8) for product in products)
+        return torch.empty(num_tokens * most, dtype=torch.uint8)
 
 
 class StepTables:
@@ -227,58 +179,6 @@ class StepTables:
         self.slots_address, self.rows_address = slots.ctypes.data, rows.ctypes.data
         self.block_ids_address = block_ids.ctypes.data
         self.num_pairs = int((rows[:, 1] * (rows[:, 1] + rows[:, 2])).sum())  # of query and key, per head
-
-
-def load_kernels(cache_folder: Path) -> Kernels | None:
-    """The kernels, compiled now if `cache_folder` does not hold them; None where that is not possible, with a log."""
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        logger.info("no C compiler (%s): steps run without native kernels, which is slower", ", ".join(_COMPILERS))
-        return None
-    try:
-        return Kernels(_compiled(compiler, cache_folder))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = (
-            error.stderr.decode(errors="replace")[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
-        )
-        logger.warning("native kernels cannot be used, steps will be slower: %s %s", error, output)
-        return None
-
-
-def _compiled(compiler: str, cache_folder: Path) -> Path:
-    tuning = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-    command = [compiler, *_FLAGS, tuning]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_SECONDS).stdout
-    identity = [
-        *(path.read_bytes() for path in (*_SOURCES, *_HEADERS)),
-        version,
-        " ".join(command).encode(),
-        _processor_features(),
-    ]
-    library = cache_folder / f"kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
-    if not library.exists():
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-            built = Path(folder) / library.name
-            subprocess.run(
-                [*command, "-o", str(built), *map(str, _SOURCES)],
-                capture_output=True,
-                check=True,
-                timeout=_COMPILE_SECONDS,
-            )
-            built.replace(library)  # at once, so that workers that start together cannot see half a library
-        logger.info("compiled the native kernels with %s", compiler)
-    return library
-
-
-def _processor_features() -> bytes:
-    """What `native` stands for; another processor that shares the cache folder must not run this one's code."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.platform().encode()
-    names = ("flags", "Features", "model name", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(names)})).encode()
 
 
 def _beside(x: Tensor) -> Tensor:

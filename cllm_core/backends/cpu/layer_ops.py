@@ -64,7 +64,7 @@ class KernelOps(OneDnnOps):
         return KernelRope(self._kernels)
 
     def _covers(self, linears: Iterable[nn.Linear]) -> bool:
-        gap = product_gap(self._kernels, linears)
+        gap = product_gap(linears)
         self.gap = self.gap or gap
         return gap is None
 
@@ -88,7 +88,7 @@ class KernelRope:
 
     def __call__(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See Rope."""
-        self.kernels.rotate_(heads, cos, sin)
+        self.kernels.apply_rope_(heads, cos, sin)
         return heads
 
 

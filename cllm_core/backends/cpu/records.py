@@ -1,4 +1,4 @@
-"""What cllm_decode reads (native/decoder.c), as ctypes lays it out. Addresses do not keep what they name alive."""
+"""What the kernels read (kernels.h, decoder.h), as ctypes lays it out. Addresses do not keep what they name alive."""
 
 from ctypes import Structure, c_float, c_int64, c_void_p
 
@@ -30,3 +30,9 @@ class StepRecord(Structure):
         *((name, c_void_p) for name in ("rows", "block_ids", "slots", "keys", "values", "cos", "sin")),
         *((name, c_int64) for name in ("num_rows", "num_tokens", "block_size")),
     )
+
+
+class BuffersRecord(Structure):
+    """`decoder_buffers`."""
+
+    _fields_ = tuple((name, c_void_p) for name in ("residual", "normed", "heads", "attended", "gated", "inputs"))

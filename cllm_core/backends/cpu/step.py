@@ -33,7 +33,7 @@ class NativeStep:
 
     Args:
         kernels: the compiled library.
-        cache: the KV cache; there is no `attention_gap` for it. Its keys are laid out anew (native/attention.c).
+        cache: the KV cache; there is no `attention_gap` for it. Its keys are laid out anew (attention.h).
         rows: in the order of the step's flattened tokens.
 
     Attributes:

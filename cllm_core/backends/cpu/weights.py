@@ -1,4 +1,4 @@
-"""PanelWeight: the weight of a linear layer as our own matrix products read it (native/products.c), as bfloat16 or in
+"""PanelWeight: the weight of a linear layer as our own matrix products read it (kernels.h), as bfloat16 or in
 groups of 8-bit numbers with a scale each.
 """
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from cllm_core.backends.cpu.records import LinearRecord
 
 PANEL = 32  # outputs side by side
+INPUT_UNIT = 32  # inputs that a panel has a multiple of, as AMX multiplies so many at once
 INT8_GROUP = 64  # inputs with one scale
 
 _LARGEST = 127
@@ -23,20 +24,23 @@ class PanelWeight:
     """A weight [out, in], `out` a multiple of PANEL, and a bias.
 
     Attributes:
-        panels: [out / PANEL, in / 2, PANEL, 2] bfloat16; or [out / PANEL, in / INT8_GROUP, bytes of a group] uint8, the
-            group being weight_group of kernels.h.
+        panels: [out / PANEL, in / 2, PANEL, 2] bfloat16, `in` rounded up to INPUT_UNIT by zeros; or
+            [out / PANEL, in / INT8_GROUP, bytes of a group] uint8, the group being weight_group of kernels.h.
+        num_in: inputs.
         bias: [out] float32.
     """
 
     panels: Tensor
+    num_in: int
     bias: Tensor | None = None
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> "PanelWeight":
         """From [out, in] bfloat16, `in` even, and [out]."""
-        num_out, num_in = weight.shape
-        panels = weight.view(num_out // PANEL, PANEL, num_in // 2, 2).transpose(1, 2).contiguous()
-        return cls(panels, None if bias is None else bias.float())
+        num_in = weight.shape[1]
+        padded = F.pad(weight, (0, -num_in % INPUT_UNIT))
+        panels = padded.unflatten(0, (-1, PANEL)).unflatten(2, (-1, 2)).transpose(1, 2).contiguous()
+        return cls(panels, num_in, None if bias is None else bias.float())
 
     def to_int8(self) -> "PanelWeight":
         """The same weight in 8 bits, rounded to nearest; `in` is a multiple of INT8_GROUP.
@@ -48,17 +52,12 @@ class PanelWeight:
         steps = scales.float().clamp_min(torch.finfo(torch.bfloat16).tiny)[..., None]
         numbers = (groups / steps).round_().clamp_(-_LARGEST, _LARGEST).add_(_ZERO).byte()
         fours = numbers.unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2)
-        return PanelWeight(torch.cat((fours, scales.view(torch.uint8)), dim=-1), self.bias)
+        return PanelWeight(torch.cat((fours, scales.view(torch.uint8)), dim=-1), self.num_in, self.bias)
 
     @property
     def is_int8(self) -> bool:
         """Whether the weight is held in 8 bits."""
         return self.panels.dtype == torch.uint8
-
-    @property
-    def num_in(self) -> int:
-        """Inputs."""
-        return self.panels.shape[1] * (INT8_GROUP if self.is_int8 else 2)
 
     @property
     def num_out(self) -> int:
@@ -81,7 +80,7 @@ class PanelWeight:
         panel, place = index // PANEL, index % PANEL
         if not self.is_int8:
             weights: Tensor = self.panels[panel, :, place]
-            return weights.flatten(-2)
+            return weights.flatten(-2)[..., : self.num_in]
         numbers: Tensor = self.panels[..., :_NUMBER_BYTES].unflatten(-1, (-1, PANEL, 4))[panel, :, :, place]
         scales: Tensor = self.panels[..., _NUMBER_BYTES:].view(torch.bfloat16)[panel, :, place]
         return ((numbers.flatten(-2).float() - _ZERO) * scales.float()[..., None]).flatten(-2).bfloat16()

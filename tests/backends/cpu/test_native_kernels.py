@@ -8,8 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from cllm_core.backends.cpu.coverage import attention_gap
 from cllm_core.backends.cpu.head import NativeEmbedding, NativeHead, replace_output_layer
-from cllm_core.backends.cpu.kernels import LANES, Kernels, load_kernels
+from cllm_core.backends.cpu.kernels import LANES, Kernels
 from cllm_core.backends.cpu.layer_ops import KernelOps
+from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.backends.cpu.step import NativeAttention, NativeStep
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
@@ -23,21 +24,6 @@ from tests.backends.factories import PATHS
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, build_model
 
 BF16_ROUNDING = 2**-8
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    loaded = load_kernels(tmp_path_factory.mktemp("kernels"))
-    if loaded is None:
-        pytest.skip("there is no C compiler here")
-    return loaded
-
-
-@pytest.fixture(scope="session")
-def multiplying(kernels: Kernels) -> Kernels:
-    if not kernels.can_multiply:
-        pytest.skip("this processor has no AVX512-BF16")
-    return kernels
 
 
 def make_cache(block_size: int, size: int, dtype: torch.dtype) -> KVCache:
@@ -115,34 +101,34 @@ def test_rotation_equals_its_formula(kernels: Kernels, size: int) -> None:
     heads = packed[:, :3].float()
     swapped = torch.cat((-heads[..., size // 2 :], heads[..., : size // 2]), dim=-1)
     expected, untouched = heads * cos.float()[:, None] + swapped * sin.float()[:, None], packed[:, 3:].clone()
-    kernels.rotate_(packed[:, :3], cos, sin)
+    kernels.apply_rope_(packed[:, :3], cos, sin)
     torch.testing.assert_close(packed[:, :3].float(), expected, rtol=BF16_ROUNDING, atol=1e-6)
     torch.testing.assert_close(packed[:, 3:], untouched, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 32, PANEL), (3, 64, 5 * PANEL), (21, 576, 6 * PANEL)])
-def test_logits_are_summed_in_float32(multiplying: Kernels, shape: tuple[int, int, int], num_threads: int) -> None:
+def test_logits_are_summed_in_float32(kernels: Kernels, shape: tuple[int, int, int], num_threads: int) -> None:
     num_rows, size, vocab_size = shape
     hidden, weight = torch.randn(num_rows, size).bfloat16(), torch.randn(vocab_size, size).bfloat16()
     torch.set_num_threads(num_threads)
-    logits = multiplying.logits(hidden, PanelWeight.of(weight))
+    logits = kernels.logits(hidden, PanelWeight.of(weight))
     torch.set_num_threads(1)
     torch.testing.assert_close(logits, hidden.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
 
 
-def test_a_logit_is_the_same_in_any_batch(multiplying: Kernels) -> None:
+def test_a_logit_is_the_same_in_any_batch(kernels: Kernels) -> None:
     hidden, weight = torch.randn(37, 64).bfloat16(), PanelWeight.of(torch.randn(5 * PANEL, 64).bfloat16())
-    together = multiplying.logits(hidden, weight)
-    assert torch.equal(together, torch.cat([multiplying.logits(row[None], weight) for row in hidden]))
+    together = kernels.logits(hidden, weight)
+    assert torch.equal(together, torch.cat([kernels.logits(row[None], weight) for row in hidden]))
 
 
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, VOCAB_SIZE - 5])
-def test_the_logits_of_no_tokens_are_none(multiplying: Kernels, vocab_size: int) -> None:
+def test_the_logits_of_no_tokens_are_none(kernels: Kernels, vocab_size: int) -> None:
     """A chunk in the middle of a prompt wants none, which was an error."""
     weight = PanelWeight.of(pad_outputs(torch.randn(vocab_size, 64).bfloat16()))
     for panels in (weight, weight.to_int8()):
-        head = NativeHead(panels, vocab_size, multiplying)
+        head = NativeHead(panels, vocab_size, kernels)
         assert head(torch.empty(0, 64).bfloat16()).shape == (0, vocab_size)
         assert head(torch.empty(1, 0, 64).bfloat16()).shape == (1, 0, vocab_size)
         assert head(torch.ones(1, 2, 64).bfloat16()).shape == (1, 2, vocab_size)
@@ -150,20 +136,20 @@ def test_the_logits_of_no_tokens_are_none(multiplying: Kernels, vocab_size: int)
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, VOCAB_SIZE - 5])
-def test_only_a_plain_output_layer_is_replaced(multiplying: Kernels, vocab_size: int, tied: bool) -> None:
+def test_only_a_plain_output_layer_is_replaced(kernels: Kernels, vocab_size: int, tied: bool) -> None:
     model = build_model("llama")
-    assert replace_output_layer(model, multiplying) is not None
+    assert replace_output_layer(model, kernels) is not None
     model.resize_token_embeddings(vocab_size)
     model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     if tied:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
     ids, weight = torch.arange(6).view(2, 3), model.get_output_embeddings().weight.float()
     expected = model.get_decoder()(input_ids=ids).last_hidden_state
-    assert replace_output_layer(model, multiplying) is None
+    assert replace_output_layer(model, kernels) is None
     assert isinstance(model.get_input_embeddings(), NativeEmbedding) == tied
     assert torch.equal(model.get_decoder()(input_ids=ids).last_hidden_state, expected)
     torch.testing.assert_close(model(input_ids=ids).logits, expected.float() @ weight.T, rtol=1e-5, atol=1e-4)
-    assert replace_output_layer(model, multiplying) is not None
+    assert replace_output_layer(model, kernels) is not None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,280 @@
+/* Causal attention over the paged KV cache, online over chunks of keys (arXiv:2205.14135). Head sizes are multiples of
+ * LANES up to MAX_HEAD. A query's result does not depend on what else is in the step: its sums run in the order of the
+ * keys, and chunks begin at the same positions for all queries.
+ *
+ * Values lie in the cache token by token, keys in tiles of LANES tokens of a block, so that one instruction multiplies
+ * a pair of a query's numbers with those of several keys:
+ *     keys   [block][num_kv_heads][block_size / LANES][size / 2][LANES][2]
+ *     values [block][block_size][num_kv_heads][size]
+ */
+
+#include "kernels.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define MAX_HEAD 256
+#define UNSEEN (-1e30f)
+#define GROUP 16 /* queries of one row that share a KV head, computed by one thread */
+#define CHUNK 64 /* keys */
+#define QUERIES 4 /* whose sums are kept in registers together */
+#define VECTORS (WIDTH == 8 ? 2 : 4) /* of sums per query, likewise: AVX2 has half as many registers */
+
+/* Attention of one layer. Tokens are query_stride numbers apart in query, num_heads * size in out. window: a token sees
+ * itself and the window - 1 tokens before it; 0: all. */
+typedef struct {
+    const bf16 *query;
+    const bf16 *keys;
+    const bf16 *values;
+    const row_span *rows;
+    const int64_t *block_ids;
+    bf16 *out;
+    int64_t query_stride, num_rows, block_size, num_heads, num_kv_heads, size, window;
+    float scale;
+} attention;
+
+/* A query as its products read it: as it is stored where an instruction multiplies bfloat16, else as float32. */
+#ifdef __AVX512BF16__
+typedef struct {
+    const bf16 *numbers;
+} query_vector;
+#else
+typedef struct {
+    float numbers[MAX_HEAD];
+} query_vector;
+#endif
+
+typedef struct {
+    int64_t kv_head, count;
+    query_vector queries[GROUP];
+    bf16 *outs[GROUP];
+    int32_t first_key[GROUP], end_key[GROUP]; /* the keys each query sees */
+    int32_t begin, end;                       /* those that any sees, from the beginning of a chunk on */
+} query_group;
+
+typedef struct {
+    const bf16 *key_tiles[CHUNK / LANES];
+    const bf16 *values[CHUNK];
+    int32_t first, count;
+} key_chunk;
+
+/* Softmax of a query over the chunks so far: sums of values, and of their weights, relative to the largest score. */
+typedef struct {
+    float sums[MAX_HEAD];
+    vec weight;
+    float running_max;
+} softmax_state;
+
+static inline void set_query(query_vector *query, const bf16 *numbers, int64_t size) {
+#ifdef __AVX512BF16__
+    (void)size;
+    query->numbers = numbers;
+#else
+    for (int64_t d = 0; d < size; d += WIDTH) store(query->numbers + d, load_bf16(numbers + d));
+#endif
+}
+
+/* sums + the products of numbers d and d + 1 of a query with those of WIDTH keys. */
+static inline vec add_pair(vec sums, const bf16 *keys, const query_vector *query, int64_t d) {
+#ifdef __AVX512BF16__
+    int32_t pair;
+    memcpy(&pair, query->numbers + d, sizeof pair);
+    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(keys), (__m512bh)_mm512_set1_epi32(pair));
+#else
+    uvec bits = *(const uvec *)keys;
+    sums += (vec)(bits << 16) * query->numbers[d];
+    return sums + (vec)(bits & 0xffff0000) * query->numbers[d + 1];
+#endif
+}
+
+/* scores[i][k] = query i . key k, for VECTORS vectors of keys. */
+ALWAYS_INLINE void score_keys(int64_t size, int queries, const query_vector *query, const bf16 *const *key_tiles,
+                              float (*scores)[CHUNK]) {
+    enum { PER_TILE = LANES / WIDTH };
+    vec sums[QUERIES][VECTORS];
+    for (int i = 0; i < queries; i++)
+        for (int v = 0; v < VECTORS; v++) sums[i][v] = (vec){0};
+    for (int64_t d = 0; d < size; d += 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < queries; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                const bf16 *keys = key_tiles[v / PER_TILE] + d * LANES + v % PER_TILE * 2 * WIDTH;
+                sums[i][v] = add_pair(sums[i][v], keys, &query[i], d);
+            }
+#pragma GCC unroll 4
+    for (int i = 0; i < queries; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) store(scores[i] + v * WIDTH, sums[i][v]);
+}
+
+/* sums[i][d] += sum over k of weights[i][k] * values[k][d], for `vectors` vectors of sums from d on. */
+ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, float (*weights)[CHUNK],
+                              softmax_state *states, int64_t d) {
+    vec sums[QUERIES][VECTORS];
+#pragma GCC unroll 4
+    for (int i = 0; i < queries; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sums[i][v] = load(states[i].sums + d + v * WIDTH);
+    for (int32_t k = 0; k < chunk->count; k++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            vec value = load_bf16(chunk->values[k] + d + v * WIDTH);
+#pragma GCC unroll 4
+            for (int i = 0; i < queries; i++) sums[i][v] += weights[i][k] * value;
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < queries; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) store(states[i].sums + d + v * WIDTH, sums[i][v]);
+}
+
+/* Turns a query's scores of a chunk into weights, relative to the largest score so far. */
+static void update_softmax(int64_t size, const key_chunk *chunk, int32_t first_key, int32_t end_key, float scale,
+                           float *scores, softmax_state *state) {
+    ivec lanes;
+    for (int i = 0; i < WIDTH; i++) lanes[i] = i;
+    vec top = broadcast(UNSEEN);
+    int sees_all = first_key <= chunk->first && end_key >= chunk->first + CHUNK;
+    for (int k = 0; k < CHUNK; k += WIDTH) {
+        vec scaled = load(scores + k) * scale;
+        if (!sees_all) {
+            ivec position = lanes + (chunk->first + k);
+            scaled = blend((position >= first_key) & (position < end_key), scaled, broadcast(UNSEEN));
+        }
+        store(scores + k, scaled);
+        top = maximum(top, scaled);
+    }
+    float largest = reduce_max(top);
+    if (largest > state->running_max) {
+        vec rescale = exp_nonpositive(broadcast(state->running_max - largest));
+        state->weight *= rescale;
+        for (int64_t d = 0; d < size; d += WIDTH) store(state->sums + d, load(state->sums + d) * rescale);
+        state->running_max = largest;
+    }
+    for (int k = 0; k < CHUNK; k += WIDTH) {
+        vec scaled = load(scores + k);
+        /* The running maximum of a query that has seen no key yet is UNSEEN too, and e^0 would count. */
+        vec weights = blend(scaled > 0.5f * UNSEEN, exp_nonpositive(scaled - state->running_max), (vec){0});
+        store(scores + k, weights);
+        state->weight += weights;
+    }
+}
+
+/* Attention of QUERIES or fewer of a group to one chunk. */
+ALWAYS_INLINE void attend_some(const attention *a, const query_group *group, const key_chunk *chunk, int64_t first,
+                               int queries, softmax_state *states) {
+    float scores[QUERIES][CHUNK];
+    for (int k = 0; k < CHUNK; k += VECTORS * WIDTH) {
+        float(*part)[CHUNK] = (float(*)[CHUNK])(scores[0] + k);
+        score_keys(a->size, queries, group->queries + first, chunk->key_tiles + k / LANES, part);
+    }
+    for (int i = 0; i < queries; i++)
+        update_softmax(a->size, chunk, group->first_key[first + i], group->end_key[first + i], a->scale, scores[i],
+                       states + first + i);
+    int64_t d = 0;
+    for (; d + VECTORS * WIDTH <= a->size; d += VECTORS * WIDTH)
+        add_values(queries, VECTORS, chunk, scores, states + first, d);
+    for (; d < a->size; d += WIDTH) add_values(queries, 1, chunk, scores, states + first, d);
+}
+
+static key_chunk find_chunk(const attention *a, const row_span *row, int64_t kv_head, int32_t first, int32_t end) {
+    const int64_t *blocks = a->block_ids + row->first_block;
+    key_chunk chunk = {.first = first, .count = end - first < CHUNK ? end - first : CHUNK};
+    for (int t = 0; t < CHUNK / LANES; t++) {
+        int32_t position = first + (t * LANES < chunk.count ? t * LANES : 0); /* unseen ones: whatever can be read */
+        int64_t block = blocks[position / a->block_size], offset = position % a->block_size;
+        chunk.key_tiles[t] =
+            a->keys + ((block * a->num_kv_heads + kv_head) * a->block_size + offset) * a->size;
+    }
+    for (int32_t k = 0; k < chunk.count; k++) {
+        int64_t block = blocks[(first + k) / a->block_size], offset = (first + k) % a->block_size;
+        chunk.values[k] = a->values + ((block * a->block_size + offset) * a->num_kv_heads + kv_head) * a->size;
+    }
+    return chunk;
+}
+
+static void attend_group(const attention *a, const row_span *row, const query_group *group) {
+    softmax_state states[GROUP];
+    for (int64_t i = 0; i < group->count; i++) {
+        states[i].weight = (vec){0};
+        states[i].running_max = UNSEEN;
+        memset(states[i].sums, 0, sizeof(float) * (size_t)a->size);
+    }
+    for (int32_t first = group->begin; first < group->end; first += CHUNK) {
+        key_chunk chunk = find_chunk(a, row, group->kv_head, first, group->end);
+        int64_t i = 0;
+        for (; i + QUERIES <= group->count; i += QUERIES) attend_some(a, group, &chunk, i, QUERIES, states);
+        switch (group->count - i) {
+            case 3: attend_some(a, group, &chunk, i, 3, states); break;
+            case 2: attend_some(a, group, &chunk, i, 2, states); break;
+            case 1: attend_some(a, group, &chunk, i, 1, states); break;
+        }
+    }
+    for (int64_t i = 0; i < group->count; i++) {
+        float factor = 1.0f / reduce_add(states[i].weight);
+        for (int64_t d = 0; d < a->size; d += WIDTH) store_bf16(group->outs[i] + d, load(states[i].sums + d) * factor);
+    }
+}
+
+static void make_group(const attention *a, const row_span *row, int64_t kv_head, int64_t first_query,
+                       query_group *group) {
+    int64_t repeat = a->num_heads / a->num_kv_heads, left = row->num_tokens * repeat - first_query;
+    group->kv_head = kv_head;
+    group->count = left < GROUP ? left : GROUP;
+    for (int64_t i = 0; i < group->count; i++) {
+        int64_t token = (first_query + i) / repeat, position = row->first_position + token;
+        int64_t head = kv_head * repeat + (first_query + i) % repeat, index = row->first_index + token;
+        set_query(&group->queries[i], a->query + index * a->query_stride + head * a->size, a->size);
+        group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
+        group->end_key[i] = (int32_t)(position + 1);
+        group->first_key[i] = a->window && position >= a->window ? (int32_t)(position + 1 - a->window) : 0;
+    }
+    group->begin = group->first_key[0] / CHUNK * CHUNK;
+    group->end = group->end_key[group->count - 1];
+}
+
+/* Work on a row: its groups of queries, for each KV head. */
+static inline int64_t num_row_items(const attention *a, const row_span *row) {
+    return a->num_kv_heads * ((row->num_tokens * (a->num_heads / a->num_kv_heads) + GROUP - 1) / GROUP);
+}
+
+/* From every row to its blocks. */
+static void attend_rows(member *me, const attention *a) {
+    int64_t num_items = 0;
+    for (int64_t r = 0; r < a->num_rows; r++) num_items += num_row_items(a, &a->rows[r]);
+    for (int64_t item; (item = next_item(me, num_items)) >= 0;) {
+        const row_span *row = a->rows;
+        for (; item >= num_row_items(a, row); row++) item -= num_row_items(a, row);
+        query_group group;
+        make_group(a, row, item % a->num_kv_heads, item / a->num_kv_heads * GROUP, &group);
+        attend_group(a, row, &group);
+    }
+}
+
+/* Puts a token's keys and values, [num_kv_heads, size] each, into its slot (block * block_size + offset). */
+static void store_kv(const attention *a, const bf16 *key, const bf16 *value, int64_t slot, bf16 *keys, bf16 *values) {
+    int64_t size = a->size, width = a->num_kv_heads * size, block = slot / a->block_size, offset = slot % a->block_size;
+    for (int64_t head = 0; head < a->num_kv_heads; head++) {
+        bf16 *tile = keys + ((block * a->num_kv_heads + head) * a->block_size + offset / LANES * LANES) * size;
+        for (int64_t d = 0; d < size; d += 2)
+            memcpy(tile + d * LANES + offset % LANES * 2, key + head * size + d, 2 * sizeof(bf16));
+    }
+    memcpy(values + slot * width, value, sizeof(bf16) * (size_t)width);
+}
+
+static void attend_team(member *me, void *a) { attend_rows(me, a); }
+
+/* Stores the step's keys and values in the cache, then attends. query [T, num_heads, size], key and value
+ * [T, num_kv_heads, size], tokens `strides` numbers apart in each; slots [T]. */
+void EXPORT(attend)(const bf16 *query, const bf16 *key, const bf16 *value, const int64_t *strides, bf16 *keys,
+                    bf16 *values, const int64_t *slots, int64_t num_tokens, int64_t block_size, int64_t num_heads,
+                    int64_t num_kv_heads, int64_t size, float scale, int64_t window, const row_span *rows,
+                    int64_t num_rows, const int64_t *block_ids, int num_threads, bf16 *out) {
+    attention a = {query,    keys,       values,    rows,         block_ids, out,    strides[0],
+                   num_rows, block_size, num_heads, num_kv_heads, size,      window, scale};
+    for (int64_t token = 0; token < num_tokens; token++)
+        store_kv(&a, key + token * strides[1], value + token * strides[2], slots[token], keys, values);
+    run_team(num_threads, attend_team, &a);
+}

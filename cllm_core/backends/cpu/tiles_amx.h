@@ -1,0 +1,156 @@
+/* Tiles by AMX: one instruction multiplies up to 16 tokens by 16 outputs of a panel, 32 inputs in bfloat16 or 64 in 8
+ * bits. A panel is what the instruction wants: its rows are pairs (or fours) of inputs of all outputs.
+ *
+ * Tiles 0 to 3 are sums [tokens 0-15, tokens 16-31] x [outputs 0-15, outputs 16-31], 4 and 5 inputs, 6 and 7 weights.
+ * The compiler does not know what the instructions read and write; `memory_barrier` keeps its own stores in order.
+ */
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#define TILE_ROWS 16
+#define BF16_ROWS (2 * TILE_ROWS)
+#define INT8_ROWS (2 * TILE_ROWS)
+#define TILE_BYTES 64 /* of a row of a tile */
+#define PANEL_STRIDE 128 /* bytes from a pair or four of inputs to the next, in a panel and in sums */
+
+typedef bf16 bf16_input;
+
+static int64_t rows_per_tile(int64_t num_tokens, int64_t most_rows);
+
+static inline void memory_barrier(void) { __asm__ volatile("" : : : "memory"); }
+
+/* Tokens of the first tile of inputs; the others are in the second. */
+static inline int64_t first_rows(int64_t rows) { return rows > TILE_ROWS ? (rows + 1) / 2 : rows; }
+
+static inline void begin_tiles(int64_t num_tokens) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    int64_t rows = rows_per_tile(num_tokens, BF16_ROWS), first = first_rows(rows), second = rows - first;
+    int64_t all[8] = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS};
+    for (int i = 0; i < 8; i++) {
+        config.rows[i] = (uint8_t)all[i];
+        config.row_bytes[i] = all[i] ? TILE_BYTES : 0;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+static inline void end_tiles(void) { _tile_release(); }
+
+static inline void zero_sums(int has_second) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (!has_second) return;
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline void store_sums(int64_t rows, int has_second, void *out) {
+    char *first = out, *second = first + first_rows(rows) * PANEL_STRIDE;
+    _tile_stored(0, first, PANEL_STRIDE);
+    _tile_stored(1, first + TILE_BYTES, PANEL_STRIDE);
+    if (has_second) {
+        _tile_stored(2, second, PANEL_STRIDE);
+        _tile_stored(3, second + TILE_BYTES, PANEL_STRIDE);
+    }
+    memory_barrier();
+}
+
+static inline void prefetch_rows(const void *rows, prefetch how) {
+    if (how == PREFETCH_NOTHING) return;
+#pragma GCC unroll 32
+    for (int i = 0; i < 2 * TILE_ROWS; i++) prefetch_weights((const char *)rows + i * TILE_BYTES, how);
+}
+
+/* sums += inputs of up to two tiles, `stride` bytes from token to token, times INPUT_UNIT inputs of a panel. */
+ALWAYS_INLINE void add_bf16(const bf16 *first, const bf16 *second, int64_t stride, const bf16 *panel, int has_second) {
+    _tile_loadd(4, first, stride);
+    _tile_loadd(6, panel, PANEL_STRIDE);
+    _tile_loadd(7, panel + PANEL, PANEL_STRIDE);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (has_second) {
+        _tile_loadd(5, second, stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+ALWAYS_INLINE void bf16_rows(const bf16 *x, const bf16 *panel, prefetch how, int64_t num_in, int rows, int has_second,
+                             float *out) {
+    int64_t stride = num_in * (int64_t)sizeof(bf16), k = 0;
+    const bf16 *second = x + first_rows(rows) * num_in;
+    memory_barrier();
+    zero_sums(has_second);
+    for (; k + INPUT_UNIT <= num_in; k += INPUT_UNIT, panel += INPUT_UNIT * PANEL) {
+        prefetch_rows(panel, how);
+        add_bf16(x + k, second + k, stride, panel, has_second);
+    }
+    if (k < num_in) { /* what is left of each token, with zeros behind it */
+        bf16 rest[BF16_ROWS][INPUT_UNIT] = {0};
+        for (int i = 0; i < rows; i++) memcpy(rest[i], x + i * num_in + k, (size_t)(num_in - k) * sizeof(bf16));
+        memory_barrier();
+        add_bf16(rest[0], rest[first_rows(rows)], sizeof rest[0], panel, has_second);
+    }
+    store_sums(rows, has_second, out);
+}
+
+static void bf16_tile(const bf16_input *x, const bf16 *panel, prefetch how, int64_t num_in, int rows, float *out) {
+    if (rows > TILE_ROWS)
+        bf16_rows(x, panel, how, num_in, rows, 1, out);
+    else
+        bf16_rows(x, panel, how, num_in, rows, 0, out);
+}
+
+/* out += the sums of a group times the scales of weights and inputs. */
+static inline void scale_groups(const input_group *x, const weight_group *group, int64_t num_groups, int rows,
+                                int32_t (*sums)[PANEL], float *out) {
+    vec first_scale = load_bf16(group->scales), last_scale = load_bf16(group->scales + LANES);
+    for (int i = 0; i < rows; i++, x += num_groups, out += PANEL) {
+        __m512i offset = _mm512_set1_epi32(x->offset);
+        __m512 first = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums[i]), offset));
+        __m512 last = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums[i] + LANES), offset));
+        __m512 scale = _mm512_set1_ps(x->scale);
+        _mm512_storeu_ps(out, _mm512_fmadd_ps(first, (__m512)first_scale * scale, _mm512_loadu_ps(out)));
+        _mm512_storeu_ps(out + LANES,
+                         _mm512_fmadd_ps(last, (__m512)last_scale * scale, _mm512_loadu_ps(out + LANES)));
+    }
+}
+
+ALWAYS_INLINE void int8_rows(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+                             int has_second, float *out) {
+    int64_t stride = num_groups * (int64_t)sizeof(input_group);
+    const input_group *second = x + first_rows(rows) * num_groups;
+    int32_t sums[2][INT8_ROWS][PANEL];
+    memset(out, 0, sizeof(float) * PANEL * (size_t)rows);
+    memory_barrier();
+    for (int64_t g = 0; g < num_groups; g++, panel++) {
+        zero_sums(has_second);
+        prefetch_rows(panel, how);
+        if (how != PREFETCH_NOTHING) prefetch_weights(panel->scales, how);
+        _tile_loadd(4, x[g].numbers, stride);
+        _tile_loadd(6, panel->numbers, PANEL_STRIDE);
+        _tile_loadd(7, panel->numbers[0] + LANES, PANEL_STRIDE);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if (has_second) {
+            _tile_loadd(5, second[g].numbers, stride);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
+        store_sums(rows, has_second, sums[g % 2]);
+        scale_groups(x + g, panel, num_groups, rows, sums[g % 2], out);
+    }
+}
+
+static void int8_tile(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+                      float *out) {
+    if (rows > TILE_ROWS)
+        int8_rows(x, panel, how, num_groups, rows, 1, out);
+    else
+        int8_rows(x, panel, how, num_groups, rows, 0, out);
+}
