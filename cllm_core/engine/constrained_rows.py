@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.engine.constraint import Constraint
+from cllm_core.engine.grammar_masks import ConstrainedWindow, MaskFiller
 from cllm_core.engine.plan import PlannedRow
 from cllm_core.engine.processors import keep_allowed
 from cllm_core.engine.request_text import RequestText
@@ -32,24 +33,30 @@ class ConstrainedRows:
 
     Args:
         rows: with num_sampled >= 1, their drafts made.
+        filler: computes the masks.
         device: of the logits.
     """
 
-    def __init__(self, rows: Sequence[ConstrainedRow], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[ConstrainedRow], filler: MaskFiller, device: torch.device) -> None:
         self._rows = rows
+        self._filler = filler
         self._device = device
         self._drafts = [_redraft(one) for one in rows]
 
     def mask(self, logits: Tensor) -> Tensor:
         """The step's logits [S, V] with what the grammars refuse at -inf; waits for nothing on the device."""
-        num_positions = sum(one.row.num_sampled for one in self._rows)
-        masks = np.empty((num_positions, self._rows[0].constraint.num_words), dtype=np.int32)
-        positions: list[int] = []
+        windows, num_masks = [], 0
         for one, draft in zip(self._rows, self._drafts, strict=True):
-            num_filled = one.constraint.fill_masks(draft, masks[len(positions) :][: one.row.num_sampled])
+            windows.append(ConstrainedWindow(one.constraint, draft, num_masks))
+            num_masks += one.row.num_sampled
+        masks = np.empty((num_masks, self._rows[0].constraint.num_words), dtype=np.int32)
+        positions: list[int] = []
+        filled: list[int] = []
+        for one, window, num_filled in zip(self._rows, windows, self._filler.fill(windows, masks), strict=True):
             positions += range(one.first_index, one.first_index + num_filled)
+            filled += range(window.first_mask, window.first_mask + num_filled)
         # Little-endian words, so that byte v // 8 of a row holds the bit of token v on every machine.
-        octets = torch.from_numpy(masks[: len(positions)].astype("<i4", copy=False).view(np.uint8))
+        octets = torch.from_numpy(masks[filled].astype("<i4", copy=False).view(np.uint8))
         return keep_allowed(
             logits,
             to_device(torch.tensor(positions, dtype=torch.long), self._device),

@@ -24,10 +24,13 @@ from llguidance.numpy import fill_next_token_bitmask
 Masks = npt.NDArray[np.int32]
 """[positions, words]: 32 tokens a word, the lowest bit first; 1 may be chosen."""
 
-# Masks of one row and step that take longer leave the rest of its window to the next step, and a single piece of work
-# that takes this much longer ends the request: all other rows wait for it.
+# In seconds of processor time, so that a busy machine ends no request. Masks of one row and step that take longer leave
+# the rest of its window to the next step, and a single piece of work that takes this much longer ends the request: all
+# other rows wait for it.
 _STEP_SECONDS = 0.05
 _PATIENCE_SECONDS = 1.0
+QUICK_SECONDS = 0.001
+"""Up to here a mask counts as quick: those of a whole window may be computed without a look at the clock."""
 
 
 class Constraint:
@@ -42,6 +45,7 @@ class Constraint:
 
     Attributes:
         error: why the output cannot go on, None while it can.
+        is_quick: whether the masks of the last window took little time each.
         forced_ids: what has to come next, spelled as the tokenizer spells it; the model may choose other tokens for the
             same text. An end of the output that has to come is the last of them.
     """
@@ -65,6 +69,7 @@ class Constraint:
         self._num_accepted = 0
         self._num_masked = 0
         self.error: str | None = None
+        self.is_quick = False
         self.forced_ids = self._find_forced(matcher)
 
     @property
@@ -98,18 +103,39 @@ class Constraint:
         Returns:
             Rows written; only as many predictions are taken by the `accept` that follows. 0 where `error` is set.
         """
-        started = time.perf_counter()
+        started = time.thread_time()
         self._num_masked = 0
         walker = self._matcher.deep_copy()
         while self.error is None and self._fill(walker, masks[self._num_masked]):
             self._num_masked += 1
             self._check_patience(started)
-            if self._num_masked == len(masks) or time.perf_counter() - started > _STEP_SECONDS:
+            if self._num_masked == len(masks) or time.thread_time() - started > _STEP_SECONDS:
                 break
             if not self._walk(walker, draft[self._num_masked - 1 : self._num_masked]):
                 break
-        if self._num_masked == 0 and self.error is None:
-            self.error = f"the grammar leaves no token to choose: {walker.get_error() or 'none of the vocabulary fits'}"
+        self.is_quick = time.thread_time() - started <= QUICK_SECONDS * self._num_masked
+        self._require_masks(walker)
+        return self._num_masked
+
+    def legal_prefix(self, draft: Sequence[int]) -> tuple[LLMatcher, list[int]]:
+        """A matcher at the start of the window, and the draft up to the first token that it would not go on with."""
+        walker = self._matcher.deep_copy()
+        text_ids = list(takewhile(self._is_text, draft))
+        return walker, text_ids[: walker.validate_tokens(text_ids)]
+
+    def take_masks(self, masks: Masks, walker: LLMatcher) -> int:
+        """Finish masks that were computed along a legal prefix of the draft, one behind each of its tokens.
+
+        Args:
+            masks: [tokens of the prefix + 1, num_words], as the matcher allows; changed in place.
+            walker: that computed them.
+
+        Returns:
+            As `fill_masks`.
+        """
+        is_open = self._restrict(masks)
+        self._num_masked = 0 if walker.is_error() else int(is_open.cumprod().sum())
+        self._require_masks(walker)
         return self._num_masked
 
     def clip(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,7 +144,7 @@ class Constraint:
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Follow tokens that became part of the output."""
-        started = time.perf_counter()
+        started = time.thread_time()
         text_ids = list(takewhile(self._is_text, token_ids))
         if self._matcher.try_consume_tokens(text_ids) < len(text_ids):
             self.error = f"the grammar refuses a token that its mask allowed: {self._matcher.get_error()}"
@@ -130,14 +156,28 @@ class Constraint:
     def _fill(self, matcher: LLMatcher, mask: npt.NDArray[np.int32]) -> bool:
         """Write one mask; False where it would allow nothing."""
         fill_next_token_bitmask(matcher, mask[None])
-        mask &= self._all
-        if matcher.is_error() or not mask.any():
-            return False
-        if not (mask & ~self._ends).any():
-            mask &= self._first_end  # one way to end is enough, and a draft can know it
-        elif self._num_accepted + self._num_masked < self._min_tokens and (mask & ~self._stops).any():
-            mask &= ~self._stops
-        return True
+        return bool(self._restrict(mask[None], first=self._num_masked)[0]) and not matcher.is_error()
+
+    def _restrict(self, masks: Masks, *, first: int = 0) -> npt.NDArray[np.bool_]:
+        """Cut masks to what may be chosen; whether anything is left in each.
+
+        Args:
+            masks: [positions, num_words], changed in place.
+            first: position of the window that the first of them is for.
+        """
+        masks &= self._all
+        only_ends = ~_allows_any(masks & ~self._ends)
+        masks[only_ends] &= self._first_end  # one way to end is enough, and a draft can know it
+        num_early = self._min_tokens - self._num_accepted - first
+        if num_early > 0:
+            early = masks[:num_early]
+            may_wait = ~only_ends[:num_early] & _allows_any(early & ~self._stops)
+            early[may_wait] &= ~self._stops
+        return _allows_any(masks)
+
+    def _require_masks(self, walker: LLMatcher) -> None:
+        if self._num_masked == 0 and self.error is None:
+            self.error = f"the grammar leaves no token to choose: {walker.get_error() or 'none of the vocabulary fits'}"
 
     def _find_forced(self, matcher: LLMatcher) -> tuple[int, ...]:
         """Tokens that must follow, the end of the output included."""
@@ -155,7 +195,7 @@ class Constraint:
         return token_id not in self._eos_token_ids
 
     def _check_patience(self, started: float) -> None:
-        seconds = time.perf_counter() - started
+        seconds = time.thread_time() - started
         if seconds > _PATIENCE_SECONDS:
             self.error = f"the grammar is too complex: one step of it took {seconds:.1f} s; simplify it"
 
@@ -163,6 +203,12 @@ class Constraint:
     def _overwrite(out: list[int], start: int, token_ids: Sequence[int]) -> None:
         end = min(len(out), start + len(token_ids))
         out[start:end] = token_ids[: end - start]
+
+
+def _allows_any(masks: Masks) -> npt.NDArray[np.bool_]:
+    """[positions]: whether a mask allows a token."""
+    allows: npt.NDArray[np.bool_] = np.bitwise_or.reduce(masks, axis=1) != 0
+    return allows
 
 
 def _words(token_ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.int32]:

@@ -7,6 +7,7 @@ can be launched in between where its tokens need not pass through the host.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.drafts import Ids
+from cllm_core.engine.grammar_masks import MaskFiller
 from cllm_core.engine.jacobi import count_matched
 from cllm_core.engine.logprobs import pack_logprobs, unpack_logprobs
 from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
@@ -115,7 +117,7 @@ class ModelRunner:
             if row.num_sampled > 1:
                 text.make_draft(row.last_accepted_position + 1, row.num_sampled - 1)
         windows = _windows(rows)
-        constrained = _constrained_rows(windows, self._device)  # before the drafts are read: it may write them
+        constrained = self._constrain(windows)  # before the drafts are read: it may write them
         num_graphs = self._num_graphs()
         logits = self._forward(rows, behind)
         num_sampled = sum(row.num_sampled for row, _ in windows)
@@ -129,6 +131,20 @@ class ModelRunner:
             is_awaited=len(logits) > 0 or not self.is_asynchronous,
             has_captured=self._num_graphs() != num_graphs,
         )
+
+    def _constrain(self, windows: Sequence[TextRow]) -> ConstrainedRows | None:
+        """The windows that have to match a grammar, None where there are none."""
+        found: list[ConstrainedRow] = []
+        first_index = 0
+        for row, text in windows:
+            if text.admission.constraint is not None:
+                found.append(ConstrainedRow(row, text, text.admission.constraint, first_index))
+            first_index += row.num_sampled
+        return ConstrainedRows(found, self._mask_filler, self._device) if found else None
+
+    @cached_property
+    def _mask_filler(self) -> MaskFiller:
+        return MaskFiller(torch.get_num_threads())
 
     def _forward(self, rows: Sequence[TextRow], behind: LaunchedStep | None) -> Tensor:
         """Logits [S + P, V]: of the S tokens whose prediction is wanted, then of the P prompt tokens to score."""
@@ -204,17 +220,6 @@ def _read_scores(rows: Sequence[TextRow], scores: HostCopy) -> list[tuple[TokenL
     parts = np.split(scores.wait(), np.cumsum([len(row.scored_positions) for row, _ in rows])[:-1])
     wanted = [text.admission.request.params.prompt_logprobs for _, text in rows]
     return [unpack_logprobs(part, count or 0) for part, count in zip(parts, wanted, strict=True)]
-
-
-def _constrained_rows(rows: Sequence[TextRow], device: torch.device) -> ConstrainedRows | None:
-    """The windows that have to match a grammar, None where there are none."""
-    found: list[ConstrainedRow] = []
-    first_index = 0
-    for row, text in rows:
-        if text.admission.constraint is not None:
-            found.append(ConstrainedRow(row, text, text.admission.constraint, first_index))
-        first_index += row.num_sampled
-    return ConstrainedRows(found, device) if found else None
 
 
 def _row_sampling(row: PlannedRow, text: RequestText) -> RowSampling:

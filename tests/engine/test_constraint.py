@@ -1,6 +1,7 @@
 """A constraint follows accepted tokens, and no walk over a draft leaves a trace in it."""
 
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cllm_core.engine import constraint as constraint_module
-from cllm_core.engine.constraint import Constraint
+from cllm_core.engine import grammar_masks as grammar_masks_module
+from cllm_core.engine.constraint import Constraint, Masks
+from cllm_core.engine.grammar_masks import ConstrainedWindow, MaskFiller
 from cllm_core.info import TokenizerBundle
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.grammar import choice_grammar, json_grammar, regex_grammar
@@ -47,9 +50,12 @@ def ids(text: str) -> list[int]:
 def allowed(constraint: Constraint, draft: list[int]) -> list[set[int]]:
     """Token ids that each mask allows, of the positions that have one."""
     masks = np.zeros((len(draft) + 1, constraint.num_words), dtype=np.int32)
-    num_filled = constraint.fill_masks(draft, masks)
-    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
-    return [set(np.flatnonzero(row).tolist()) for row in bits[:num_filled]]
+    return bits(masks[: constraint.fill_masks(draft, masks)])
+
+
+def bits(masks: Masks) -> list[set[int]]:
+    unpacked = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+    return [set(np.flatnonzero(row).tolist()) for row in unpacked]
 
 
 tokens = st.integers(0, VOCAB_SIZE - 1)
@@ -105,6 +111,40 @@ def test_stop_tokens_wait_for_min_tokens_unless_nothing_else_is_left() -> None:
     masks = allowed(constraint, ids("aaa"))
     assert [stop in mask for mask in masks] == [False, False, True, False]
     assert masks[3] == {EOS[0]}
+
+
+@given(st.lists(st.tuples(st.lists(tokens, max_size=6), st.booleans()), min_size=2, max_size=5), st.integers(0, 3))
+def test_masks_of_many_windows_at_once_are_those_of_each_alone(
+    drafts: list[tuple[list[int], bool]], min_tokens: int
+) -> None:
+    grammars = [LIST, regex_grammar("(a|aa)*b{2,5}"), regex_grammar("[^x]*"), choice_grammar(["yes"]), LIST]
+    apart, together = (
+        [make_constraint(grammar, min_tokens=min_tokens) for grammar in grammars[: len(drafts)]] for _ in range(2)
+    )
+    fitting = [one.redraft(draft) if fits else draft for one, (draft, fits) in zip(apart, drafts, strict=True)]
+    expected = [allowed(one, draft) for one, draft in zip(apart, fitting, strict=True)]
+    for one in together:
+        one.is_quick = True
+    firsts = [0, *accumulate(len(draft) + 1 for draft in fitting)]
+    windows = [ConstrainedWindow(*window) for window in zip(together, fitting, firsts[:-1], strict=True)]
+    masks = np.zeros((firsts[-1], together[0].num_words), dtype=np.int32)
+    counts = MaskFiller(num_threads=2).fill(windows, masks)
+    assert counts == [len(one) for one in expected]
+    for window, count, masks_alone in zip(windows, counts, expected, strict=True):
+        assert bits(masks[window.first_mask :][:count]) == masks_alone
+        assert together[0].clip((1, 2, 3, 4, 5, 6, 7)) == apart[0].clip((1, 2, 3, 4, 5, 6, 7))
+
+
+def test_a_step_of_slow_masks_is_followed_by_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    constraints = [make_constraint(regex_grammar("[a-c]*")) for _ in range(3)]
+    for one in constraints:
+        allowed(one, ids("abc"))
+        assert one.is_quick
+    monkeypatch.setattr(grammar_masks_module, "QUICK_SECONDS", 0.0)
+    windows = [ConstrainedWindow(one, ids("ab"), 3 * index) for index, one in enumerate(constraints)]
+    masks = np.zeros((9, constraints[0].num_words), dtype=np.int32)
+    assert MaskFiller(num_threads=2).fill(windows, masks) == [3, 3, 3]
+    assert not any(one.is_quick for one in constraints)
 
 
 def test_slow_masks_leave_the_rest_of_the_window_to_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
