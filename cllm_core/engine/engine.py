@@ -3,28 +3,24 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from concurrent.futures import Future
 
 import msgspec
 
 from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
 from cllm_core.engine.block_pool import BlockPool
-from cllm_core.engine.constraint import Constraint
 from cllm_core.engine.draft_length import DraftLengths
+from cllm_core.engine.grammars import Grammars
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import LaunchedStep, ModelRunner
 from cllm_core.engine.scheduler import Scheduler
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import InvalidRequest, PromptTooLong
-from cllm_core.info import AdapterInfo, EngineStats, ModelInfo
+from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.models.source import locate_adapter_below
-from cllm_core.request import NewRequest, RequestOutput, SamplingParams
-from cllm_core.text.grammar_compiler import GrammarCompiler
-
-# Laid out for grammars at a time: the base's, and those of adapters that bring their own.
-_NUM_VOCABULARIES = 4
+from cllm_core.request import NewRequest, RequestOutput
 
 StepObserver = Callable[[StepPlan, StepResult], None]
 
@@ -63,8 +59,7 @@ class Engine:
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
         self._step_times = step_times
-        # A compiler is made for the first request that has a grammar, since laying out a vocabulary takes a while.
-        self._compiler_of = lru_cache(maxsize=_NUM_VOCABULARIES)(GrammarCompiler)
+        self._grammars = Grammars()
         self.scheduler = Scheduler(
             self.block_pool,
             max_num_seqs=config.max_num_seqs,
@@ -93,6 +88,9 @@ class Engine:
         adapter = self._adapter_of(request)
         model = self.info if adapter is None else adapter.info
         eos = frozenset() if params.ignore_eos else frozenset(model.eos_token_ids)
+        constraint = None
+        if params.grammar is not None:
+            constraint = self._grammars.constraint(params.grammar, params, self.info, model)
         room = self.info.max_model_len - len(request.prompt_ids)
         self.scheduler.add(
             RequestState(
@@ -101,11 +99,22 @@ class Engine:
                 block_length=params.block_length or model.block_length,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
                 stop_token_ids=eos | frozenset(params.stop_token_ids),
-                constraint=None if params.grammar is None else self._constrain(params.grammar, params, model),
+                constraint=constraint,
                 adapter_id=0 if adapter is None else adapter.adapter_id,
                 adapter_key="" if adapter is None else adapter.cache_key,
             )
         )
+
+    def prepare(self, request: NewRequest) -> Future[None] | None:
+        """Begin, on another thread, what `add_request` would take long for; None where it would not.
+
+        Raises:
+            InvalidRequest: the adapter is not served.
+        """
+        if request.params.grammar is None:
+            return None
+        adapter = self._adapter_of(request)
+        return self._grammars.prepare(request.params.grammar, self.info, self.info if adapter is None else adapter.info)
 
     def load_adapter(self, name: str, path: str) -> None:
         """Serve another adapter; `path` must lie below adapter_root. The engine stands still meanwhile.
@@ -214,17 +223,6 @@ class Engine:
             return ()
         adapter_ids = {row.request_id: row.adapter_id for row in plan.rows}
         return tuple(self._adapters.name_of(adapter_ids[output.request_id]) for output in accepting)
-
-    def _constrain(self, grammar: str, params: SamplingParams, model: ModelInfo | AdapterInfo) -> Constraint:
-        tokenizer_json = (model.tokenizer or self.info.tokenizer).tokenizer_json
-        compiler = self._compiler_of(tokenizer_json, self.info.vocab_size, model.eos_token_ids)
-        return Constraint(
-            compiler.matcher(grammar),
-            vocab_size=self.info.vocab_size,
-            eos_token_ids=model.eos_token_ids,
-            min_tokens=params.min_tokens,
-            stop_token_ids=params.stop_token_ids,
-        )
 
     def _check(self, request: NewRequest) -> None:
         vocab_size, limit = self.info.vocab_size, self.info.max_model_len

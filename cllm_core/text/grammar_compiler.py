@@ -9,8 +9,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 
-# Grammars kept compiled. A hostile one holds up to _MAX_LEXER_STATES states of 1-2 kB each.
-_CACHE_SIZE = 32
+CACHE_SIZE = 32
+"""Grammars kept compiled, per vocabulary. A hostile one holds up to _MAX_LEXER_STATES states of 1-2 kB each."""
+
 _MAX_LEXER_STATES = 20_000
 
 _MAX_REASON_CHARS = 500
@@ -38,7 +39,7 @@ class GrammarCompiler:
             raise UnsupportedParameter("grammar: this model has no end-of-sequence token", param="grammar")
         self._tokenizer = _read(tokenizer_json, vocab_size, list(eos_token_ids))
         self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
-        self._compile = lru_cache(_CACHE_SIZE)(self._compile_anew)
+        self._compile = lru_cache(CACHE_SIZE)(self._compile_anew)
 
     def matcher(self, grammar: str, *, param: str = "grammar") -> LLMatcher:
         """A matcher that has consumed nothing; other threads run meanwhile.

@@ -6,11 +6,15 @@ It knows which client owns which request; it never looks into an output beyond i
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from cllm_core.errors import CllmError, RequestError
 from cllm_core.info import EngineStats, ModelInfo
-from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.request import DecodingStats, NewRequest, RequestOutput
 from cllm_core.worker.channel import ClientId, Command, WorkerChannel
 from cllm_core.worker.messages import (
     Abort,
@@ -27,6 +31,9 @@ from cllm_core.worker.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
+# How often an idle loop looks whether a request has been prepared.
+_PREPARING_SECONDS = 0.005
+
 
 class StepEngine(Protocol):
     """What the loop needs of an engine; `cllm_core.engine.engine.Engine` is one."""
@@ -38,6 +45,10 @@ class StepEngine(Protocol):
 
     def add_request(self, request: NewRequest) -> None:
         """Queue a request; RequestError where this model cannot take it."""
+        ...
+
+    def prepare(self, request: NewRequest) -> Future[None] | None:
+        """Begin, on another thread, what `add_request` would take long for; None where it would not."""
         ...
 
     def load_adapter(self, name: str, path: str) -> None:
@@ -88,6 +99,7 @@ class WorkerLoop:
         self._should_stop = should_stop
         self._shutdown = False
         self._owners: dict[str, ClientId] = {}
+        self._preparing: dict[str, _Preparing] = {}
         self._impatient: set[str] = set()  # requests that look at every step
         self._outboxes: defaultdict[ClientId, Outbox] = defaultdict(lambda: Outbox(stream_interval))
 
@@ -100,17 +112,18 @@ class WorkerLoop:
 
     def _serve(self) -> None:
         while not self._leaving():
-            commands = self._channel.receive(0 if self._is_busy() else None)
-            # A grammar to compile or an adapter to load holds the loop up, and so does a prompt to read.
+            commands = self._channel.receive(self._wait_seconds())
+            # An adapter to load holds the loop up, and so does a prompt to read.
             if any(isinstance(command, Submit | LoadAdapter | UnloadAdapter) for _, command in commands):
                 self._send_outputs()
             for client, command in commands:
                 self._obey(client, command)
+            self._add_prepared()
             if self._is_busy():
                 if self._may_admit():
                     self._send_outputs()
                 self._report(self._engine.step())
-        self._abort(self._owners)
+        self._abort((*self._owners, *self._preparing))
         if self._is_busy():
             self._report(self._engine.step())
 
@@ -121,6 +134,12 @@ class WorkerLoop:
         # Owned requests count too: an aborted one may leave no work, but its last output is still owed.
         return bool(self._owners) or self._engine.has_work()
 
+    def _wait_seconds(self) -> float | None:
+        """How long to wait for a command: None for as long as it takes."""
+        if self._is_busy():
+            return 0
+        return _PREPARING_SECONDS if self._preparing else None
+
     def _may_admit(self) -> bool:
         """Whether the next step may begin to read a prompt, and take as long as many others."""
         now = self._engine.stats()
@@ -129,15 +148,36 @@ class WorkerLoop:
     def _obey(self, client: ClientId, command: Command) -> None:
         match command:
             case Submit(request):
-                self._add(client, request)
+                self._take(client, request)
             case Abort(request_ids):
-                self._abort(id for id in request_ids if self._owners.get(id) == client)
+                self._abort(id for id in request_ids if self._owner_of(id) == client)
             case LoadAdapter(call_id, name, path):
                 self._change_adapters(client, call_id, lambda: self._engine.load_adapter(name, path))
             case UnloadAdapter(call_id, name):
                 self._change_adapters(client, call_id, lambda: self._engine.unload_adapter(name))
             case Shutdown():
                 self._shutdown = True
+
+    def _take(self, client: ClientId, request: NewRequest) -> None:
+        """Add a request, once all that would hold the steps of others up is done."""
+        try:
+            prepared = self._engine.prepare(request)
+        except RequestError as error:
+            self._channel.send(client, Rejected(request.request_id, str(error)))
+            return
+        if prepared is None or prepared.done():
+            self._add(client, request)
+        else:
+            self._preparing[request.request_id] = _Preparing(client, request, prepared)
+
+    def _add_prepared(self) -> None:
+        for waiting in [waiting for waiting in self._preparing.values() if waiting.prepared.done()]:
+            del self._preparing[waiting.request.request_id]
+            self._add(waiting.client, waiting.request)
+
+    def _owner_of(self, request_id: str) -> ClientId | None:
+        waiting = self._preparing.get(request_id)
+        return self._owners.get(request_id) if waiting is None else waiting.client
 
     def _add(self, client: ClientId, request: NewRequest) -> None:
         try:
@@ -166,7 +206,18 @@ class WorkerLoop:
 
     def _abort(self, request_ids: Iterable[str]) -> None:
         for request_id in tuple(request_ids):
-            self._engine.abort(request_id)
+            if waiting := self._preparing.pop(request_id, None):
+                self._report_end(waiting)
+            else:
+                self._engine.abort(request_id)
+
+    def _report_end(self, waiting: "_Preparing") -> None:
+        """The end of a request that was aborted before the engine had it."""
+        stats = DecodingStats(num_prompt_tokens=len(waiting.request.prompt_ids))
+        output = RequestOutput(request_id=waiting.request.request_id, finish_reason="abort", stats=stats)
+        # Figures without a step's rows: they were reported with the step.
+        figures = msgspec.structs.replace(self._engine.stats(), accepted_per_row=(), adapter_per_row=())
+        self._channel.send(waiting.client, StepReport((output,), (figures,)))
 
     def _report(self, outputs: list[RequestOutput]) -> None:
         step = self._engine.stats()
@@ -185,6 +236,8 @@ class WorkerLoop:
         """Abort what was asked for by clients that turned out to be gone, whatever was to be sent to them then."""
         for gone in self._outboxes.keys() - clients:
             del self._outboxes[gone]
+        for waiting in [waiting for waiting in self._preparing.values() if waiting.client not in clients]:
+            del self._preparing[waiting.request.request_id]
         self._abort(id for id, owner in self._owners.items() if owner not in clients)
 
     def _send_outputs(self) -> None:
@@ -205,3 +258,12 @@ class WorkerLoop:
                 del self._owners[output.request_id]
                 self._impatient.discard(output.request_id)
         return by_client
+
+
+@dataclass(frozen=True, slots=True)
+class _Preparing:
+    """A request that waits for what other threads do for it."""
+
+    client: ClientId
+    request: NewRequest
+    prepared: Future[None]

@@ -6,7 +6,7 @@ Prompts whose first token is one of the constants below steer it. `build` is its
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
@@ -20,6 +20,7 @@ BREAKS_DEVICE = 901
 KILLS_PROCESS = 902
 SLOW_STEPS = 903
 LONG_STEP = 904
+PREPARED = 905
 
 BAD_ADAPTER = "adapters/of-another-base"
 BROKEN_ADAPTER = "adapters/on-a-broken-disk"
@@ -36,6 +37,7 @@ class FakeEngine:
         self.added: list[str] = []
         self.aborted: list[str] = []
         self.num_steps_before_command = 0  # the latest that may take long
+        self.preparing: Future[None] = Future()  # of every request that has to be prepared
         self._running: dict[str, NewRequest] = {}
         self._num_output: dict[str, int] = {}
         self._leaving: list[str] = []
@@ -50,6 +52,9 @@ class FakeEngine:
         self.added.append(request.request_id)
         self._running[request.request_id] = request
         self._num_output[request.request_id] = 0
+
+    def prepare(self, request: NewRequest) -> Future[None] | None:
+        return self.preparing if request.prompt_ids[0] == PREPARED else None
 
     def load_adapter(self, name: str, path: str) -> None:
         self.num_steps_before_command = self._num_steps

@@ -29,7 +29,7 @@ from cllm_core.worker.messages import (
     UnloadAdapter,
 )
 from tests.worker.conftest import ThreadWorker
-from tests.worker.fake_engine import REFUSED, SLOW_STEPS, FakeEngine, make_request
+from tests.worker.fake_engine import PREPARED, REFUSED, SLOW_STEPS, FakeEngine, make_request
 
 ENDLESS = 10**6
 
@@ -278,6 +278,28 @@ def test_a_client_found_gone_by_an_announcement_is_forgotten_too(endpoint: str) 
         assert worker.engine.aborted == ["orphan"]
     finally:
         worker.stop()
+
+
+def test_steps_of_others_go_on_while_a_request_is_prepared(worker: ThreadWorker, peer: Peer) -> None:
+    peer.send(Submit(make_request("slow", prompt=(PREPARED,), max_tokens=2)))
+    peer.send(Submit(make_request("quick", max_tokens=4)))
+    assert {output.request_id for output in peer.outputs()} == {"quick"}
+    assert worker.engine.added == ["quick"]
+    worker.engine.preparing.set_result(None)
+    assert [output.request_id for output in peer.outputs()] == ["slow", "slow"]
+
+
+@pytest.mark.parametrize("command", [Abort(("slow",)), Shutdown()])
+def test_a_request_that_leaves_while_it_is_prepared_never_runs(
+    worker: ThreadWorker, peer: Peer, command: ToWorker
+) -> None:
+    peer.send(Submit(make_request("slow", prompt=(PREPARED,))), command)
+    assert [(output.request_id, output.finish_reason) for output in peer.outputs()] == [("slow", "abort")]
+    worker.engine.preparing.set_result(None)
+    if isinstance(command, Abort):
+        peer.send(Submit(make_request("next")))
+        assert {output.request_id for output in peer.outputs()} == {"next"}
+    assert "slow" not in worker.engine.added
 
 
 def test_a_client_of_another_release_is_turned_away(worker: ThreadWorker) -> None:
