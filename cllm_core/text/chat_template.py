@@ -13,7 +13,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, meta
 from cllm_core.errors import ConfigError, InvalidRequest
 from cllm_core.info import TokenizerBundle
 from cllm_core.text.content_forms import ContentForms, Message, find_content_forms
-from cllm_core.text.provenance import ChatPrompt, from_client, from_client_unless_traced, to_prompt
+from cllm_core.text.provenance import ChatPrompt, from_client, to_prompt
 from cllm_core.text.template_environment import TemplateEnvironment
 
 # What template code can raise on data it was not written for: Jinja's own errors, and Python's from its expressions.
@@ -154,10 +154,10 @@ class _Template:
 
 
 def _marked(message: Message) -> Message:
-    """The message, its texts marked as the client's, but for marks of calls that the server put among them.
+    """The message, its texts marked as the client's.
 
     Not its role: that is structure, and some templates make control tokens of it ('<|' + message.role + '|>').
     """
     role = message.get("role")
-    marked = from_client_unless_traced(message)
+    marked = from_client(message)
     return {**marked, "role": role} if isinstance(role, str) and role.isidentifier() else marked

@@ -140,10 +140,13 @@ def from_template(text: str) -> TracedText:
 
 
 def from_client(value: T) -> T:
-    """A copy of plain data (as parsed from JSON) in which each text, keys included, is the client's."""
+    """A copy of plain data (as parsed from JSON) in which each text, keys included, is the client's.
+
+    Texts that are traced keep their masks: a server that writes into a message marks its own words.
+    """
     copy: object = value
     if isinstance(value, str):
-        copy = TracedText(value, _CLIENT * len(value))
+        copy = value if isinstance(value, TracedText) else _wholly_from_client(value)
     elif isinstance(value, Mapping):
         copy = {from_client(key): from_client(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
@@ -151,21 +154,9 @@ def from_client(value: T) -> T:
     return copy  # type: ignore[return-value]  # a str is copied to a str, and so on
 
 
-def from_client_unless_traced(value: T) -> T:
-    """As from_client, but texts that are traced already keep their masks: whoever traced them knows better."""
-    copy: object = value
-    if isinstance(value, Mapping):
-        copy = {from_client_unless_traced(key): from_client_unless_traced(item) for key, item in value.items()}
-    elif isinstance(value, list | tuple):
-        copy = [from_client_unless_traced(item) for item in value]
-    elif not isinstance(value, TracedText):
-        copy = from_client(value)
-    return copy  # type: ignore[return-value]  # as above
-
-
 def of_any(text: str, *sources: object) -> str:
     """A text that was made of these values nobody knows how: all of it is the client's where some of them is."""
-    return from_client(text) if any(map(holds_client_text, sources)) else text
+    return _wholly_from_client(text) if any(map(holds_client_text, sources)) else text
 
 
 def holds_client_text(value: object) -> bool:
@@ -188,6 +179,10 @@ def concat(parts: Iterable[str]) -> TracedText:
 def to_prompt(text: str) -> ChatPrompt:
     """The text and its mask as plain values."""
     return ChatPrompt(str.__str__(text), _mask_of(text))
+
+
+def _wholly_from_client(text: str) -> TracedText:
+    return TracedText(text, _CLIENT * len(text))
 
 
 def _mask_of(text: str) -> bytes:

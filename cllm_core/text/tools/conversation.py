@@ -10,7 +10,7 @@ import msgspec
 from pydantic_core import from_json
 
 from cllm_core.text.json_text import to_json
-from cllm_core.text.provenance import concat, from_client, from_client_unless_traced, from_template
+from cllm_core.text.provenance import concat, from_client, from_template
 from cllm_core.text.tools.functions import Function, FunctionCall, parse_arguments
 from cllm_core.text.tools.skeleton import ToolFormat
 
@@ -173,7 +173,7 @@ def _with_text_behind(turn: Turn, text: str, *, separator: str = "\n\n") -> Turn
 
 
 def _joined(*parts: str) -> str:
-    return concat(map(from_client_unless_traced, parts))
+    return concat(map(from_client, parts))
 
 
 def _description(functions: Sequence[Function], tool_format: ToolFormat) -> str:
