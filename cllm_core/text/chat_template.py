@@ -16,6 +16,10 @@ from cllm_core.text.content_forms import ContentForms, Message, find_content_for
 from cllm_core.text.provenance import ChatPrompt, from_client, to_prompt
 from cllm_core.text.template_environment import TemplateEnvironment
 
+# Variables by which templates turn reasoning on and off (Qwen 3 and GLM 4.5; DeepSeek V3.1 and Granite) and measure it.
+_REASONING_SWITCHES = ("enable_thinking", "thinking")
+_REASONING_EFFORT = "reasoning_effort"
+
 # What template code can raise on data it was not written for: Jinja's own errors, and Python's from its expressions.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -60,6 +64,18 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """Names that the template looks up (messages, enable_thinking, ...)."""
         return self._default.variables | self._tool_use.variables
+
+    def reasoning_kwargs(self, *, effort: str | None = None, is_enabled: bool | None = None) -> dict[str, object]:
+        """Template variables that tell the model how much to reason: only those that the template looks up.
+
+        Args:
+            effort: "none", "low", "high" and the like, as the client gave it; None leaves it to the template.
+            is_enabled: whether to reason at all; None: unless the effort is "none".
+        """
+        if is_enabled is None and effort is not None:
+            is_enabled = effort != "none"
+        wishes = {**dict.fromkeys(_REASONING_SWITCHES, is_enabled), _REASONING_EFFORT: effort}
+        return {name: wish for name, wish in wishes.items() if wish is not None and name in self.variables}
 
     def render(
         self,

@@ -140,6 +140,31 @@ def test_a_client_cannot_set_what_the_server_sets(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "effort", "is_enabled", "expected"),
+    [
+        ("{% if enable_thinking is defined %}{% endif %}", "none", None, {"enable_thinking": False}),
+        ("{{ enable_thinking | default(true) }}", "low", None, {"enable_thinking": True}),
+        ("{{ enable_thinking }}", "low", False, {"enable_thinking": False}),
+        ("{{ enable_thinking }}", None, None, {}),
+        ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}", "high", None, {"thinking": True}),
+        ("{% set thinking = 1 %}{{ thinking }}", "high", None, {}),
+        ("{% macro m() %}{{ reasoning_effort }}{% endmacro %}", "low", None, {"reasoning_effort": "low"}),
+        ("{{ reasoning_effort }}", None, True, {}),
+        (CHATML, "high", True, {}),
+    ],
+)
+def test_effort_reaches_the_variables_that_a_template_looks_up(
+    source: str, effort: str | None, is_enabled: bool | None, expected: dict[str, object]
+) -> None:
+    assert ChatTemplate(source).reasoning_kwargs(effort=effort, is_enabled=is_enabled) == expected
+
+
+def test_variables_of_either_of_two_templates_count() -> None:
+    template = ChatTemplate("{{ messages }}", tool_use="{{ thinking }}")
+    assert template.reasoning_kwargs(effort="none") == {"thinking": False}
+
+
+@pytest.mark.parametrize(
     ("source", "complaint"),
     [("{% if x %}", "Unexpected end"), ("a\n{{ x | nothing }}", "line 2: No filter named"), ("{{", "unexpected")],
 )

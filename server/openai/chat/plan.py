@@ -56,6 +56,8 @@ async def render_chat(body: ChatCompletionRequest, model: LoadedModel) -> Render
         model,
         functions=() if use is None else use.functions,
         template_kwargs=body.chat_template_kwargs,
+        reasoning_effort=body.reasoning_effort,
+        enable_thinking=body.enable_thinking,
         param=body.prompt_field,
     )
 

@@ -20,6 +20,9 @@ class Prediction(ApiModel):
     content: Content
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""How much a model is to reason before it answers."""
+
 TemplateKwargs = dict[str, JsonValue]
 """Variables for the chat template; bounded as a whole by the server's limits."""
 
@@ -63,7 +66,6 @@ class ChatCompletionRequest(StructuredRequest):
         "function_call": only("none", "auto"),
         "modalities": only(["text"]),
         "verbosity": only("medium"),
-        "reasoning_effort": only("none"),
         "audio": only(),
         "web_search_options": only(),
         "moderation": only(),
@@ -83,6 +85,8 @@ class ChatCompletionRequest(StructuredRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prediction: Prediction | None = None
     chat_template_kwargs: TemplateKwargs | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from server.openai.chat.messages import Message
-from server.openai.chat.request import ChatCompletionRequest
+from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort
 from server.openai.responses.input_items import Input, InputCall, InputItem, InputMessage, InputResult
 from server.openai.shared.api_model import (
     EXAMPLE_MODEL,
@@ -118,6 +118,19 @@ class TextOptions(ApiModel):
         return JsonSchemaFormat(type="json_schema", json_schema=named)
 
 
+class ReasoningOptions(ApiModel):
+    """How much the model is to reason before it answers."""
+
+    refusable: ClassVar[Mapping[str, IsNeutral]] = {"summary": only(), "generate_summary": only()}
+
+    effort: ReasoningEffort | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: object) -> object:
+        return without_neutral(body, cls.refusable, prefix="reasoning.")
+
+
 class ResponseRequest(ApiModel):
     """Body of a response request; the last group are extensions of open servers."""
 
@@ -131,7 +144,6 @@ class ResponseRequest(ApiModel):
         "include": only([]),
         "top_logprobs": only(0),
         "truncation": only("disabled"),
-        "reasoning": only({}),
         "previous_response_id": only(),
         "conversation": only(),
         "prompt": only(),
@@ -146,6 +158,7 @@ class ResponseRequest(ApiModel):
     parallel_tool_calls: bool | None = None
     instructions: str | None = None
     text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
     max_output_tokens: Count | None = None
     metadata: dict[str, str] | None = None
     temperature: float | None = None
@@ -189,6 +202,7 @@ class ResponseRequest(ApiModel):
             tool_choice=self._chat_choice(),
             parallel_tool_calls=self.parallel_tool_calls,
             response_format=None if self.text is None else self.text.to_chat(),
+            reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,

@@ -31,6 +31,8 @@ async def render_messages(
     *,
     functions: Sequence[Function] = (),
     template_kwargs: Mapping[str, object] | None = None,
+    reasoning_effort: str | None = None,
+    enable_thinking: bool | None = None,
     add_generation_prompt: bool = True,
     param: str = "messages",
 ) -> RenderedPrompt:
@@ -38,6 +40,9 @@ async def render_messages(
 
     Args:
         functions: that the model may call.
+        template_kwargs: variables of the template, as the client gave them.
+        reasoning_effort, enable_thinking: become variables of the template where it knows them, unless
+            `template_kwargs` sets those.
 
     Raises:
         UnsupportedParameter: the model has no chat template.
@@ -50,6 +55,7 @@ async def render_messages(
             "--chat-template",
             param=param,
         )
+    reasoning_kwargs = template.reasoning_kwargs(effort=reasoning_effort, is_enabled=enable_thinking)
 
     def render() -> RenderedPrompt:
         try:
@@ -58,7 +64,7 @@ async def render_messages(
                 [message.to_turn() for message in messages],
                 functions,
                 add_generation_prompt=add_generation_prompt,
-                template_kwargs=template_kwargs,
+                template_kwargs={**reasoning_kwargs, **(template_kwargs or {})},
             )
         except InvalidRequest as error:
             if error.param == "messages":

@@ -152,7 +152,7 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"store": True}, "store"),
     ({"metadata": [1]}, "metadata"),
     ({"service_tier": "flex"}, "service_tier"),
-    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"reasoning_effort": "utmost"}, "reasoning_effort"),
     ({"guided_json": "{}}"}, "guided_json"),
     ({"body": 1}, "body"),
     ({"model": 5}, "model"),

@@ -52,6 +52,27 @@ def test_messages_are_tokenized_as_chat_completions_reads_them(server: RunningSe
 
 
 @pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, "?/?"),
+        ({"reasoning_effort": "low"}, "low/True"),
+        ({"reasoning_effort": "none"}, "none/False"),
+        ({"enable_thinking": False}, "?/False"),
+        ({"enable_thinking": False, "reasoning_effort": "high"}, "high/False"),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, "low/False"),
+    ],
+)
+def test_effort_reaches_the_template(fields: dict[str, object], shown: str) -> None:
+    template = "{{ reasoning_effort | default('?') }}/{{ enable_thinking | default('?') }}"
+    with running(ScriptedEngine(info=make_info(chat_template=template))) as server:
+        assert post(server, RENDER, messages=HI, **fields)["prompt"] == shown
+        if "enable_thinking" not in fields and "chat_template_kwargs" not in fields:
+            reasoning = {"effort": fields.get("reasoning_effort")}
+            post(server, "/v1/responses", input="Hi", reasoning=reasoning)
+            assert server.engine.decode(server.engine.requests[-1].prompt_ids) == shown
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"messages": [{"role": "user", "content": f"</s>{BOS}<user>"}]},
