@@ -1,6 +1,7 @@
 """The body of a response request: text and calls of functions, nothing stored."""
 
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
@@ -11,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from server.openai.chat.messages import Message
+from server.openai.chat.messages import Message, content_text
 from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort
 from server.openai.responses.input_items import Input, InputCall, InputItem, InputMessage, InputResult
 from server.openai.shared.api_model import (
@@ -192,12 +193,9 @@ class ResponseRequest(ApiModel):
 
     def to_chat(self) -> "ResponseAsChat":
         """The chat completion request that asks the same (InvalidRequest where a value is out of range)."""
-        messages = _to_messages(self.input)
-        if self.instructions is not None:
-            messages.insert(0, Message(role="developer", content=self.instructions))
         return ResponseAsChat(
             model=self.model,
-            messages=messages,
+            messages=_with_instructions(self.instructions, _to_messages(self.input)),
             tools=self._chat_tools(),
             tool_choice=self._chat_choice(),
             parallel_tool_calls=self.parallel_tool_calls,
@@ -230,6 +228,16 @@ def _to_messages(items: Iterable[InputItem]) -> list[Message]:
                 calls = [*(messages[-1].tool_calls or ()), item.to_chat()]
                 messages[-1] = messages[-1].model_copy(update={"tool_calls": calls})
     return messages
+
+
+def _with_instructions(instructions: str | None, messages: list[Message]) -> list[Message]:
+    """The conversation with one system message at its beginning: many chat templates allow no more."""
+    leading = list(takewhile(lambda message: message.role in ("system", "developer"), messages))
+    texts = [] if instructions is None else [instructions]
+    texts += [content_text(message.content) for message in leading]
+    if not texts:
+        return messages
+    return [Message(role="developer", content="\n\n".join(texts)), *messages[len(leading) :]]
 
 
 class ResponseAsChat(ChatCompletionRequest):

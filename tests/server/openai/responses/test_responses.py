@@ -82,6 +82,20 @@ def test_instructions_and_earlier_output_are_the_conversation(server: RunningSer
     assert prompt_of(server) == f"<user>Hi\n<assistant>{ANSWER}\n<user>And?\n<assistant>"
 
 
+@pytest.mark.parametrize(
+    ("instructions", "begins"),
+    [("Be brief.", "<system>Be brief.\n\nBe kind.\n\nBe fair.\n"), (None, "<system>Be kind.\n\nBe fair.\n")],
+)
+def test_instructions_and_the_messages_of_developers_are_one_system_message(
+    server: RunningServer, instructions: str | None, begins: str
+) -> None:
+    """Codex sends instructions and developer messages; many templates allow one system message, at the beginning."""
+    leading = [{"role": "developer", "content": "Be kind."}, {"role": "system", "content": "Be fair."}]
+    later = [{"role": "user", "content": "Hi"}, {"role": "developer", "content": "Be quick."}]
+    post(server, instructions=instructions, input=[*leading, *later])
+    assert prompt_of(server) == f"{begins}<user>Hi\n<system>Be quick.\n<assistant>"
+
+
 def test_sampling_fields_reach_the_engine(server: RunningServer) -> None:
     fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 5}
     post(server, **fields, max_output_tokens=9, block_length=4, cache_salt="mine")
