@@ -1,7 +1,7 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
     errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
-        <- worker, training, evaluation, bench, export <- server
+        <- worker, training, evaluation, bench, export, check <- server
 
     server: http, settings <- served_models <- ops.metrics <- generation <- services <- openai, ops <- app <- cli
 
@@ -33,7 +33,14 @@ LAYERS = (
     ("cllm_core.backends",),
     ("cllm_core.engine", "cllm_core.cli"),
     ("cllm_core.llm",),
-    ("cllm_core.worker", "cllm_core.training", "cllm_core.evaluation", "cllm_core.bench", "cllm_core.export"),
+    (
+        "cllm_core.worker",
+        "cllm_core.training",
+        "cllm_core.evaluation",
+        "cllm_core.bench",
+        "cllm_core.export",
+        "cllm_core.check",
+    ),
     ("server.http", "server.settings"),
     ("server.served_models",),
     ("server.ops.metrics", "server.ops.engine_log"),

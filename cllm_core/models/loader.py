@@ -24,7 +24,7 @@ from cllm_core.models.checkpoint import (
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
-from cllm_core.models.proven import is_proven
+from cllm_core.models.proven import find_gap
 from cllm_core.models.ropes import fix_ropes, longest_context
 from cllm_core.models.self_check import require_equal
 from cllm_core.models.source import ModelSource, resolve_source
@@ -49,6 +49,7 @@ class LoadedModel:
         max_model_len: longest prompt + output that the model was built for, in tokens.
         device: of all weights.
         dtype: of the weights, and for the KV cache.
+        unproven: why the tests say nothing about the model, None where they compare it with transformers.
     """
 
     model: PreTrainedModel
@@ -60,6 +61,7 @@ class LoadedModel:
     max_model_len: int
     device: torch.device
     dtype: torch.dtype
+    unproven: str | None = None
 
 
 def load_model(
@@ -89,8 +91,10 @@ def load_model(
     model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
     max_model_len = _max_model_len(source, model_config, config.max_model_len)
     fix_ropes(model, config.max_model_len or max_model_len)
-    if attn_implementation == PAGED_ATTENTION and not is_proven(model, source.checkpoint):
-        _compare_with_transformers(model, config, source, on_progress, max_model_len=max_model_len)
+    unproven = find_gap(model, source.checkpoint)
+    if attn_implementation == PAGED_ATTENTION and unproven is not None and not config.skip_self_check:
+        on_progress("comparing with transformers", 0.9)
+        _compare_with_transformers(model, unproven, name=source.name, max_model_len=max_model_len)
     on_progress("model loaded", 1.0)
     logger.info("loaded %s (%s) as %s on %s", source.name, type(model).__name__, dtype, device)
     return LoadedModel(
@@ -103,6 +107,7 @@ def load_model(
         max_model_len=max_model_len,
         device=device,
         dtype=dtype,
+        unproven=unproven,
     )
 
 
@@ -143,22 +148,12 @@ def read_model(
     return model
 
 
-def _compare_with_transformers(
-    model: PreTrainedModel,
-    config: EngineConfig,
-    source: ModelSource,
-    on_progress: OnProgress,
-    *,
-    max_model_len: int,
-) -> None:
+def _compare_with_transformers(model: PreTrainedModel, reason: str, *, name: str, max_model_len: int) -> None:
     """The self-check of a model that the tests do not prove."""
-    if config.skip_self_check:
-        logger.warning("%s: %s is served without a self-check", source.name, type(model).__name__)
-        return
-    on_progress("comparing with transformers", 0.9)
     started = time.perf_counter()
-    require_equal(model, name=source.name, max_model_len=max_model_len)
-    logger.info("%s equals transformers: compared in %.1f s", type(model).__name__, time.perf_counter() - started)
+    require_equal(model, name=name, max_model_len=max_model_len)
+    seconds = time.perf_counter() - started
+    logger.info("%s equals transformers, compared in %.1f s: %s", type(model).__name__, seconds, reason)
 
 
 def _require_mergeable(source: ModelSource, model_config: PreTrainedConfig) -> None:

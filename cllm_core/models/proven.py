@@ -39,17 +39,23 @@ def read_proven() -> Proven:
     return msgspec.json.decode(text, type=Proven)
 
 
-def is_proven(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
-    """Whether the tests compare this architecture, rope and file format, on this release of transformers or a newer."""
-    proven = read_proven()
+def find_gap(model: PreTrainedModel, checkpoint: Checkpoint) -> str | None:
+    """Why the tests say nothing about a model, None where they compare its architecture, rope and file format."""
+    proven, config, name = read_proven(), model.config, type(model).__name__
     if not proven.oldest <= installed_release() <= proven.newest:
-        return False
-    if not type(model).__module__.startswith("transformers.models."):  # code of the checkpoint's own
-        return False
-    config = model.config
-    is_plain = config.model_type in proven.gguf if checkpoint.gguf_file else not hasattr(config, "quantization_config")
-    known = proven.ropes.get(type(model).__name__)
-    return is_plain and known is not None and set(rope_names(model)) <= set(known)
+        return f"the tests run on transformers {_release(proven.oldest)} to {_release(proven.newest)}"
+    if not type(model).__module__.startswith("transformers.models."):
+        return f"{name} is code of the checkpoint's own"
+    if name not in proven.ropes:
+        return f"the tests do not compare {name}"
+    ropes = sorted(set(rope_names(model)) - set(proven.ropes[name]))
+    if ropes:
+        return f"the tests do not compare {name} with a rope of type {', '.join(ropes)}"
+    if checkpoint.gguf_file is not None:
+        return (
+            None if config.model_type in proven.gguf else f"the tests do not compare GGUF files of {config.model_type}"
+        )
+    return "its weights are quantised" if hasattr(config, "quantization_config") else None
 
 
 def rope_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -61,3 +67,7 @@ def installed_release() -> tuple[int, int]:
     """Of transformers: major and minor."""
     major, minor = transformers.__version__.split(".")[:2]
     return int(major), int(minor)
+
+
+def _release(release: tuple[int, int]) -> str:
+    return ".".join(map(str, release))

@@ -6,6 +6,7 @@ import msgspec
 import typer
 
 import cllm_core.bench.cli as bench_cli
+import cllm_core.check.cli as check_cli
 import cllm_core.evaluation.cli as evaluation_cli
 import cllm_core.export.cli as export_cli
 import cllm_core.training.cli as training_cli
@@ -71,6 +72,8 @@ app.command("eval")(single_model_command(with_struct_options(evaluation_cli.eval
 app.command()(struct_command(training_cli.sft, SftConfig))
 app.command()(struct_command(training_cli.trajectories, TrajectoryConfig))
 app.command()(struct_command(training_cli.train, TrainConfig))
+
+app.command()(single_model_command(check_cli.check))
 
 bench = typer.Typer(name="bench", help="Measure speed on this machine.", no_args_is_help=True)
 bench.command("engine")(single_model_command(bench_cli.engine))

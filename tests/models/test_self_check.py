@@ -1,5 +1,6 @@
 """The self-check tells a model that would be served wrong from one that is only rounded otherwise."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.models import loader, proven
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.check_rows import CheckTexts
 from cllm_core.models.checkpoint import Checkpoint
 from cllm_core.models.loader import load_model
-from cllm_core.models.proven import Proven, is_proven
+from cllm_core.models.proven import Proven, find_gap
 from cllm_core.models.ropes import fix_ropes
 from cllm_core.models.self_check import NUM_TOKENS, Difference, compare_with_transformers, require_equal
 from tests.architectures import Architecture
@@ -29,7 +31,8 @@ def paged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def compare(model: PreTrainedModel, num_tokens: int = NUM_TOKENS) -> Difference:
-    return compare_with_transformers(model, num_tokens=num_tokens)
+    found, _ = compare_with_transformers(model, CheckTexts.draw(model, num_tokens))
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,27 +121,29 @@ def test_only_what_no_test_proves_is_checked(tiny_llama: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "listed",
+    ("listed", "gap"),
     [
-        Proven((5, 0), (5, 1), {"LlamaForCausalLM": ["default"]}, ["llama"]),
-        Proven((99, 0), (99, 1), {"LlamaForCausalLM": ["default"]}, ["llama"]),
-        Proven((5, 0), (99, 0), {"LlamaForCausalLM": ["yarn"]}, ["llama"]),
-        Proven((5, 0), (99, 0), {"Qwen2ForCausalLM": ["default"]}, ["llama"]),
+        (Proven((5, 0), (5, 1), {"LlamaForCausalLM": ["default"]}, []), r"transformers 5\.0 to 5\.1"),
+        (Proven((99, 0), (99, 1), {"LlamaForCausalLM": ["default"]}, []), r"transformers 99\.0 to 99\.1"),
+        (Proven((5, 0), (99, 0), {"LlamaForCausalLM": ["yarn"]}, []), "a rope of type default"),
+        (Proven((5, 0), (99, 0), {"Qwen2ForCausalLM": ["default"]}, []), "do not compare LlamaForCausalLM"),
     ],
     ids=["newer transformers", "older transformers", "another rope", "another architecture"],
 )
-def test_what_the_list_does_not_name_is_not_proven(listed: Proven, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_list_does_not_name_is_not_proven(listed: Proven, gap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proven, "read_proven", lambda: listed)
-    assert not is_proven(build_model("llama"), Checkpoint(Path()))
+    assert re.search(gap, find_gap(build_model("llama"), Checkpoint(Path())) or "")
 
 
 def test_file_format_and_code_of_the_checkpoint_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proven, "read_proven", lambda: Proven((5, 0), (99, 0), {"LlamaForCausalLM": ["default"]}, []))
     model = build_model("llama")
-    assert is_proven(model, Checkpoint(Path()))
-    assert not is_proven(model, Checkpoint(Path(), gguf_file="model.gguf"))
+    assert find_gap(model, Checkpoint(Path())) is None
+    assert "GGUF files of llama" in (find_gap(model, Checkpoint(Path(), gguf_file="model.gguf")) or "")
+    monkeypatch.setattr(model.config, "quantization_config", {"quant_method": "fp8"}, raising=False)
+    assert find_gap(model, Checkpoint(Path())) == "its weights are quantised"
     monkeypatch.setattr(type(model), "__module__", "transformers_modules.own")
-    assert not is_proven(model, Checkpoint(Path()))
+    assert "code of the checkpoint's own" in (find_gap(model, Checkpoint(Path())) or "")
 
 
 def test_the_embedded_model_needs_no_check() -> None:

@@ -1,0 +1,59 @@
+"""`cllm check`: right models, wrong ones, and what cannot be loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from cllm_core.models import paged
+from server.cli import app
+
+
+def check(model: Path, *options: str) -> Result:
+    words = ["check", str(model), "--device", "cpu", "--tokens", "60", *options]
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, words)
+
+
+def facts_of(result: Result) -> dict[str, str]:
+    lines = (line.split("  ", 1) for line in result.stdout.splitlines())
+    return {name: fact.strip() for name, fact in lines}
+
+
+def test_a_model_that_is_served_right_tells_how(tiny_llama: Path) -> None:
+    result = check(tiny_llama)
+    assert result.exit_code == 0
+    facts = facts_of(result)
+    assert facts["model"] == f"{tiny_llama}: LlamaForCausalLM, float32 on cpu"
+    assert facts["rope"] == "default"
+    assert facts["tests"] == "compare this architecture and rope"
+    assert facts["paged cache"].startswith("equal: off by ")
+    assert facts["as served"].startswith("equal: off by ")
+    assert facts["attention"].startswith("torch, gathering the cache")
+
+
+def test_a_model_that_would_be_served_wrong_ends_with_another_exit_code(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = paged.PagedStep.attend
+
+    def attend_to_less(self: paged.PagedStep, layer: int, *states: torch.Tensor, **settings: object) -> torch.Tensor:
+        return attend(self, layer, *states, **settings | {"window": 3})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(paged.PagedStep, "attend", attend_to_less)
+    result = check(tiny_llama)
+    assert result.exit_code == 1
+    assert facts_of(result)["paged cache"].startswith("DIFFERS: off by ")
+    assert facts_of(result)["as served"].startswith("DIFFERS: off by ")
+
+
+def test_in_bfloat16_rounding_is_compared_with_that_of_transformers(tiny_llama: Path) -> None:
+    result = check(tiny_llama, "--dtype", "bfloat16")
+    assert result.exit_code == 0
+    assert "transformers in bfloat16 by 0.0" in facts_of(result)["as served"]
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+    result = check(tmp_path / "nothing")
+    assert result.exit_code == 2
+    assert "no such file or folder" in result.stderr
