@@ -14,6 +14,12 @@ RUN case "${VARIANT}" in \
         *) echo "VARIANT=${VARIANT}: must be cpu or cuda" >&2; exit 1 ;; \
     esac
 
+# Compiles the C kernels with the package.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /src
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} torch \
@@ -28,7 +34,7 @@ COPY pyproject.toml ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
-COPY README.md LICENSE ./
+COPY README.md LICENSE setup.py ./
 COPY cllm_core cllm_core
 COPY server server
 RUN pip install --no-deps .
@@ -38,12 +44,14 @@ ARG VARIANT=cpu
 LABEL org.opencontainers.image.title="cllm-server" \
       org.opencontainers.image.description="OpenAI-compatible server for Consistency LLMs (${VARIANT})" \
       org.opencontainers.image.licenses="Apache-2.0"
-# For the native kernels, which are compiled for the host's processor on first use, and for Triton, which does the same
-# for the GPU. Not pinned: Debian's mirrors keep the latest build of a release alone.
+# For Triton, which compiles for the GPU at first use. Not pinned: Debian's mirrors keep the latest build of a release
+# alone.
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
+RUN if [ "${VARIANT}" = cuda ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --user-group --create-home cllm \
     && install --directory --owner cllm --group cllm /cache
 COPY --from=builder /opt/venv /opt/venv

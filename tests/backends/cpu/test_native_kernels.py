@@ -1,6 +1,4 @@
-import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from cllm_core.backends.cpu.coverage import attention_gap
 from cllm_core.backends.cpu.head import NativeEmbedding, NativeHead, replace_output_layer
 from cllm_core.backends.cpu.kernels import LANES, Kernels
 from cllm_core.backends.cpu.layer_ops import KernelOps
-from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.backends.cpu.step import NativeAttention, NativeStep
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
@@ -167,27 +164,6 @@ def test_only_what_the_kernels_cover_is_given_to_them() -> None:
     assert "heads of 24 and 24" in str(gap([LayerSpec(2, 64, 64), LayerSpec(2, 24, 24)]))
     assert "heads of 192 and 128" in str(gap([LayerSpec(2, 192, 128)]))
     assert "cache blocks of 24 tokens" in str(gap([LayerSpec(2, 64, 64)], block_size=24))
-
-
-def test_the_library_is_compiled_once(kernels: Kernels, tmp_path: Path) -> None:
-    assert load_kernels(tmp_path) is not None
-    (library,) = tmp_path.iterdir()
-    written = library.stat().st_mtime_ns
-    assert load_kernels(tmp_path) is not None
-    assert library.stat().st_mtime_ns == written
-
-
-def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert load_kernels(tmp_path) is None
-
-
-def test_a_compiler_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no space left" >&2; exit 1; }\n')
-    compiler.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
-    assert load_kernels(tmp_path / "cache") is None
 
 
 def _logits(architecture: Architecture, dtype: torch.dtype, kernels: Kernels | None) -> torch.Tensor:
