@@ -35,6 +35,24 @@ class ForwardPass(Protocol):
         ...
 
 
+class DrawKernel(Protocol):
+    """Chooses tokens at random, as `cllm_core.engine.sampling` defines it but for the rounding of exponentials."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        *,
+        positions: Tensor,
+        keys: Tensor,
+        temperature: Tensor,
+        top_k: Tensor | None,
+        top_p: Tensor | None,
+        min_p: Tensor | None,
+    ) -> Tensor:
+        """Logits [T, V] float32 to tokens [N] int64; the rest as in engine.sampling_batch.Draw."""
+        ...
+
+
 class PagedModel:
     """Allocates a KV cache and computes steps.
 
@@ -46,6 +64,7 @@ class PagedModel:
         forward_pass: of the model; None: transformers' own.
         adapters: the bank that is attached to the model, None where there is none.
         saved_bytes: of weights, by quantization.
+        draw: chooses tokens at random from the logits; None: tensor code does.
     """
 
     def __init__(
@@ -58,6 +77,7 @@ class PagedModel:
         forward_pass: ForwardPass | None = None,
         adapters: AdapterBank | None = None,
         saved_bytes: int = 0,
+        draw: DrawKernel | None = None,
     ) -> None:
         self.causal_lm = model
         self.device, self.dtype = model.device, model.dtype
@@ -65,6 +85,7 @@ class PagedModel:
         self.layers = list(layers)
         self.paths = paths
         self.saved_bytes = saved_bytes
+        self.draw = draw
         self._attention = attention
         self._forward_pass = forward_pass or TransformersForward(model)
         self._adapters = adapters

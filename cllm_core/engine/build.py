@@ -86,7 +86,7 @@ def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressC
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_model_len=max_model_len, num_graphs=lambda: model.num_graphs)
+    runner = ModelRunner(model, max_model_len=max_model_len, draw=model.draw, num_graphs=lambda: model.num_graphs)
     step_times = None
     if config.adaptive_block_length or config.prefill_step_seconds:
         report("measuring step times", 0.95)

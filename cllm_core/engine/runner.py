@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cllm_core.backends.paged_model import DrawKernel
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.drafts import Ids
 from cllm_core.engine.grammar_masks import MaskFiller
@@ -80,13 +81,22 @@ class ModelRunner:
     Args:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
+        draw: the model's way to choose tokens at random; None: by tensor code.
         num_graphs: tells how many CUDA graphs the model has captured so far.
     """
 
-    def __init__(self, model: StepModel, *, max_model_len: int, num_graphs: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        model: StepModel,
+        *,
+        max_model_len: int,
+        draw: DrawKernel | None = None,
+        num_graphs: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.model = model
         self._device = model.device
         self._max_model_len = max_model_len
+        self._draw = draw
         self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
 
@@ -174,7 +184,8 @@ class ModelRunner:
         """A token for each sampled position; [S] int64 by logits [S, V]."""
         if constrained is not None:
             logits = constrained.mask(logits)
-        return sample(logits, SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device))
+        batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
+        return sample(logits, batch, self._draw)
 
     def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
         """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V]."""

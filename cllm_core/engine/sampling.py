@@ -9,6 +9,7 @@ autoregressive decoding draws, whatever the block length and the batch.
 import torch
 from torch import Tensor
 
+from cllm_core.backends.paged_model import DrawKernel
 from cllm_core.engine import processors
 from cllm_core.engine.noise import gumbel_noise, token_words
 from cllm_core.engine.sampling_batch import Draw, Penalties, SamplingBatch
@@ -27,12 +28,13 @@ _BYTES_PER_DRAWN_LOGIT = 56
 _ARGMAX_BLOCK = 128
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
+def sample(logits: Tensor, batch: SamplingBatch, kernel: DrawKernel | None = None) -> Tensor:
     """Choose one token per position.
 
     Args:
         logits: [T, V] float32, row after row as in `batch`; not changed. Grammar masks (-inf) may be in it already.
         batch: T positions.
+        kernel: draws at random; None: tensor code does.
 
     Returns:
         [T] int64, on the device of the logits. Equal scores resolve to the lowest token id.
@@ -47,7 +49,8 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     else:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for group in batch.draws:
-        tokens.index_copy_(0, group.positions, _draw(logits, group))
+        drawn = _draw(logits, group) if kernel is None else _draw_by(kernel, logits, group)
+        tokens.index_copy_(0, group.positions, drawn)
     return tokens
 
 
@@ -110,6 +113,18 @@ def _draw(logits: Tensor, group: Draw) -> Tensor:
     words = token_words(logits.shape[-1], logits.device)
     starts = range(0, len(group.positions), num_rows)
     return torch.cat([_draw_chunk(logits, group, slice(start, start + num_rows), words) for start in starts])
+
+
+def _draw_by(kernel: DrawKernel, logits: Tensor, group: Draw) -> Tensor:
+    return kernel(
+        logits,
+        positions=group.positions,
+        keys=group.keys,
+        temperature=group.temperature,
+        top_k=group.top_k,
+        top_p=group.top_p,
+        min_p=group.min_p,
+    )
 
 
 def _draw_chunk(logits: Tensor, group: Draw, rows: slice, words: Tensor) -> Tensor:

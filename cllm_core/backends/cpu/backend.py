@@ -107,7 +107,14 @@ class CpuBackend:
             else _path(self._quantization, "none", no_int8),
         )
         return PagedModel(
-            model, layers, attention, paths, forward_pass=forward_pass, adapters=adapters, saved_bytes=saved_bytes
+            model,
+            layers,
+            attention,
+            paths,
+            forward_pass=forward_pass,
+            adapters=adapters,
+            saved_bytes=saved_bytes,
+            draw=kernels.draw,
         )
 
 

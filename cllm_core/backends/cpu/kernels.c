@@ -22,3 +22,5 @@
 #include "attention.h"
 
 #include "decoder.h"
+
+#include "sampling.h"

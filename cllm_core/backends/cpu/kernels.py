@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cllm_core.backends.cpu.records import BuffersRecord, LayerRecord, LinearRecord, StepRecord
+from cllm_core.backends.cpu.records import BuffersRecord, DrawRecord, LayerRecord, LinearRecord, StepRecord
 from cllm_core.backends.cpu.weights import PanelWeight
 
 MAX_HEAD_SIZE = 256
@@ -54,6 +54,9 @@ class Kernels:
         self._logits = function("logits", _PRODUCT_TYPES)
         self._decode = function("decode", _DECODE_TYPES)
         self._scratch_bytes = function("scratch_bytes", [c_int64, c_int64], c_int64)
+        self._draw = function("draw", [c_void_p, c_int])
+        self._draw_scratch_size = function("draw_scratch_size", [c_int64], c_int64)
+        self._draw_scratch = torch.empty(0)  # kept: new memory would cost as much as a draw
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
@@ -156,6 +159,47 @@ class Kernels:
         scratch = self._scratch(num_tokens, products)
         buffers = BuffersRecord(*(buffer.data_ptr() for buffer in (residual, *between, scratch)))
         self._decode(addressof(layers), len(layers), addressof(step), torch.get_num_threads(), addressof(buffers))
+
+    def draw(
+        self,
+        logits: Tensor,
+        *,
+        positions: Tensor,
+        keys: Tensor,
+        temperature: Tensor,
+        top_k: Tensor | None,
+        top_p: Tensor | None,
+        min_p: Tensor | None,
+    ) -> Tensor:
+        """Choose tokens at random (cllm_core.engine.sampling); a position's token is the same in any batch.
+
+        One thread at a time may call it.
+
+        Args:
+            logits: [T, V] float32, rows contiguous.
+            positions: [N] int64, of the logits.
+            keys: [N, 2] int64, of the noise.
+            temperature: [N] float32, > 0.
+            top_k: [N] int64 >= 1; top_p, min_p: [N] float32. None is off for all.
+
+        Returns:
+            [N] int64.
+        """
+        assert logits.dtype == torch.float32
+        assert logits.stride(1) == 1
+        num_threads, vocab_size = torch.get_num_threads(), logits.shape[1]
+        scratch_size = num_threads * self._draw_scratch_size(vocab_size)
+        if len(self._draw_scratch) < scratch_size:
+            self._draw_scratch = torch.empty(scratch_size)
+        keys, out = keys.contiguous(), torch.empty_like(positions)
+        truncations = (None if one is None else one.data_ptr() for one in (top_k, top_p, min_p))
+        record = DrawRecord(
+            *(logits.data_ptr(), logits.stride(0), vocab_size),
+            *(positions.data_ptr(), keys.data_ptr(), temperature.data_ptr(), *truncations),
+            *(len(positions), self._draw_scratch.data_ptr(), out.data_ptr()),
+        )
+        self._draw(addressof(record), num_threads)
+        return out
 
     def _scratch(self, num_tokens: int, products: Sequence[LinearRecord]) -> Tensor:
         """Scratch buffer for the converted inputs of any of these products."""

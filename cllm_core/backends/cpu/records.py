@@ -36,3 +36,13 @@ class BuffersRecord(Structure):
     """`decoder_buffers`."""
 
     _fields_ = tuple((name, c_void_p) for name in ("residual", "normed", "heads", "attended", "gated", "inputs"))
+
+
+class DrawRecord(Structure):
+    """`draw_call` of sampling.h."""
+
+    _fields_ = (
+        *(("logits", c_void_p), ("stride", c_int64), ("vocab_size", c_int64)),
+        *((name, c_void_p) for name in ("positions", "keys", "temperature", "top_k", "top_p", "min_p")),
+        *(("num_rows", c_int64), ("scratch", c_void_p), ("out", c_void_p)),
+    )
