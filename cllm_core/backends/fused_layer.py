@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cllm_core.backends.layer_ops import LayerOps, Rope
 from cllm_core.backends.step_tables import TableStep
-from cllm_core.models.attention import PagedAttention
+from cllm_core.models.attention import PagedAttention, Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ class AttentionCall:
 
     layer: int
     heads: HeadShape
-    scale: float
-    window: int | None
+    scoring: Scoring
 
 
 class FusedLayer(nn.Module):
@@ -85,11 +84,11 @@ class FusedLayer(nn.Module):
         if self.rope_store is not None and isinstance(paged, TableStep):
             slots = paged.slots(call.layer)
             query = self.rope_store.rope_and_store_kv(query, key, value, factors=position_embeddings, slots=slots)
-            out = paged.attend_stored(call.layer, query, scale=call.scale, window=call.window)
+            out = paged.attend_stored(call.layer, query, call.scoring)
         else:
             both = heads[:, :-num_kv_heads] if self.query_norm is None else torch.cat((query, key), dim=1)
             query, key = self.rope(both, *position_embeddings).split((num_heads, num_kv_heads), dim=1)
-            out = paged.attend(call.layer, query, key, value, scale=call.scale, window=call.window)
+            out = paged.attend(call.layer, query, key, value, call.scoring)
         return out.reshape(normed.shape[0], -1)
 
 

@@ -20,6 +20,7 @@ from transformers.activations import SiLUActivation
 from cllm_core.backends.fused_layer import AttentionCall, FusedLayer, HeadShape
 from cllm_core.backends.layer_ops import LayerOps, Rope
 from cllm_core.backends.step_tables import StepShape, StepTables, TableStep, pack_tables
+from cllm_core.models.attention import Scoring
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 logger = logging.getLogger(__name__)
@@ -99,26 +100,25 @@ class _ProbeAttention:
 
     last_call: AttentionCall | None = None
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
-        self.last_call = AttentionCall(layer, HeadShape(query.shape[1], key.shape[1], query.shape[2]), scale, window)
-        return _attend_among(query, key, value, scale)
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        self.last_call = AttentionCall(layer, HeadShape(query.shape[1], key.shape[1], query.shape[2]), scoring)
+        return _attend_among(query, key, value, scoring)
 
 
-def _attend_among(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention among tokens: [T, H, D], [T, H_kv, D] and [T, H_kv, D_v] to [T, H, D_v]."""
+def _attend_among(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+    """Causal attention among tokens: [T, H, D], [T, H_kv, D] and [T, H_kv, D_v] to [T, H, D_v].
+
+    Windows, softcaps and sinks are left out: both sides of the comparison hand them on as they are.
+    """
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scoring.scale, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 
-def _attend_stored(
-    query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
-) -> Tensor:
+def _attend_stored(query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, scoring: Scoring) -> Tensor:
     """The probe's attention as TableAttention, for a step that is all of its context."""
     slots = tables.write_slots.long()
-    return _attend_among(query, keys.flatten(0, 1)[slots], values.flatten(0, 1)[slots], scale)
+    return _attend_among(query, keys.flatten(0, 1)[slots], values.flatten(0, 1)[slots], scoring)
 
 
 def _probe_step(heads: HeadShape, like: Tensor) -> TableStep:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cllm_core.models.attention import Scoring
 from cllm_core.models.paged import KVCache, RowSpan
 from cllm_core.models.transfer import to_device
 
@@ -118,9 +119,7 @@ def pack_tables(
 class TableAttention(Protocol):
     """Attention of a step's queries to the cached keys and values that its tables name."""
 
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
-    ) -> Tensor:
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, scoring: Scoring) -> Tensor:
         """Attend.
 
         Args:
@@ -128,8 +127,7 @@ class TableAttention(Protocol):
             keys: [num_blocks, block_size, H_kv, D], contiguous.
             values: [num_blocks, block_size, H_kv, D_v], contiguous.
             tables: of the step.
-            scale: factor of the dot products.
-            window: as in PagedAttention.
+            scoring: of the layer.
 
         Returns:
             [T, H, D_v], of the query's type; 0 for padding.
@@ -180,24 +178,22 @@ class TableStep:
         self._cache, self._tables, self._attention = cache, tables, attention
         self._write_slots = tables.write_slots.long()
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """See PagedAttention.attend."""
         slots = self.slots(layer)
         slots.keys.index_copy_(0, self._write_slots, key)
         slots.values.index_copy_(0, self._write_slots, value)
-        return self.attend_stored(layer, query, scale=scale, window=window)
+        return self.attend_stored(layer, query, scoring)
 
     def slots(self, layer: int) -> CacheSlots:
         """For whoever stores a layer's keys and values before `attend_stored`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         return CacheSlots(keys.flatten(0, 1), values.flatten(0, 1), self._tables.write_slots)
 
-    def attend_stored(self, layer: int, query: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def attend_stored(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         """As `attend`, once the step's keys and values are in their slots."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        return self._attention(query, keys, values, self._tables, scale=scale, window=window)
+        return self._attention(query, keys, values, self._tables, scoring)
 
 
 def _aligned(size: int) -> int:

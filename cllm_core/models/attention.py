@@ -6,6 +6,7 @@ here without any state on the module.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -16,12 +17,33 @@ from cllm_core.errors import ModelLoadError
 PAGED_ATTENTION = "cllm_paged"
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer makes weights of the dot products of queries and keys.
+
+    Attributes:
+        scale: factor of the dot products.
+        window: a token sees itself and the window - 1 tokens before it; None sees all before it.
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2, arXiv:2408.00118); None leaves them.
+        sinks: [H], for each head a score that takes part in the softmax and brings no value (gpt-oss); None: none.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what goes beyond scale and window, which not every kernel has."""
+        wanted = {"logit softcap": self.softcap, "attention sinks": self.sinks}
+        return tuple(name for name, value in wanted.items() if value is not None)
+
+
 class PagedAttention(Protocol):
     """Attention of one step, layer by layer."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store the keys and values of the step's tokens and attend to each row's whole context.
 
         Args:
@@ -29,8 +51,7 @@ class PagedAttention(Protocol):
             query: [T, H, D] of the step's tokens, flattened over rows.
             key: [T, H_kv, D], rotary embedding applied.
             value: [T, H_kv, D_v].
-            scale: factor of the dot products.
-            window: a token sees itself and the window - 1 tokens before it; None sees all before it.
+            scoring: of the layer.
 
         Returns:
             [T, H, D_v].
@@ -68,8 +89,12 @@ def paged_attention(  # noqa: PLR0917 - the signature is transformers'
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=kwargs.get("sliding_window"),
+        Scoring(
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+        ),
     )
     # Architectures may view the result in another shape, which strides of all kinds do not allow.
     return out.contiguous()[None], None
@@ -78,9 +103,8 @@ def paged_attention(  # noqa: PLR0917 - the signature is transformers'
 def _require_causal(module: nn.Module, attention_mask: Tensor | None, kwargs: Mapping[str, Any]) -> None:
     """Raise ModelLoadError where a token sees others than those before it, or weighs them in a way of its own."""
     name = type(module).__name__
-    for variant in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(variant) is not None:
-            raise ModelLoadError(f"{name} uses {variant} in its attention, which is not supported")
+    if kwargs.get("position_bias") is not None:
+        raise ModelLoadError(f"{name} adds a bias by position to its scores, which is not supported")
     is_causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise ModelLoadError(f"{name} attends to later tokens too: it is an encoder, not a decoder")

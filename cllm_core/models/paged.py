@@ -15,15 +15,22 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.attention import Scoring
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Shape of one layer's keys and values per token."""
+    """What one layer asks of the cache and of its attention.
+
+    Attributes:
+        num_kv_heads, key_size, value_size: shape of keys and values per token.
+        features: of its scores, see Scoring.features.
+    """
 
     num_kv_heads: int
     key_size: int
     value_size: int
+    features: tuple[str, ...] = ()
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that one token takes in this layer."""
@@ -36,16 +43,7 @@ class LayerProbe:
 
     layers: dict[int, LayerSpec] = field(default_factory=dict)
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """See PagedAttention.attend; returns zeros of the right shape.
 
         Raises:
@@ -53,7 +51,7 @@ class LayerProbe:
         """
         if layer in self.layers:
             raise ModelLoadError(f"layer {layer} attends more than once in a forward pass, which is not supported")
-        self.layers[layer] = LayerSpec(key.shape[1], key.shape[2], value.shape[2])
+        self.layers[layer] = LayerSpec(key.shape[1], key.shape[2], value.shape[2], scoring.features)
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 
 
@@ -153,23 +151,21 @@ class PagedStep:
         self._output_order = None if in_order else torch.from_numpy(order).to(device)
         self._masks: dict[tuple[int | None, int], list[Tensor]] = {}  # by window and queries per KV head
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """See PagedAttention.attend."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.flatten(0, 1).index_copy_(0, self._write_slots, key)
         values.flatten(0, 1).index_copy_(0, self._write_slots, value)
         repeat = query.shape[1] // key.shape[1]
-        masks = self._masks.get((window, repeat))
+        masks = self._masks.get((scoring.window, repeat))
         if masks is None:
             masks = [
-                group.mask(self._cache.block_size, window, query.dtype).repeat(1, 1, repeat, 1)
+                group.mask(self._cache.block_size, scoring.window, query.dtype).repeat(1, 1, repeat, 1)
                 for group in self._groups
             ]
-            self._masks[window, repeat] = masks
+            self._masks[scoring.window, repeat] = masks
         parts = [
-            _attend_group(group, mask, query, keys=keys, values=values, scale=scale)
+            _attend_group(group, mask, query, keys=keys, values=values, scoring=scoring)
             for group, mask in zip(self._groups, masks, strict=True)
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -177,7 +173,7 @@ class PagedStep:
 
 
 def _attend_group(
-    group: RowGroup, mask: Tensor, query: Tensor, *, keys: Tensor, values: Tensor, scale: float
+    group: RowGroup, mask: Tensor, query: Tensor, *, keys: Tensor, values: Tensor, scoring: Scoring
 ) -> Tensor:
     """Scaled dot-product attention of one group; returns [B * N, H, D_v]."""
     if group.token_index is not None:
@@ -188,15 +184,39 @@ def _attend_group(
     # The heads that share a KV head become further queries of it, so keys and values need not be repeated.
     folded = query.view(num_rows, num_queries, num_kv_heads, repeat, -1).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_rows, num_kv_heads, repeat * num_queries, -1)
-    out = F.scaled_dot_product_attention(
-        folded,
-        _gather(keys, group.block_table),
-        _gather(values, group.block_table),
-        attn_mask=mask,
-        scale=scale,
-    )
+    gathered = _gather(keys, group.block_table), _gather(values, group.block_table)
+    if scoring.features:
+        out = weigh(folded, *gathered, mask, scoring)
+    else:
+        out = F.scaled_dot_product_attention(folded, *gathered, attn_mask=mask, scale=scoring.scale)
     out = out.view(num_rows, num_kv_heads, repeat, num_queries, -1).permute(0, 3, 1, 2, 4)
     return out.reshape(num_rows * num_queries, num_heads, -1)
+
+
+def weigh(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Scoring) -> Tensor:
+    """Attention with a softcap or sinks, which torch's own function lacks.
+
+    Args:
+        query: [B, H_kv, R * N, D], the R heads that share a KV head after one another.
+        keys: [B, H_kv, C, D].
+        values: [B, H_kv, C, D_v].
+        mask: [B, 1, R * N, C], 0 where visible and -inf elsewhere.
+        scoring: of the layer, its sinks [H_kv * R].
+
+    Returns:
+        [B, H_kv, R * N, D_v], of the query's type; computed in float32.
+    """
+    scores = query.float() @ keys.float().transpose(-1, -2) * scoring.scale
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+    scores = scores + mask.float()
+    num_keys = scores.shape[-1]
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().view(keys.shape[1], -1)
+        sinks = sinks.repeat_interleave(scores.shape[2] // sinks.shape[1], dim=1)
+        scores = torch.cat((scores, sinks[None, :, :, None].expand(len(scores), -1, -1, -1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., :num_keys]
+    return (weights @ values.float()).to(query.dtype)
 
 
 def _gather(cache: Tensor, block_table: Tensor) -> Tensor:

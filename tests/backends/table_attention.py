@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from cllm_core.backends.step_tables import StepTables
+from cllm_core.models.attention import Scoring
 
 
-def attend_plainly(
-    query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
-) -> Tensor:
+def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, scoring: Scoring) -> Tensor:
     """See TableAttention."""
     out = query.new_zeros(len(query), query.shape[1], values.shape[-1])
     repeat = query.shape[1] // keys.shape[2]
@@ -22,8 +21,13 @@ def attend_plainly(
         row_values = values[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
         places = torch.arange(length, device=query.device)
         behind = places[length - (end - start) :, None] - places
-        hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)
-        scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scale
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        hidden = (behind < 0) if scoring.window is None else (behind < 0) | (behind >= scoring.window)
+        scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scoring.scale
+        if scoring.softcap is not None:
+            scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if scoring.sinks is not None:
+            scores = torch.cat((scores, scoring.sinks[:, None, None].expand(-1, end - start, 1)), dim=-1)
+        weights = scores.softmax(-1)[..., :length]
         out[start:end] = torch.einsum("hqk,khd->qhd", weights, row_values)
     return out

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.attention import PAGED_ATTENTION, paged_attention, register_paged_attention
+from cllm_core.models.attention import PAGED_ATTENTION, Scoring, paged_attention, register_paged_attention
 from cllm_core.models.paged import LayerProbe
 
 
@@ -19,10 +19,8 @@ class Layer(nn.Module):
 class Recorder:
     """A PagedAttention that returns its query, shifted by one, and keeps what it was called with."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
-        self.layer, self.scale, self.window = layer, scale, window
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        self.layer, self.scoring = layer, scoring
         self.key_shape, self.value_shape = tuple(key.shape), tuple(value.shape)
         return query + 1
 
@@ -39,7 +37,7 @@ def test_tokens_come_first_on_the_way_in_and_on_the_way_out() -> None:
     query, key, value = random_states()
     recorder = Recorder()
     out, weights = paged_attention(Layer(), query, key, value, None, scaling=0.5, paged=recorder, sliding_window=7)
-    assert (recorder.layer, recorder.scale, recorder.window) == (3, 0.5, 7)
+    assert (recorder.layer, recorder.scoring) == (3, Scoring(0.5, 7))
     assert recorder.key_shape == recorder.value_shape == (5, 2, 16)
     torch.testing.assert_close(out, query.transpose(1, 2) + 1)
     assert weights is None
@@ -48,13 +46,20 @@ def test_tokens_come_first_on_the_way_in_and_on_the_way_out() -> None:
 def test_without_scale_and_window_the_usual_scale_and_the_whole_context_hold() -> None:
     recorder = Recorder()
     paged_attention(Layer(), *random_states(), None, paged=recorder)
-    assert (recorder.scale, recorder.window) == (0.25, None)
+    assert recorder.scoring == Scoring(0.25)
 
 
-@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
-def test_a_variant_that_the_cache_lacks_is_refused_by_name(name: str) -> None:
-    extras: dict[str, Any] = {name: 30.0}
-    with pytest.raises(ModelLoadError, match=f"Layer uses {name}"):
+def test_softcap_and_sinks_are_handed_on() -> None:
+    recorder, sinks = Recorder(), torch.ones(4)
+    paged_attention(Layer(), *random_states(), None, paged=recorder, softcap=30.0, s_aux=sinks)
+    assert recorder.scoring.softcap == 30.0
+    assert recorder.scoring.sinks is sinks
+    assert recorder.scoring.features == ("logit softcap", "attention sinks")
+
+
+def test_a_bias_by_position_is_refused() -> None:
+    extras: dict[str, Any] = {"position_bias": torch.zeros(5)}
+    with pytest.raises(ModelLoadError, match="Layer adds a bias by position"):
         paged_attention(Layer(), *random_states(), None, paged=Recorder(), **extras)
 
 
@@ -84,9 +89,7 @@ def test_the_result_can_be_viewed_in_any_shape() -> None:
     """AfMoE views it, which strides of a transposed result did not allow."""
 
     class Transposing(Recorder):
-        def attend(
-            self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-        ) -> Tensor:
+        def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
             return query.transpose(0, 1).contiguous().transpose(0, 1)
 
     out, _ = paged_attention(Layer(), *random_states(), None, paged=Transposing())
@@ -97,9 +100,9 @@ def test_a_layer_that_attends_twice_is_refused() -> None:
     """DiffLlama's second call took the place of the first one's values in the cache."""
     query, key, value = (x[0].transpose(0, 1) for x in random_states())
     probe = LayerProbe()
-    probe.attend(0, query, key, value, scale=1.0, window=None)
+    probe.attend(0, query, key, value, Scoring(1.0))
     with pytest.raises(ModelLoadError, match="layer 0 attends more than once"):
-        probe.attend(0, query, key, value, scale=1.0, window=None)
+        probe.attend(0, query, key, value, Scoring(1.0))
 
 
 def test_registering_twice_is_harmless() -> None:

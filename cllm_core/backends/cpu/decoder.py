@@ -101,10 +101,10 @@ def _record(layer: FusedLayer) -> LayerRecord:
         num_heads=layer.call.heads.num_heads,
         num_kv_heads=layer.call.heads.num_kv_heads,
         size=layer.call.heads.size,
-        window=layer.call.window or 0,
+        window=layer.call.scoring.window or 0,
         input_epsilon=layer.input_norm.epsilon,
         mlp_epsilon=layer.mlp_norm.epsilon,
         query_epsilon=0.0 if query_norm is None else query_norm.epsilon,
         key_epsilon=0.0 if key_norm is None else key_norm.epsilon,
-        scale=layer.call.scale,
+        scale=layer.call.scoring.scale,
     )

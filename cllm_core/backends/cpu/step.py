@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from cllm_core.backends.cpu.kernels import Kernels, StepTables
+from cllm_core.models.attention import Scoring
 from cllm_core.models.paged import KVCache, RowSpan, write_slots
 
 Addresses = np.ndarray[tuple[int], np.dtype[np.uintp]]
@@ -57,12 +58,12 @@ class NativeStep:
             block_ids=np.asarray([block for row in rows for block in row.block_ids], dtype=np.int64),
         )
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """See PagedAttention.attend."""
         cache = self._cache.keys[layer], self._cache.values[layer]
-        return self._kernels.attend(query, key, value, cache=cache, step=self.tables, scale=scale, window=window)
+        return self._kernels.attend(
+            query, key, value, cache=cache, step=self.tables, scale=scoring.scale, window=scoring.window
+        )
 
     def cache_addresses(self, layers: Sequence[int]) -> tuple[Addresses, Addresses]:
         """Where the keys and the values of these layers begin."""

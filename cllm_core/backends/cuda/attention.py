@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, pack_tables
+from cllm_core.models.attention import Scoring
 from cllm_core.models.paged import LayerSpec, RowSpan
 
 _MAX_HEAD_SIZE = 256
@@ -48,6 +49,9 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch
         return "Triton is missing: install triton"
     if dtype not in _DTYPES:
         return f"the kernels do not compute in {dtype}"
+    features = sorted({feature for spec in layers for feature in spec.features})
+    if features:
+        return f"the kernels have no {' and no '.join(features)}"
     largest = max(max(spec.key_size, spec.value_size) for spec in layers)
     if largest > _MAX_HEAD_SIZE:
         return f"heads of {largest}: the kernels take up to {_MAX_HEAD_SIZE}"
@@ -66,7 +70,7 @@ def trial_error(
             query = torch.zeros(1, spec.num_kv_heads, spec.key_size, dtype=dtype, device=device)
             keys = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.key_size)
             values = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.value_size)
-            attention(query, keys, values, tables, scale=1.0, window=None)
+            attention(query, keys, values, tables, Scoring(1.0))
     except Exception as error:  # of the compiler, the driver, or Triton: whatever it is, there is another way
         return f"the kernels cannot be used: {error}"
     return None
@@ -90,9 +94,7 @@ class KernelAttention:
         """For a CUDA device."""
         return cls(torch.cuda.get_device_properties(device).multi_processor_count)
 
-    def __call__(
-        self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, *, scale: float, window: int | None
-    ) -> Tensor:
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, tables: StepTables, scoring: Scoring) -> Tensor:
         """See TableAttention."""
         if query.stride(2) != 1:  # the kernel takes strides of tokens and heads alone
             query = query.contiguous()
@@ -120,8 +122,8 @@ class KernelAttention:
             tables.context_lengths,
             tables.block_starts,
             tables.block_ids,
-            scale,
-            _UNLIMITED_WINDOW if window is None else window,
+            scoring.scale,
+            _UNLIMITED_WINDOW if scoring.window is None else scoring.window,
             tables.num_rows,
             num_splits,
             query.stride(0),

@@ -13,7 +13,7 @@ from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
 from cllm_core.backends.paged_model import PagedModel, StepAttention
 from cllm_core.backends.torch_plain import GatheredAttention
-from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.attention import PAGED_ATTENTION, Scoring, register_paged_attention
 from cllm_core.models.paged import KVCache, LayerSpec, PagedStep, RowSpan
 from cllm_core.models.probe import probe_layers
 from tests.architectures import Architecture
@@ -57,11 +57,11 @@ def test_attention_equals_the_slow_path(
     query, key, value = (torch.randn(20, heads, size).bfloat16() for heads in (num_heads, 2, 2))
     exact_cache, cache = make_cache(block_size, size, torch.float32), make_cache(block_size, size, torch.bfloat16)
     exact = PagedStep(exact_cache, rows, torch.device("cpu")).attend(
-        0, query.float(), key.float(), value.float(), scale=size**-0.5, window=window
+        0, query.float(), key.float(), value.float(), Scoring(size**-0.5, window)
     )
     torch.set_num_threads(num_threads)
     cache.keys[0].copy_(to_tiles(cache.keys[0]))
-    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, scale=size**-0.5, window=window)
+    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, Scoring(size**-0.5, window))
     torch.set_num_threads(1)
     torch.testing.assert_close(out.float(), exact, rtol=BF16_ROUNDING, atol=1e-5)
     torch.testing.assert_close(cache.keys[0].float(), to_tiles(exact_cache.keys[0]))
@@ -74,11 +74,11 @@ def test_attention_stays_exact_where_scores_are_large(kernels: Kernels) -> None:
     query = 40 * torch.randn(8, 2, 64).bfloat16()
     key, value = torch.randn(8, 2, 64).bfloat16(), torch.randn(8, 2, 64).bfloat16()
     exact = PagedStep(make_cache(16, 64, torch.float32), rows, torch.device("cpu")).attend(
-        0, query.float(), key.float(), value.float(), scale=1.0, window=None
+        0, query.float(), key.float(), value.float(), Scoring(1.0)
     )
     cache = make_cache(16, 64, torch.bfloat16)
     cache.keys[0].copy_(to_tiles(cache.keys[0]))
-    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, scale=1.0, window=None)
+    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, Scoring(1.0))
     torch.testing.assert_close(out.float(), exact, rtol=BF16_ROUNDING, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cllm_core.backends.cuda.attention import KernelAttention, attention_gap, tile_size, trial_error
 from cllm_core.backends.step_tables import StepShape, StepTables, pack_tables
+from cllm_core.models.attention import Scoring
 from cllm_core.models.paged import LayerSpec, RowSpan
 from tests.backends.step_rows import random_rows
 from tests.backends.table_attention import attend_plainly
@@ -60,8 +61,8 @@ def attend(case: Case, rows: list[RowSpan], shape: StepShape, device: torch.devi
     keys = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.key_size)
     values = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.value_size)
     scale = case.key_size**-0.5
-    found = KernelAttention(case.num_processors)(query, keys, values, tables, scale=scale, window=case.window)
-    exact = attend_plainly(query.float(), keys.float(), values.float(), tables, scale=scale, window=case.window)
+    found = KernelAttention(case.num_processors)(query, keys, values, tables, Scoring(scale, case.window))
+    exact = attend_plainly(query.float(), keys.float(), values.float(), tables, Scoring(scale, case.window))
     assert found.dtype == case.dtype
     return found.float(), exact
 

@@ -1,9 +1,11 @@
 """`cllm check`: right models, wrong ones, and what cannot be loaded."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from cllm_core.models import paged
@@ -37,8 +39,9 @@ def test_a_model_that_would_be_served_wrong_ends_with_another_exit_code(
 ) -> None:
     attend = paged.PagedStep.attend
 
-    def attend_to_less(self: paged.PagedStep, layer: int, *states: torch.Tensor, **settings: object) -> torch.Tensor:
-        return attend(self, layer, *states, **settings | {"window": 3})  # type: ignore[arg-type]
+    def attend_to_less(self: paged.PagedStep, *given: Any) -> Tensor:
+        layer, query, key, value, scoring = given
+        return attend(self, layer, query, key, value, replace(scoring, window=3))
 
     monkeypatch.setattr(paged.PagedStep, "attend", attend_to_less)
     result = check(tiny_llama)
