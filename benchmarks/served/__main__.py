@@ -24,17 +24,20 @@ from benchmarks.served.report import Comparison, Setting, as_markdown, ratios_of
 from benchmarks.served.servers import (
     AR,
     JACOBI,
+    LLAMA,
     ServerSpec,
     cllm_server,
     llama_server,
     transformers_server,
     version_of,
 )
+from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.cli.command import exit_with
 from cllm_core.cli.struct_options import struct_command
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError
 from cllm_core.evaluation.machine import describe_machine
+from cllm_core.models.embedded import cache_folder
 from server.cli.options import load_settings
 from server.settings import ENV_PREFIX, EngineSettings
 
@@ -89,16 +92,18 @@ def _servers(config: ServedConfig, length: list[str]) -> list[ServerSpec]:
     if config.jacobi:
         specs.append(cllm_server(JACOBI, config.model, flags=[*flags, *length], num_threads=config.num_threads))
     if config.llama_server is not None and config.gguf is not None:
-        specs.append(
-            llama_server(
-                config.llama_server,
-                config.gguf,
-                concurrency=max(config.concurrencies),
-                context=config.context,
-                flags=shlex.split(config.llama_args),
-                num_threads=config.num_threads,
+        for name, own in {LLAMA: "", **config.named_llama_variants}.items():
+            specs.append(
+                llama_server(
+                    config.llama_server,
+                    config.gguf,
+                    name=name,
+                    concurrency=max(config.concurrencies),
+                    context=config.context,
+                    flags=shlex.split(f"{config.llama_args} {own}"),
+                    num_threads=config.num_threads,
+                )
             )
-        )
     if config.transformers is not None:
         flags = shlex.split(config.transformers_args)
         specs.append(
@@ -139,9 +144,16 @@ def _setting(config: ServedConfig, plan: Plan, supply: PromptSupply, load_averag
         num_rounds=config.rounds,
         max_tokens=config.max_tokens,
         load_average=load_average,
+        isa=_isa(plan.model),
         versions={spec.name: version_of(spec) for spec in plan.servers if spec.version_command},
         command=[*_environment(), "python", "-m", "benchmarks.served", *map(_without_folders, sys.argv[1:])],
     )
+
+
+def _isa(config: EngineConfig) -> str | None:
+    """Instruction set of the C kernels under these settings; None without them."""
+    kernels = load_kernels(cache_folder(), config.cpu_isa) if config.native_kernels else None
+    return None if kernels is None else kernels.isa
 
 
 def _environment() -> list[str]:

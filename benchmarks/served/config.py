@@ -23,6 +23,13 @@ class ServedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     gguf: Annotated[Path | None, Meta(description="The same model by `cllm export --format gguf`.")] = None
     llama_args: Annotated[str, Meta(description="Further flags of llama-server, in one word.")] = ""
+    llama_variants: Annotated[
+        str,
+        Meta(
+            description="llama-server measured again with further flags, such as those of its drafts: NAME=FLAGS, with "
+            "semicolons between."
+        ),
+    ] = ""
     context: Annotated[int, Meta(description="Tokens of one request in llama-server.")] = 2048
     transformers: Annotated[
         Path | None, Meta(description="The program `transformers`, for `transformers serve`; MODEL has to be a folder.")
@@ -61,7 +68,7 @@ class ServedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 raise ConfigError(f"{path}: no such file; name the program or model itself")
         if not (self.concurrencies and (self.ar or self.jacobi or self.llama_server or self.transformers or self.urls)):
             raise ConfigError("nothing to compare: leave at least one server and one concurrency in")
-        _ = self.named_urls
+        _ = self.named_urls, self.named_llama_variants
 
     @property
     def concurrencies(self) -> list[int]:
@@ -73,6 +80,17 @@ class ServedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if numbers and numbers[0] < 1:
             raise ConfigError(f"concurrency={self.concurrency!r}: every one must be >= 1")
         return numbers
+
+    @property
+    def named_llama_variants(self) -> dict[str, str]:
+        """Name in tables -> flags; ConfigError where one is malformed."""
+        named = {}
+        for word in filter(None, (part.strip() for part in self.llama_variants.split(";"))):
+            name, _, flags = word.partition("=")
+            if not name.strip() or not flags.strip():
+                raise ConfigError(f"llama_variants={word!r}: must be NAME=FLAGS, such as ngram=--spec-type ngram-mod")
+            named[f"llama-server, {name.strip()}"] = flags.strip()
+        return named
 
     @property
     def named_urls(self) -> dict[str, str]:

@@ -79,13 +79,21 @@ def cllm_server(name: str, model: str, *, flags: Sequence[str], num_threads: int
 
 
 def llama_server(
-    binary: Path, gguf: Path, *, concurrency: int, context: int, flags: Sequence[str], num_threads: int | None
+    binary: Path,
+    gguf: Path,
+    *,
+    name: str = LLAMA,
+    concurrency: int,
+    context: int,
+    flags: Sequence[str],
+    num_threads: int | None,
 ) -> ServerSpec:
     """llama.cpp's server, with a slot for each request in flight.
 
     Args:
         binary: the program; its libraries are looked for beside it.
         gguf: the model.
+        name: in tables and plots.
         concurrency: most requests in flight.
         context: longest prompt and answer together, in tokens.
         flags: further ones.
@@ -96,7 +104,7 @@ def llama_server(
     size = ["--parallel", str(concurrency), "--ctx-size", str(concurrency * context)]
     libraries = os.pathsep.join(filter(None, [str(binary.parent), os.environ.get("LD_LIBRARY_PATH")]))
     return ServerSpec(
-        name=LLAMA,
+        name=name,
         command=(str(binary), "--model", str(gguf), "--host", _LOOPBACK, "--port", "{port}", *size, *threads, *flags),
         environment={"LD_LIBRARY_PATH": libraries},
         version_command=(str(binary), "--version"),

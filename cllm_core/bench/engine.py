@@ -84,7 +84,7 @@ class StepSpeed(msgspec.Struct, frozen=True, kw_only=True):
 class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
     """All results; memory in bytes, resident_bytes before the first request: nothing of a CPU's cache is in use.
 
-    `products` says by whom the bare matrix products of `steps` are computed.
+    `products` says by whom the bare matrix products of `steps` are computed, `paths` by what the engine's model is.
     """
 
     model: str
@@ -97,6 +97,7 @@ class EngineBench(msgspec.Struct, frozen=True, kw_only=True):
     decoding: list[DecodingSpeed]
     steps: list[StepSpeed]
     products: str
+    paths: str
     weight_bytes: int
     cache_bytes: int
     resident_bytes: int
@@ -167,6 +168,7 @@ def bench_engine(
         decoding=decoding,
         steps=[_measure_step(engine, reference, size) for size in STEP_SIZES],
         products="oneDNN's bare, prepacked products" if onednn_gap(reference) is None else "torch's bare products",
+        paths=str(engine.info.paths),
         weight_bytes=engine.info.weight_bytes,
         cache_bytes=engine.info.cache_bytes,
         resident_bytes=resident_bytes,
@@ -391,6 +393,8 @@ def as_markdown(bench: EngineBench, *, machine: str, commit: str) -> str:
             "",
             f"{machine}; commit {commit}; load average {bench.load_average:.1f}. Greedy, one request at a time, "
             f"{bench.num_prompts} prompts, at most {bench.max_tokens} tokens, medians of {bench.num_rounds} rounds.",
+            "",
+            f"{bench.paths}.",
             "",
             "| | tokens/s | over transformers | over AR | tokens/forward | outside forward |",
             "|---|---|---|---|---|---|",

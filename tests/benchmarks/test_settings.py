@@ -30,6 +30,7 @@ def make_config(**values: object) -> ServedConfig:
         ({"ar": False, "jacobi": False}, "nothing to compare"),
         ({"urls": "http://127.0.0.1:1"}, "NAME=BASE_URL"),
         ({"gguf": Path("x.gguf")}, "llama_server and gguf"),
+        ({"llama_variants": "ngram"}, "NAME=FLAGS"),
         ({"spider": Path("dev.json")}, "spider and tables"),
         ({"llama_server": Path("nowhere"), "gguf": Path("nowhere.gguf")}, "no such file"),
         ({"transformers": Path("transformers")}, "needs a folder"),
@@ -53,6 +54,17 @@ def test_servers_take_turns_in_the_order_of_the_settings(tmp_path: Path) -> None
     assert command[command.index("--ctx-size") + 1] == str(32 * 2048)
     assert plan.engine is not None
     assert plan.engine.block_length == 8
+
+
+def test_llama_server_is_measured_with_its_drafts_too(tmp_path: Path) -> None:
+    program, model = tmp_path / "llama-server", tmp_path / "m.gguf"
+    program.touch()
+    model.touch()
+    variants = "ngram=--spec-type ngram-mod; draft=--spec-type draft-simple --model-draft d.gguf"
+    plan = plan_of(make_config(llama_server=program, gguf=model, llama_variants=variants, llama_args="--mlock"))
+    assert [spec.name for spec in plan.servers[2:]] == [LLAMA, "llama-server, ngram", "llama-server, draft"]
+    assert plan.servers[2].command[-1] == "--mlock"
+    assert plan.servers[4].command[-5:] == ("--mlock", "--spec-type", "draft-simple", "--model-draft", "d.gguf")
 
 
 def test_a_program_in_this_folder_is_not_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,20 @@ def test_the_goals_are_compared_where_both_sides_were_measured() -> None:
     assert not any(LLAMA in name for name in values)
 
 
+def test_llama_server_is_compared_as_it_is_and_with_its_drafts() -> None:
+    results = [
+        *(make_measured(AR, 1, 60.0), make_measured(JACOBI, 1, 150.0), make_measured(JACOBI, 16, 400.0)),
+        *(make_measured(LLAMA, 1, 50.0), make_measured(LLAMA, 16, 80.0)),
+        make_measured("llama-server, ngram", 1, 75.0),
+    ]
+    assert {ratio.name: (ratio.text, ratio.must) for ratio in ratios_of(results) if LLAMA in ratio.name} == {
+        "cllm AR over llama-server, concurrency 1": ("1.20x", "1.15x"),
+        "cllm Jacobi over llama-server, concurrency 1": ("3.00x", "3x"),
+        "cllm Jacobi over llama-server, concurrency 16": ("5.00x", "4x"),
+        "cllm Jacobi over llama-server, ngram, concurrency 1": ("2.00x", ""),
+    }
+
+
 def test_texts_are_compared_prompt_by_prompt() -> None:
     reference = [make_answer(0, text="a"), make_answer(1, text="b")]
     assert share_of_same_text([make_answer(1, text="b"), make_answer(0, text="x")], reference) == 0.5
