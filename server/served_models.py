@@ -10,7 +10,7 @@ from cllm_core import __version__
 from cllm_core.info import AdapterInfo, ModelInfo, TokenizerBundle
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
-from cllm_core.text.tools.dialect import ToolDialect, find_dialect
+from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.worker.protocol import EngineClient
 from server.http.errors import ModelNotFound
 from server.settings import ServerSettings
@@ -22,13 +22,13 @@ class TextTools:
 
     Attributes:
         chat_template: None where the bundle has none.
-        dialect: how the model is told of functions and calls them.
+        dialect: how the model is told of functions, calls them, and reasons before it answers.
     """
 
     bundle: TokenizerBundle
     codec: TextCodec
     chat_template: ChatTemplate | None
-    dialect: ToolDialect
+    dialect: Dialect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class LoadedModel:
         return self.tools.chat_template
 
     @property
-    def dialect(self) -> ToolDialect:
+    def dialect(self) -> Dialect:
         """How the model is told of functions and calls them."""
         return self.tools.dialect
 
@@ -179,7 +179,13 @@ def _tools(
             return tools
     template = ChatTemplate.of(bundle)
     codec = TextCodec(bundle)
-    dialect = find_dialect(template, codec, chosen=settings.tool_call_format, end_ids=end_ids)
+    dialect = find_dialect(
+        template,
+        codec,
+        tool_format=settings.tool_call_format,
+        reasoning_format="none",
+        end_ids=end_ids,
+    )
     return TextTools(bundle, codec, template, dialect)
 
 

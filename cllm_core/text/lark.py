@@ -13,8 +13,9 @@ from cllm_core.text.json_text import to_json
 
 ANY_TEXT = "(?s:.*)"
 SOME_TEXT = "(?s:.+)"
+WHITE_SPACE = r"[ \t\r\n]*"
 
-_WHITE_SPACE = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
+_ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +40,22 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
         """The token of its own that the text begins with."""
         return next((mark for mark in self.marks if text.startswith(mark)), None)
 
+    def leading_id(self, text: str) -> int | None:
+        """Its id."""
+        mark = self.leading_mark(text)
+        return None if mark is None else self.marks[mark]
+
+
+class Excluded(msgspec.Struct, frozen=True):
+    """What free text must not begin with, white space aside, as it means something else there.
+
+    Attributes:
+        token_id: of the text where it is a token of its own: then its letters are no more than letters.
+    """
+
+    text: str
+    token_id: int | None = None
+
 
 def token(*token_ids: int) -> str:
     """Any of these tokens."""
@@ -52,7 +69,7 @@ def regex(pattern: str) -> str:
 
 def escape(text: str) -> str:
     """A pattern that matches exactly this text."""
-    return re.sub(r"\\(?=\s)", "", re.escape(text)).translate(_WHITE_SPACE)
+    return re.sub(r"\\(?=\s)", "", re.escape(text)).translate(_ESCAPES)
 
 
 def without(text: str) -> str:
@@ -82,3 +99,51 @@ def text_until(
     yield f"{terminal}_LAST: ({regex(pattern)} {without(end)}) {to_json(end)}"
     if between:
         yield f"{terminal}: {regex(SOME_TEXT)} {without(end)}"
+
+
+def text_up_to(
+    name: str, mark: str, vocabulary: Vocabulary, *, visible_ids: Sequence[int], not_first: Excluded | None = None
+) -> Iterator[str]:
+    """Rules for free text without a mark, of that name, and for the mark behind it, `{name}_end`.
+
+    Args:
+        name: lower case.
+        visible_ids: added tokens that may be part of the text.
+        not_first: what the text must not begin with.
+    """
+    terminal = name.upper()
+    condition = not_beginning_with(not_first)
+    yield from free_text(name, visible_ids, condition=without(mark), not_first=not_first)
+    if vocabulary.leading_mark(mark) is not None:
+        # The text is without it all the same: its letters must not come as other tokens.
+        yield f"{name}_end: {vocabulary.literal(mark)}"
+    else:
+        yield f"{name}_end[lazy]: {terminal}_END"
+        yield f"{terminal}_END: {regex(ANY_TEXT + escape(mark))} {condition}"
+
+
+def free_text(
+    name: str, visible_ids: Sequence[int], *, condition: str = "", first: str = "", not_first: Excluded | None = None
+) -> Iterator[str]:
+    """Rules, the first of that name, for text of which each part between visible tokens meets a condition.
+
+    Args:
+        name: lower case.
+        first: a condition on the part up to the first of these tokens alone.
+    """
+    terminal = name.upper()
+    first_ids = [i for i in visible_ids if not_first is None or i != not_first.token_id]
+    more = f"({token(*first_ids)} {name}_more)?" if first_ids else ""
+    yield f"{name}: {terminal}? {more}"
+    yield f"{terminal}: {regex(SOME_TEXT)} {condition} {first} {not_beginning_with(not_first)}"
+    if more:
+        # Never two of these in a row: a condition on the whole would then hold for neither.
+        yield f"{name}_more: {terminal}_MORE? ({token(*visible_ids)} {terminal}_MORE?)*"
+        yield f"{terminal}_MORE: {regex(SOME_TEXT)} {condition}"
+
+
+def not_beginning_with(excluded: Excluded | None) -> str:
+    """The condition on a terminal, empty where there is none."""
+    if excluded is None or excluded.token_id is not None:
+        return ""
+    return f"& ~{regex(WHITE_SPACE + escape(excluded.text) + ANY_TEXT)}"

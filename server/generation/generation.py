@@ -134,7 +134,7 @@ class Generation:
                 self._codec,
                 stop=request.params.stop,
                 continues_text=self._plan.continues_text,
-                calls=self._plan.calls,
+                syntax=self._plan.syntax,
             ),
             stream=self._engine.submit(request),
             stats=DecodingStats(num_prompt_tokens=len(request.prompt_ids)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cllm_core.request import NewRequest
-from cllm_core.text.tools.reader import CallSyntax
+from cllm_core.text.expected_answer import OutputSyntax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class GenerationPlan:
             same prediction.
         echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
-        calls: how calls of functions look in the outputs, None where none are read.
+        syntax: how reasoning and calls of functions look in the outputs, None where neither is read.
         num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
             returns all. Needs requests with log-probabilities.
         shows_token_ids: give the ids of prompts and outputs beside the texts.
@@ -24,6 +24,6 @@ class GenerationPlan:
     requests: tuple[NewRequest, ...]
     echoes: tuple[str, ...]
     continues_text: bool
-    calls: CallSyntax | None = None
+    syntax: OutputSyntax | None = None
     num_best: int | None = None
     shows_token_ids: bool = False

@@ -10,8 +10,8 @@ from cllm_core.info import TokenizerBundle
 from cllm_core.request import SamplingParams
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.text.stream import OutputText
-from cllm_core.text.tools.dialect import ToolDialect, find_dialect
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.grammar import CallRules
 from cllm_core.text.tools.reader import join_calls
@@ -37,17 +37,18 @@ STOP = Function(name="stop")
 SCHEMAS: dict[str, dict[str, Any]] = {"paint": PAINT_SCHEMA, "stop": {"maxProperties": 0}}
 
 
-def make_dialect(codec: TextCodec, chosen: ToolFormatChoice) -> ToolDialect:
-    return find_dialect(ChatTemplate(CHATML_TEMPLATE), codec, chosen=chosen, end_ids=EOS)
+def make_dialect(codec: TextCodec, chosen: ToolFormatChoice) -> Dialect:
+    return find_dialect(ChatTemplate(CHATML_TEMPLATE), codec, tool_format=chosen, end_ids=EOS)
 
 
-def sample(dialect: ToolDialect, rules: CallRules, *, block_length: int, max_tokens: int) -> list[Answer]:
+def sample(dialect: Dialect, rules: CallRules, *, block_length: int, max_tokens: int) -> list[Answer]:
     """One sample for each of several seeds."""
+    grammar = dialect.answer_to("").grammar(rules, None)
     requests = [
         make_request(
             str(seed),
             PROMPT,
-            SamplingParams(temperature=1.0, seed=seed, max_tokens=max_tokens, grammar=dialect.grammar(rules)),
+            SamplingParams(temperature=1.0, seed=seed, max_tokens=max_tokens, grammar=grammar),
         )
         for seed in range(6)
     ]
@@ -55,13 +56,14 @@ def sample(dialect: ToolDialect, rules: CallRules, *, block_length: int, max_tok
     return list(decode(engine, requests).values())
 
 
-def read(codec: TextCodec, dialect: ToolDialect, answer: Answer) -> tuple[str, tuple[FunctionCall, ...]]:
-    text = OutputText(codec, calls=dialect.syntax([PAINT, STOP]))
+def read(codec: TextCodec, dialect: Dialect, answer: Answer) -> tuple[str, tuple[FunctionCall, ...]]:
+    text = OutputText(codec, syntax=dialect.answer_to("").syntax([PAINT, STOP]))
     delta = text.push(make_output(tuple(answer.token_ids), "length"))
     return delta.text, join_calls(delta.calls)
 
 
-@pytest.mark.parametrize("chosen", get_args(ToolFormatName))
+# With harmony the output may reason first, which random weights do without end.
+@pytest.mark.parametrize("chosen", sorted({*get_args(ToolFormatName)} - {"harmony"}))
 def test_a_required_call_is_one_of_the_functions_with_arguments_of_its_schema(chosen: ToolFormatName) -> None:
     codec = TextCodec(TokenizerBundle(tokenizer_json=tokenizer_json()))
     dialect = make_dialect(codec, chosen)

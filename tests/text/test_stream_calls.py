@@ -5,15 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cllm_core.request import FinishReason
+from cllm_core.text.expected_answer import OutputSyntax
 from cllm_core.text.stream import OutputText, TextDelta
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS
+from cllm_core.text.tools.formats import DEFAULT_FORMAT
 from cllm_core.text.tools.functions import FunctionCall
-from cllm_core.text.tools.reader import CallSyntax, join_calls
+from cllm_core.text.tools.reader import join_calls
 from cllm_core.text.tools.skeleton import ToolFormat
 from tests.text.factories import byte_level, id_of, make_codec
 from tests.text.strategies import cut, cuts
 from tests.text.test_stream import make_output
-from tests.text.tool_functions import FUNCTIONS
+from tests.text.tool_functions import FUNCTIONS, SEQUENTIAL
 
 TOKENIZER = byte_level()
 SPECIAL = (
@@ -37,7 +38,9 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 def make_text(stop: tuple[str, ...] = (), tool_format: ToolFormat = DEFAULT_FORMAT) -> OutputText:
-    return OutputText(CODEC, stop=stop, calls=CallSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED))
+    return OutputText(
+        CODEC, stop=stop, syntax=OutputSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED)
+    )
 
 
 def stream(pieces: list[tuple[int, ...]], stop: tuple[str, ...] = ()) -> tuple[OutputText, list[TextDelta]]:
@@ -67,7 +70,7 @@ def test_how_many_tokens_a_step_brings_changes_nothing(text: str, stop: tuple[st
     assert in_chunks.num_tokens == one_by_one.num_tokens
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+@pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: form.first)
 def test_special_tokens_of_the_format_are_read(tool_format: ToolFormat) -> None:
     output_text = make_text(tool_format=tool_format)
     delta = output_text.push(make_output(encode(tool_format.write(CALLS)), "stop"))
@@ -110,11 +113,11 @@ def test_a_draft_ends_where_a_call_begins(finish_reason: FinishReason) -> None:
     assert (last.text, last.calls, last.finish_reason) == ("", (), finish_reason)
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+@pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: form.first)
 def test_a_required_call_cut_before_its_name_gives_neither_text_nor_logprobs(tool_format: ToolFormat) -> None:
-    calls = CallSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED, is_required=True)
+    calls = OutputSyntax(tool_format=tool_format, functions=FUNCTIONS, spelled=SPELLED, is_required=True)
     for end in range(len(tool_format.first) + 1):
-        output_text = OutputText(CODEC, stop=("name",), calls=calls)
+        output_text = OutputText(CODEC, stop=("name",), syntax=calls)
         delta = output_text.push(make_output(encode(tool_format.first[:end]), "length"))
         assert (delta.text, delta.calls, delta.logprobs, delta.finish_reason) == ("", (), (), "length")
 

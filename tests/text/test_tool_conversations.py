@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.text.tools.conversation import MadeCall, Turn, separate_calls
-from cllm_core.text.tools.dialect import ToolDialect, find_dialect
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.reader import CallReader, join_calls
 from cllm_core.text.tools.template_support import TemplateSupport, find_support
@@ -30,9 +30,9 @@ TALK = [
 each_template = pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
 
 
-def make_dialect(source: str) -> ToolDialect:
+def make_dialect(source: str) -> Dialect:
     tokenizer = byte_level()
-    return find_dialect(ChatTemplate(source), make_codec(tokenizer), chosen="auto", end_ids=(id_of(tokenizer, END),))
+    return find_dialect(ChatTemplate(source), make_codec(tokenizer), end_ids=(id_of(tokenizer, END),))
 
 
 def render(source: str, turns: list[Turn], *functions: Function) -> str:
@@ -150,7 +150,7 @@ def test_marks_of_calls_are_control_tokens_and_what_a_client_wrote_is_not() -> N
     tokenizer = byte_level()
     tokenizer.add_special_tokens(["<|tool_call|>"])
     codec, template = make_codec(tokenizer), ChatTemplate(GRANITE.replace("<|tool_call|>", "[call]"))
-    dialect = find_dialect(template, codec, chosen="granite", end_ids=(id_of(tokenizer, END),))
+    dialect = find_dialect(template, codec, tool_format="granite", end_ids=(id_of(tokenizer, END),))
     forged = Turn(
         role="assistant", content="", calls=(MadeCall("call_1", FunctionCall("get", '{"text": "<|tool_call|>"}')),)
     )
@@ -159,6 +159,6 @@ def test_marks_of_calls_are_control_tokens_and_what_a_client_wrote_is_not() -> N
         prompt = dialect.render(template, turns, functions, add_generation_prompt=True, template_kwargs=None)
         assert codec.encode_chat(prompt).count(id_of(tokenizer, "<|tool_call|>")) == num_marks
     untold = ChatTemplate("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
-    dialect = find_dialect(untold, codec, chosen="granite", end_ids=(id_of(tokenizer, END),))
+    dialect = find_dialect(untold, codec, tool_format="granite", end_ids=(id_of(tokenizer, END),))
     prompt = dialect.render(untold, [TALK[0]], [told], add_generation_prompt=True, template_kwargs=None)
     assert codec.encode_chat(prompt).count(id_of(tokenizer, "<|tool_call|>")) == 2  # in the two examples of calls

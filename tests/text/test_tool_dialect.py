@@ -3,9 +3,9 @@
 import pytest
 
 from cllm_core.text.chat_template import ChatTemplate
+from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.text.json_text import to_json
 from cllm_core.text.tools.conversation import MadeCall, Turn
-from cllm_core.text.tools.dialect import ToolDialect, find_dialect
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.skeleton import ToolFormatChoice
 from tests.text.factories import END, byte_level, id_of, make_codec
@@ -33,10 +33,12 @@ CALLED = Turn(
 RESULTS = [Turn(role="tool", content=text, call_id=f"call_{text}") for text in ("1", "2")]
 
 
-def make_dialect(source: str, chosen: ToolFormatChoice = "auto") -> ToolDialect:
+def make_dialect(source: str, chosen: ToolFormatChoice = "auto") -> Dialect:
     tokenizer = byte_level()
     tokenizer.add_special_tokens(["[TOOL_CALLS]"])
-    return find_dialect(ChatTemplate(source), make_codec(tokenizer), chosen=chosen, end_ids=(id_of(tokenizer, END),))
+    return find_dialect(
+        ChatTemplate(source), make_codec(tokenizer), tool_format=chosen, end_ids=(id_of(tokenizer, END),)
+    )
 
 
 def render(source: str, turns: list[Turn], *functions: Function) -> str:
@@ -122,5 +124,5 @@ def test_the_template_decides_unless_a_format_is_chosen(
 
 def test_the_vocabulary_tells_marks_and_what_else_is_text() -> None:
     dialect = make_dialect(MISTRAL)
-    assert list(dialect.vocabulary.marks) == list(dialect.spelled.values()) == ["[TOOL_CALLS]"]
-    assert dialect.vocabulary.visible_ids == (id_of(byte_level(), "<tool>"),)
+    assert list(dialect.call_vocabulary.marks) == list(dialect.spelled.values()) == ["[TOOL_CALLS]"]
+    assert dialect.call_vocabulary.visible_ids == (id_of(byte_level(), "<tool>"),)

@@ -9,11 +9,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.lark import Vocabulary
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS
+from cllm_core.text.tools.formats import DEFAULT_FORMAT
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.grammar import CallRules, calls_grammar
 from cllm_core.text.tools.skeleton import ToolFormat
 from tests.text.factories import byte_level, id_of
+from tests.text.tool_functions import SEQUENTIAL
 
 WEATHER = Function(
     name="get_weather",
@@ -27,7 +28,7 @@ TIME = Function(name="get")
 CALL = FunctionCall("get_weather", '{"city": "<Köln>", "days": 3}')
 NOW = FunctionCall("get", "{}")
 
-MARKS = {"as text": (), "as tokens": sorted({mark for form in FORMATS for mark in form.tokens})}
+MARKS = {"as text": (), "as tokens": sorted({mark for form in SEQUENTIAL for mark in form.tokens})}
 
 
 def make_tokenizer(marks: Sequence[str]) -> Tokenizer:
@@ -57,7 +58,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return make_tokenizer(MARKS[request.param])
 
 
-every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: f"{form.name} {form.first}")
+every_format = pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: f"{form.name} {form.first}")
 
 
 @every_format

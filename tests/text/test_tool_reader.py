@@ -9,12 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cllm_core.errors import EngineFailed
-from cllm_core.text.tools.formats import DEFAULT_FORMAT, FORMATS, find_format
+from cllm_core.text.tools.formats import DEFAULT_FORMAT, find_format
 from cllm_core.text.tools.functions import FunctionCall
 from cllm_core.text.tools.reader import CallReader, join_calls
 from cllm_core.text.tools.skeleton import WHITE_SPACE, ToolFormat, ToolFormatName
 from tests.text.strategies import cut, cuts
-from tests.text.tool_functions import FUNCTIONS, NAMES, calls, can_write
+from tests.text.tool_functions import FUNCTIONS, NAMES, SEQUENTIAL, calls, can_write
 
 contents = st.text(alphabet=st.sampled_from('Hi é\n<|tool_c>[TOL{"name": get('), max_size=30)
 
@@ -34,7 +34,7 @@ def has_marker(tool_format: ToolFormat, text: str) -> bool:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(FORMATS), contents, st.lists(calls, min_size=1, max_size=3), cuts(200))
+@given(st.sampled_from(SEQUENTIAL), contents, st.lists(calls, min_size=1, max_size=3), cuts(200))
 def test_calls_and_content_are_read_back_however_the_text_is_cut(
     tool_format: ToolFormat, content: str, made: list[FunctionCall], at: list[int]
 ) -> None:
@@ -46,7 +46,7 @@ def test_calls_and_content_are_read_back_however_the_text_is_cut(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(FORMATS), contents, cuts(30))
+@given(st.sampled_from(SEQUENTIAL), contents, cuts(30))
 def test_text_without_a_marker_is_content_to_its_last_character(
     tool_format: ToolFormat, text: str, at: list[int]
 ) -> None:
@@ -54,7 +54,7 @@ def test_text_without_a_marker_is_content_to_its_last_character(
         assert read(tool_format, cut(text, at)) == (text, ())
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+@pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: form.first)
 def test_a_cut_call_gives_what_there_is_of_it(tool_format: ToolFormat) -> None:
     text = tool_format.write([FunctionCall("get", '{"tags": [1, "}"]}'), FunctionCall("a-1", "{}")])
     read_so_far = [read(tool_format, [text[:end]]) for end in range(len(text))]
@@ -66,7 +66,7 @@ def test_a_cut_call_gives_what_there_is_of_it(tool_format: ToolFormat) -> None:
     assert json.loads(last[0].arguments) == {"tags": [1, "}"]}
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: form.first)
+@pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: form.first)
 def test_calls_that_are_required_leave_no_content_wherever_they_are_cut(tool_format: ToolFormat) -> None:
     text = tool_format.write([FunctionCall("get", "{}")])
     for end in range(len(text) + 1):

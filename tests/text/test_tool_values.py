@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.lark import Vocabulary
-from cllm_core.text.tools.formats import FORMATS
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.grammar import CallRules, calls_grammar
 from cllm_core.text.tools.keywords import KeywordArguments
@@ -23,10 +22,10 @@ from cllm_core.text.tools.reader import CallReader, join_calls
 from cllm_core.text.tools.skeleton import ToolFormat
 from cllm_core.text.tools.tagged import TaggedArguments
 from tests.text.factories import byte_level
-from tests.text.tool_functions import FUNCTIONS, calls, can_write
+from tests.text.tool_functions import FUNCTIONS, SEQUENTIAL, calls, can_write
 
-TAGGED = [form for form in FORMATS if isinstance(form.style, TaggedArguments)]
-KEYWORDS = [form for form in FORMATS if isinstance(form.style, KeywordArguments)]
+TAGGED = [form for form in SEQUENTIAL if isinstance(form.style, TaggedArguments)]
+KEYWORDS = [form for form in SEQUENTIAL if isinstance(form.style, KeywordArguments)]
 TOKENIZER = byte_level()
 VOCABULARY = LLTokenizer(TOKENIZER.to_str())
 COLOUR = {"$defs": {"colour": {"enum": ["red", "blue"]}}}
@@ -181,7 +180,7 @@ def test_parameters_that_are_not_declared_come_where_the_schema_allows_them(tool
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.sampled_from(FORMATS), calls)
+@given(st.sampled_from(SEQUENTIAL), calls)
 def test_whatever_a_format_writes_its_grammar_takes(tool_format: ToolFormat, call: FunctionCall) -> None:
     assume(can_write(tool_format, call))
     assume("\x7f" not in call.arguments)  # which the library wants to be escaped
@@ -223,7 +222,7 @@ PAINT = {
 }
 
 
-@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda form: f"{form.name} {form.first}")
+@pytest.mark.parametrize("tool_format", SEQUENTIAL, ids=lambda form: f"{form.name} {form.first}")
 def test_whatever_a_grammar_takes_is_read_as_calls_that_match_their_schema(tool_format: ToolFormat) -> None:
     function = Function(name="paint", parameters=PAINT)
     validator = jsonschema_rs.validator_for(PAINT)

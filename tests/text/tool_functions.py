@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from cllm_core.text.json_text import parse_object, to_json
+from cllm_core.text.tools.formats import FORMATS
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.skeleton import ToolFormat
 from cllm_core.text.tools.tagged import TaggedArguments
+
+SEQUENTIAL = tuple(tool_format for tool_format in FORMATS if not tool_format.has_channels)
+"""Formats in which calls stand behind the text; the others are read by `harmony`."""
 
 NAMES = ("get", "get_weather", "a-1")
 PROPERTIES = {

@@ -112,3 +112,24 @@ TEMPLATES: Mapping[str, str] = {
     "phi4_mini": PHI4_MINI,
     "phi4_mini_functools": PHI4_FUNCTOOLS,
 }
+
+HARMONY = (
+    "{% if tools %}{{ '<|start|>developer<|message|>' + tools | tojson + '<|end|>' }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|start|>user<|message|>' + m.content + '<|end|>' }}"
+    "{% elif m.role == 'tool' %}{{ '<|start|>functions to=assistant<|channel|>commentary<|message|>' "
+    "+ m.content + '<|end|>' }}{% elif 'tool_calls' in m %}"
+    "{% if m.content and m.thinking %}{{ raise_exception('Pass content or thinking.') }}{% endif %}"
+    "{% set thought = m.content or m.thinking %}"
+    "{% if thought %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + thought + '<|end|>' }}{% endif %}"
+    "{{ '<|start|>assistant to=functions.' + m.tool_calls[0].function.name + '<|channel|>commentary json<|message|>' "
+    "+ m.tool_calls[0].function.arguments | tojson + '<|call|>' }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|channel|>final<|message|>' + m.content + '<|end|>' }}{% endif %}"
+    "{% endfor %}{{ '<|start|>assistant' if add_generation_prompt }}"
+)
+QWEN3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.reasoning_content is string %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)

@@ -30,6 +30,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         name: of the participant, None where the client gave none.
         calls: of the assistant; the arguments of one that was cut are not a whole JSON object.
         call_id: of the call that a tool's message is the result of.
+        reasoning: of the assistant, before its content and calls.
     """
 
     role: str
@@ -37,13 +38,17 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     calls: tuple[MadeCall, ...] = ()
     call_id: str | None = None
+    reasoning: str | None = None
 
-    def as_message(self, *, arguments_as_text: bool = False, null_content: bool = False) -> dict[str, object]:
+    def as_message(
+        self, *, arguments_as_text: bool = False, null_content: bool = False, reasoning_fields: Sequence[str] = ()
+    ) -> dict[str, object]:
         """The message as a template expects it.
 
         Args:
             arguments_as_text: give the arguments of calls as they are, else as objects.
             null_content: give no text beside calls as null, else as an empty text.
+            reasoning_fields: that the template reads reasoning from.
         """
         calls = [
             {
@@ -59,7 +64,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         content = None if null_content and calls and not self.content else self.content
         optional = {"name": self.name, "tool_calls": calls or None, "tool_call_id": self.call_id}
         given = {key: value for key, value in optional.items() if value is not None}
-        return {"role": self.role, "content": content, **given}
+        reasoning = dict.fromkeys(reasoning_fields, self.reasoning) if self.reasoning else {}
+        return {"role": self.role, "content": content, **reasoning, **given}
 
 
 def _arguments(call: FunctionCall) -> object:
@@ -99,12 +105,22 @@ def separate_calls(turns: Sequence[Turn]) -> list[Turn]:
         if len(turn.calls) > 1:
             results = list(takewhile(lambda later: later.role == "tool", turns[index + 1 :]))
             for place, made in enumerate(turn.calls):
-                content = "" if place else turn.content
-                separate.append(msgspec.structs.replace(turn, content=content, calls=(made,)))
+                first = turn if place == 0 else msgspec.structs.replace(turn, content="", reasoning=None)
+                separate.append(msgspec.structs.replace(first, calls=(made,)))
                 separate += [result for result in results if result.call_id == made.call_id]
         elif turn.role != "tool" or not any(turn.call_id == made.call_id for made in _caller(turns, index)):
             separate.append(turn)
     return separate
+
+
+def join_reasoning(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation with reasoning and text before a call as one: some templates refuse to write both."""
+    return [
+        msgspec.structs.replace(turn, reasoning="\n\n".join(filter(None, [turn.reasoning, turn.content])), content="")
+        if turn.calls
+        else turn
+        for turn in turns
+    ]
 
 
 def _caller(turns: Sequence[Turn], index: int) -> tuple[MadeCall, ...]:

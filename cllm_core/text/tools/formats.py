@@ -1,6 +1,6 @@
 """The tool formats of the families of models, and which of them a chat template shows.
 
-They are documented by the chat templates of the families themselves.
+They are documented by the chat templates of the families themselves, for gpt-oss by OpenAI's description of harmony.
 """
 
 import re
@@ -209,9 +209,25 @@ _PHI4_MINI_FUNCTOOLS = msgspec.structs.replace(
     tokens=(),
 )
 
+_HARMONY = ToolFormat(
+    name="harmony",
+    first="<|channel|>commentary to=functions.",
+    between=" <|constrain|>json<|message|>",
+    after="",
+    next="<|call|><|start|>assistant<|channel|>commentary to=functions.",
+    last="<|call|>",
+    marker="<|channel|>",
+    template_pattern=r"<\|channel\|>(?s:.*)<\|message\|>",
+    tokens=(
+        *("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"),
+        *("<|end|>", "<|call|>", "<|return|>"),
+    ),
+    has_channels=True,
+)
+
 # The first that a template shows is taken, so the narrower pattern stands first.
 FORMATS = (
-    *(_MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL),
+    *(_HARMONY, _MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL),
     *(_DEEPSEEK_V3, _DEEPSEEK_V31, _SEED_OSS, _QWEN3_CODER, _GLM47, _GLM45, _HERMES),
     *(_PHI4_MINI_FUNCTOOLS, _PHI4_MINI_SINGLE, _PHI4_MINI, _GRANITE),
     *(_OLMO3_LINES, _OLMO3, _PYTHONIC, _LLAMA3),
@@ -229,6 +245,7 @@ _DEFAULTS: Mapping[ToolFormatName, ToolFormat] = {
     "olmo3": _OLMO3,
     "granite": _GRANITE,
     "phi4_mini": _PHI4_MINI,
+    "harmony": _HARMONY,
 }
 
 DEFAULT_FORMAT = _HERMES

@@ -9,11 +9,18 @@ from collections.abc import Iterator
 import msgspec
 
 from cllm_core.errors import InvalidRequest
-from cllm_core.text.lark import ANY_TEXT, SOME_TEXT, Vocabulary, escape, regex, token, without
+from cllm_core.text.lark import (
+    ANY_TEXT,
+    WHITE_SPACE,
+    Excluded,
+    Vocabulary,
+    escape,
+    free_text,
+    regex,
+    text_up_to,
+)
 from cllm_core.text.tools.functions import Function
-from cllm_core.text.tools.skeleton import MAX_CALLS, WHITE_SPACE, ToolFormat
-
-_WHITE_SPACE = f"[{escape(WHITE_SPACE)}]*"
+from cllm_core.text.tools.skeleton import MAX_CALLS, ToolFormat
 
 
 class CallRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,12 +40,12 @@ class CallRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calls_grammar(
-    tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, *, not_first: str | None = None
+    tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, *, not_first: Excluded | None = None
 ) -> str:
     """The grammar, for SamplingParams.grammar.
 
     Args:
-        not_first: what free text must not begin with, white space aside, as it means something else there.
+        not_first: what free text must not begin with.
 
     Raises:
         InvalidRequest: the format cannot be told from text that has to match a grammar, or the schema of a strict
@@ -58,14 +65,13 @@ def call_rules(tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary
 
 class _Writer:
     def __init__(
-        self, tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, not_first: str | None
+        self, tool_format: ToolFormat, rules: CallRules, vocabulary: Vocabulary, not_first: Excluded | None
     ) -> None:
         self._format = tool_format
         self._rules = rules
         self._vocabulary = vocabulary
         self._literal = vocabulary.literal
-        # A condition on the beginning of free text.
-        self._begins = "" if not_first is None else f"& ~{regex(_WHITE_SPACE + escape(not_first) + ANY_TEXT)}"
+        self._not_first = not_first
         # What follows a call.
         self._more = self._literal(tool_format.last)
         if rules.is_parallel:
@@ -73,8 +79,9 @@ class _Writer:
 
     def lines(self) -> Iterator[str]:
         """The rules, `start` first."""
+        calls = f"{self._literal(self._format.first)} call {self._more}"
         if self._rules.is_required:
-            yield f"start: {self._calls()}"
+            yield f"start: {calls}"
         elif self._rules.content is not None:
             if self._format.marker is None:
                 # Both begin with the same characters, among which the library's lexer does not look ahead.
@@ -82,7 +89,7 @@ class _Writer:
                     f"text of a form cannot be told from calls in the format {self._format.name!r} of this model; "
                     "leave one of them out, or give tool_choice 'none' or 'required'"
                 )
-            yield f"start: content | {self._calls()}"
+            yield f"start: content | {calls}"
             yield f"content: %lark {{\n{self._rules.content}\n}}"
         elif self._format.marker is not None:
             yield from self._text_then_calls(self._format.marker)
@@ -92,44 +99,20 @@ class _Writer:
 
     def _text_then_calls(self, marker: str) -> Iterator[str]:
         """Text up to the first marker, and calls behind it if there is one."""
-        rest = f"{self._literal(self._format.first.removeprefix(marker))} call {self._more}"
-        if marker in self._vocabulary.marks:
-            yield f"start: text ({self._literal(marker)} {rest})?"
-        else:
-            yield f"start: text | text opening {rest}"
-            yield "opening[lazy]: OPENING"
-            yield f"OPENING: {regex(ANY_TEXT + escape(marker))} {self._begins}"
-        # Also where the marker is a token: its letters must not come as other tokens.
-        condition = without(marker)
-        yield f"text: {self._head()}"
-        yield f"HEAD: {regex(SOME_TEXT)} {condition} {self._begins}"
-        yield from self._text(condition)
+        rest = self._literal(self._format.first.removeprefix(marker))
+        yield f"start: text | text text_end {rest} call {self._more}"
+        visible_ids = self._vocabulary.visible_ids
+        yield from text_up_to("text", marker, self._vocabulary, visible_ids=visible_ids, not_first=self._not_first)
 
     def _text_or_calls(self) -> Iterator[str]:
         """Text that does not begin like a call, or calls from the beginning on."""
         names = [function.name for function in self._rules.functions]
-        openings = [_WHITE_SPACE + escape(marker) for marker in self._format.markers(names)]
-        alternatives = [self._head(), *(f"opening_{i} rest_{i} {self._more}" for i in range(len(names)))]
-        yield f"start: {' | '.join(alternatives)}"
+        openings = [WHITE_SPACE + escape(marker) for marker in self._format.markers(names)]
+        alternatives = [f"opening_{i} rest_{i} {self._more}" for i in range(len(names))]
+        yield f"start: text | {' | '.join(alternatives)}"
         for i, opening in enumerate(openings):
             yield f"opening_{i}[lazy]: {regex(opening)}"
             rest = f"{self._literal(self._format.between[1:])} arguments_{i} {self._literal(self._format.after)}"
             yield f"rest_{i}: {rest}"
-        like_calls = f"(?:{'|'.join(openings)}){ANY_TEXT}"
-        yield f"HEAD: {regex(SOME_TEXT)} & ~{regex(like_calls)} {self._begins}"
-        yield from self._text("")
-
-    def _head(self) -> str:
-        """Free text from its beginning on; a condition holds for its first part alone."""
-        visible = self._vocabulary.visible_ids
-        return f"HEAD? ({token(*visible)} more_text)?" if visible else "HEAD?"
-
-    def _text(self, condition: str) -> Iterator[str]:
-        visible = self._vocabulary.visible_ids
-        if visible:
-            # Never two TEXT in a row: a condition on the whole would then hold for neither.
-            yield f"more_text: TEXT? ({token(*visible)} TEXT?)*"
-            yield f"TEXT: {regex(SOME_TEXT)} {condition}"
-
-    def _calls(self) -> str:
-        return f"{self._literal(self._format.first)} call {self._more}"
+        like_calls = "& ~" + regex(f"(?:{'|'.join(openings)}){ANY_TEXT}")
+        yield from free_text("text", self._vocabulary.visible_ids, first=like_calls, not_first=self._not_first)

@@ -9,7 +9,7 @@ behind a marker, so a text that leaves it there is a fault of the engine.
 """
 
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -40,25 +40,6 @@ class ReadText(msgspec.Struct, frozen=True):
 
     content: str = ""
     calls: tuple[CallDelta, ...] = ()
-
-
-class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
-    """How the calls of one request look.
-
-    Attributes:
-        functions: that may be called, at least one.
-        spelled: special tokens that belong to the format: id -> text.
-        is_required: the output is calls and has no content, as CallRules says.
-    """
-
-    tool_format: ToolFormat
-    functions: tuple[Function, ...]
-    spelled: Mapping[int, str] = {}
-    is_required: bool = False
-
-    def reader(self) -> "CallReader":
-        """A reader of one output."""
-        return CallReader(self.tool_format, self.functions, is_required=self.is_required)
 
 
 class CallReader:

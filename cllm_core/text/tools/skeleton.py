@@ -29,6 +29,7 @@ ToolFormatName = Literal[
     "olmo3",
     "granite",
     "phi4_mini",
+    "harmony",
 ]
 ToolFormatChoice = Literal["auto", ToolFormatName]
 
@@ -49,6 +50,7 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
         style: of the arguments.
         tokens: strings in the format that many vocabularies have as tokens of their own.
         has_short_ids: the chat templates refuse ids of calls that are not nine letters or digits.
+        has_channels: reasoning, content and calls are messages of their own, on channels (`harmony`).
     """
 
     name: ToolFormatName
@@ -62,6 +64,7 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     style: ArgumentStyle = JsonArguments()
     tokens: tuple[str, ...] = ()
     has_short_ids: bool = False
+    has_channels: bool = False
 
     def markers(self, names: Sequence[str]) -> tuple[str, ...]:
         """Strings that mark the beginning of calls of these functions; none is the beginning of another."""

@@ -4,6 +4,7 @@ Templates differ in more than their format: some tell the model of functions but
 want arguments as text, some allow one call a message.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -24,6 +25,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {_PARAMETER: {"type": "string", "description": "Any."}}},
     },
 }
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _USER = {"role": "user", "content": "Hi"}
 
 
@@ -39,6 +41,7 @@ class TemplateSupport(msgspec.Struct, frozen=True, kw_only=True):
         arguments_as_text: wants the arguments of calls as text, else as objects.
         null_content: wants the content of a message of calls alone to be null, else empty.
         one_call: allows one call a message.
+        reasoning_fields: of an assistant's message, in which it looks for what that reasoned.
     """
 
     system: bool = False
@@ -49,6 +52,7 @@ class TemplateSupport(msgspec.Struct, frozen=True, kw_only=True):
     arguments_as_text: bool = False
     null_content: bool = False
     one_call: bool = False
+    reasoning_fields: tuple[str, ...] = ()
 
 
 def find_support(template: ChatTemplate | None) -> TemplateSupport:
@@ -70,7 +74,13 @@ def find_support(template: ChatTemplate | None) -> TemplateSupport:
         arguments_as_text=as_text,
         null_content=calls and probe.prefers_null(as_text=as_text),
         one_call=calls and not probe.writes_call(as_text=as_text, num_calls=2),
+        reasoning_fields=tuple(field for field in _REASONING_FIELDS if _reads(template.source, field)),
     )
+
+
+def _reads(source: str, field: str) -> bool:
+    """Whether a template reads a field of something: `m.thinking` or `m['thinking']`, not a variable `thinking`."""
+    return re.search(rf"\.\s*{field}\b|['\"]{field}['\"]", source) is not None
 
 
 class _Probe:

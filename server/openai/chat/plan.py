@@ -3,6 +3,7 @@
 import msgspec
 
 from cllm_core.errors import InvalidRequest
+from cllm_core.text.expected_answer import ExpectedAnswer
 from server.generation.grammar_checker import GrammarChecker, OutputForm
 from server.generation.plan import GenerationPlan
 from server.openai.chat.messages import content_text
@@ -13,7 +14,6 @@ from server.openai.shared.planning import (
     check_length,
     check_num_choices,
     check_params,
-    grammar_of,
     requests_of,
 )
 from server.openai.shared.prompts import RenderedPrompt, encode_text, render_messages
@@ -34,7 +34,8 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
     )
     params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     use = body.tool_use()
-    grammar = await _grammar(body, use, model, grammars)
+    expected = model.dialect.answer_to(prompt.text)
+    grammar = await _grammar(body, use, expected, model, grammars)
     params = msgspec.structs.replace(params, grammar=grammar)
     check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
@@ -43,7 +44,7 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
         requests=tuple(requests),
         echoes=("",) * len(requests),
         continues_text=False,
-        calls=None if use is None else model.dialect.syntax(use.rules.functions, is_required=use.rules.is_required),
+        syntax=expected.syntax() if use is None else use.syntax(expected),
         shows_token_ids=bool(body.return_token_ids),
     )
 
@@ -63,22 +64,23 @@ async def render_chat(body: ChatCompletionRequest, model: LoadedModel) -> Render
 
 
 async def _grammar(
-    body: ChatCompletionRequest, use: ToolUse | None, model: LoadedModel, grammars: GrammarChecker
+    body: ChatCompletionRequest,
+    use: ToolUse | None,
+    expected: ExpectedAnswer,
+    model: LoadedModel,
+    grammars: GrammarChecker,
 ) -> str | None:
     """What the output has to match: the form demanded of text, calls of functions, or one or the other."""
     form = body.output_form()
-    if use is None:
-        return await grammar_of(form, model, grammars)
-    rules, dialect = use.rules, model.dialect
-    calls = await grammars.check(OutputForm("tools", lambda: dialect.grammar(rules), is_quick=True), model)
+    rules = None if use is None else use.rules
+    calls = None
+    if rules is not None:
+        calls = await grammars.check(OutputForm("tools", lambda: expected.grammar(rules, None), is_quick=True), model)
     if form is None:
         return calls
-
-    def write() -> str:
-        return dialect.grammar(msgspec.structs.replace(rules, content=form.write()))
-
     # The calls have passed alone: what is refused now is the form's fault.
-    return await grammars.check(OutputForm(form.param, write, is_quick=form.is_quick), model)
+    behind = OutputForm(form.param, lambda: expected.grammar(rules, form.write()), is_quick=form.is_quick)
+    return await grammars.check(behind, model)
 
 
 async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:

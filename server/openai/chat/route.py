@@ -26,5 +26,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     call = await begin_call(request, services, model=body.model, id_prefix="chatcmpl-")
     plan = await plan_chat(body, call)
     generation = await start_generation(call, plan)
-    answer = ChatAnswer(answer_head(call, body, has_logprobs=bool(body.logprobs)), may_call=plan.calls is not None)
+    answer = ChatAnswer(
+        answer_head(call, body, has_logprobs=bool(body.logprobs)),
+        may_call=plan.syntax is not None and plan.syntax.may_call,
+    )
     return await respond(call, generation, answer, is_stream=bool(body.stream))

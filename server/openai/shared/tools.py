@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WrapValidator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.text.expected_answer import ExpectedAnswer, OutputSyntax
 from cllm_core.text.tools.functions import NAME_PATTERN, Function
 from cllm_core.text.tools.grammar import CallRules
 from server.openai.shared.api_model import ApiModel
@@ -138,6 +139,10 @@ class ToolUse:
 
     functions: tuple[Function, ...]
     rules: CallRules
+
+    def syntax(self, expected: ExpectedAnswer) -> OutputSyntax | None:
+        """How the calls are read in an answer."""
+        return expected.syntax(self.rules.functions, is_required=self.rules.is_required)
 
 
 def tool_use(

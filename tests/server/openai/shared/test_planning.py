@@ -8,8 +8,8 @@ from starlette.requests import Request
 
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.dialect import find_dialect
 from cllm_core.text.provenance import ChatPrompt
-from cllm_core.text.tools.dialect import find_dialect
 from server.openai.chat.plan import plan_chat
 from server.openai.chat.request import ChatCompletionRequest
 from server.openai.completions.plan import plan_completion
@@ -40,7 +40,7 @@ class RecordingCodec(TextCodec):
 
 def make_model(codec: TextCodec, template: ChatTemplate | None = None) -> LoadedModel:
     info = make_info(max_model_len=100_000)
-    dialect = find_dialect(template, codec, chosen="auto", end_ids=info.eos_token_ids)
+    dialect = find_dialect(template, codec, end_ids=info.eos_token_ids)
     tools = TextTools(info.tokenizer, codec, template, dialect)
     return LoadedModel(name="m", info=info, tools=tools, fingerprint="fp", created=0)
 
