@@ -97,8 +97,9 @@ def _chosen(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ModelLoadError(
-            f"chat_template={name}: no template has this name, and it cannot be read as a file ({error}); give the "
+            f"chat_template={name}: no template has this name, and it cannot be read as a file ({reason}); give the "
             f"path of a Jinja file or one of {', '.join(template_names())}"
         ) from error
 

@@ -123,8 +123,9 @@ class _Template:
             self.variables = frozenset(meta.find_undeclared_variables(tree))
             self._compiled = environment.template(tree)
         except TemplateSyntaxError as error:
+            complaint = str(error.message).rstrip(".")
             raise ConfigError(
-                f"chat template, line {error.lineno}: {error.message}; correct it (Jinja, as transformers reads it)"
+                f"chat template, line {error.lineno}: {complaint}; correct it (Jinja, as transformers reads it)"
             ) from error
         self._reserved = {"messages", "tools", "add_generation_prompt", *special_tokens, *environment.globals}
 

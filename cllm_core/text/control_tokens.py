@@ -14,7 +14,6 @@ import re
 import secrets
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from operator import itemgetter
 
 from tokenizers import AddedToken, Tokenizer
@@ -41,6 +40,7 @@ class PromptEncoder:
         """Take the tokenizer and the Jinja texts of the model's chat templates."""
         self._tokenizer = tokenizer
         self._control = find_control_tokens(tokenizer, template_sources)
+        self._plain = _PlainTokenizer(tokenizer, self._control)
 
     def encode(self, prompt: ChatPrompt) -> list[int]:
         """Token ids, nothing added around them."""
@@ -61,11 +61,6 @@ class PromptEncoder:
 
     def _controls_of(self, token_ids: Sequence[int]) -> list[int]:
         return [token_id for token_id in token_ids if token_id in self._control]
-
-    @cached_property
-    def _plain(self) -> "_PlainTokenizer":
-        # Twice the memory, but few servers ever meet such a text.
-        return _PlainTokenizer(self._tokenizer.to_str(), self._control)
 
 
 class _Outline:
@@ -108,12 +103,16 @@ class _Outline:
 
 
 class _PlainTokenizer:
-    """A copy of the tokenizer that takes control tokens for ordinary text."""
+    """Encodes as the tokenizer does, but takes control tokens for ordinary text."""
 
-    def __init__(self, tokenizer_json: str, control: dict[int, str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, control: dict[int, str]) -> None:
         self._control = control
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.add_special_tokens(list(control.values()))  # those that were added as ordinary ones
+        self._tokenizer = Tokenizer(tokenizer.model)  # its vocabulary is shared, not copied
+        self._tokenizer.normalizer = tokenizer.normalizer
+        self._tokenizer.pre_tokenizer = tokenizer.pre_tokenizer
+        # In the order of their ids, which gives them the same ids again.
+        self._tokenizer.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+        self._tokenizer.add_special_tokens(list(control.values()))  # those among them that are not special
         self._tokenizer.encode_special_tokens = True
         # Nobody can write what nobody can guess.
         self._marker, self._cut = (f"\ufdd0{secrets.token_hex()}\ufdd1" for _ in range(2))
