@@ -9,7 +9,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
 from cllm_core.models.architecture import check_architecture
-from cllm_core.models.chat_templates import builtin_template
+from cllm_core.models.chat_templates import find_templates
 from cllm_core.models.checkpoint import read_config, read_tokenizer, stored_dtype
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.loader import read_model, tokenizer_source
@@ -56,7 +56,7 @@ def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
     _require_unquantised(source, model_config)
     tokenizer = read_tokenizer(tokenizer_source(source), model_config)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = builtin_template(source.name)
+        tokenizer.chat_template = find_templates(tokenizer, model_name=source.name).default
     dtype = _DTYPES.get(config.dtype) or stored_dtype(source.checkpoint, model_config) or torch.bfloat16
     cpu = torch.device("cpu")
     model = read_model(source, model_config, dtype, cpu, attention=_ATTENTION, on_progress=on_progress)

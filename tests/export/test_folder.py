@@ -1,6 +1,7 @@
 """An exported folder is the model that was named, for us and for plain transformers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_an_exported_folder_is_complete(export: Export, adapter: Path, tmp_path:
     assert card.startswith("---\n")
     assert "blocks of 8 tokens" in card
     assert card.endswith("# Its own card\n\nIt was trained.\n")
+
+
+def test_the_template_of_a_processor_becomes_that_of_the_tokenizer(
+    export: Export, tiny_llama: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(tiny_llama, source)
+    (source / "chat_template.jinja").unlink()
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": "of the processor"}))
+    assert AutoTokenizer.from_pretrained(export(source, tmp_path / "out")).chat_template == "of the processor"
 
 
 def test_a_card_names_no_path_of_this_machine(export: Export, adapter: Path, tmp_path: Path) -> None:
