@@ -37,7 +37,7 @@ ISA_FLAGS: dict[str, dict[str, Sequence[str]]] = {
 _COMMON_SOURCES = ("dispatch.c", "team.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 240
-_FLAGS = (
+FLAGS = (
     *("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-std=gnu11", "-pthread", "-fPIC", "-fvisibility=hidden", "-Wno-psabi"),
 )
@@ -57,7 +57,7 @@ def library_name() -> str:
     """File name of the library, which changes with sources, flags and kind of machine."""
     sources = sorted((*SOURCE_FOLDER.glob("*.c"), *SOURCE_FOLDER.glob("*.h")))
     identity = [source.name.encode() + b"\0" + source.read_bytes() for source in sources]
-    identity.append(repr((_FLAGS, sorted(machine_isas().items()), sys.platform)).encode())
+    identity.append(repr((FLAGS, sorted(machine_isas().items()), sys.platform)).encode())
     return f"kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
 
 
@@ -99,7 +99,7 @@ def _build(compiler: list[str], work: Path) -> Path:
     for isa, flags in machine_isas().items():
         commands[isa] = (SOURCE_FOLDER / "kernels.c", (f"-DISA={isa}", *flags))
     running = {
-        name: _start([*compiler, *_FLAGS, *flags, "-c", str(source), "-o", str(work / f"{name}.o")])
+        name: _start([*compiler, *FLAGS, *flags, "-c", str(source), "-o", str(work / f"{name}.o")])
         for name, (source, flags) in commands.items()
     }
     errors = {name: _error_of(process) for name, process in running.items()}

@@ -10,10 +10,10 @@
 #include "vector.h"
 
 /* The name under which a function of this instruction set is exported: cllm_avx2_attend. */
-#define JOIN(a, b, c) a##b##c
-#define NAME(isa, name) JOIN(cllm_##isa, _, name)
-#define EXPORT_AS(isa, name) __attribute__((visibility("default"))) NAME(isa, name)
-#define EXPORT(name) EXPORT_AS(ISA, name)
+#define JOIN(isa, name) cllm_##isa##_##name
+#define NAME_FOR(isa, name) JOIN(isa, name)
+#define EXPORT_NAME(name) NAME_FOR(ISA, name)
+#define EXPORT(name) __attribute__((visibility("default"))) EXPORT_NAME(name)
 
 #define LANES 16 /* numbers in the unit of all layouts in memory, whatever the width of a vector */
 

@@ -79,12 +79,12 @@ void team_barrier(member *me) {
     team *t = me->team;
     me->num_exhausted = 0;
     int32_t round = atomic_load(&t->round.value);
-    if (atomic_fetch_add(&t->num_arrived, 1) + 1 < t->num_threads) {
+    if (atomic_fetch_add(&t->num_arrived, 1) + 1 < me->num_threads) { /* t may be of the next call from here on */
         wait_for_change(&t->round, round, BARRIER_SPIN);
         return;
     }
     atomic_store(&t->num_arrived, 0);
-    for (int i = 0; i < t->num_threads; i++) atomic_store_explicit(&t->shares[i].taken, 0, memory_order_relaxed);
+    for (int i = 0; i < me->num_threads; i++) atomic_store_explicit(&t->shares[i].taken, 0, memory_order_relaxed);
     advance(&t->round);
 }
 

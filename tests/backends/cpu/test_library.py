@@ -64,7 +64,7 @@ def test_changed_sources_and_flags_take_another_library(monkeypatch: pytest.Monk
     assert library_name() == names[0]
     (folder / "vector.h").write_text((folder / "vector.h").read_text() + "\n")
     names.append(library_name())
-    monkeypatch.setattr(compilation, "_FLAGS", (*compilation._FLAGS, "-g"))
+    monkeypatch.setattr(compilation, "FLAGS", (*compilation.FLAGS, "-g"))
     names.append(library_name())
     assert len(set(names)) == 3
 
