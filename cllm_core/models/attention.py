@@ -5,14 +5,16 @@ transformers' model classes forward unknown keyword arguments down to the attent
 here without any state on the module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.checkpoint import quiet
 
 PAGED_ATTENTION = "cllm_paged"
 
@@ -110,6 +112,18 @@ def _require_causal(module: nn.Module, attention_mask: Tensor | None, kwargs: Ma
         raise ModelLoadError(f"{name} attends to later tokens too: it is an encoder, not a decoder")
     if attention_mask is not None:
         raise ModelLoadError(f"{name} brings an attention mask of its own, which is not supported")
+
+
+@contextmanager
+def attention_switched(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Let a model that was loaded with "cllm_paged" attend by another implementation of transformers inside."""
+    with quiet():  # transformers warns of parts that it does not find
+        model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        with quiet():
+            model.set_attn_implementation(PAGED_ATTENTION)
 
 
 def register_paged_attention() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.attention import PAGED_ATTENTION
+from cllm_core.models.attention import attention_switched
 from cllm_core.models.check_rows import CheckRow, CheckTexts, log_probabilities, plain_forward, run_rows
 from cllm_core.models.exact import float32_arithmetic, is_quantised
 
@@ -101,17 +101,15 @@ def reference_logprobs(model: PreTrainedModel, texts: CheckTexts) -> Tensor:
     Raises:
         ModelLoadError: transformers does not run the model.
     """
-    model.set_attn_implementation(_REFERENCE)
     try:
-        logits = model(input_ids=texts.token_ids, use_cache=False, logits_to_keep=texts.scored).logits
+        with attention_switched(model, _REFERENCE):
+            logits = model(input_ids=texts.token_ids, use_cache=False, logits_to_keep=texts.scored).logits
     except Exception as error:  # of the model's own code
         detail = " ".join(str(error).split())
         raise ModelLoadError(
             f"{type(model).__name__} cannot be checked, transformers itself does not run it: {detail}; "
             "--skip-self-check serves it unchecked"
         ) from error
-    finally:
-        model.set_attn_implementation(PAGED_ATTENTION)
     return log_probabilities(logits)
 
 

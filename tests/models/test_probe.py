@@ -51,5 +51,15 @@ def test_a_model_that_needs_more_than_tokens_is_one_line() -> None:
     ],
 )
 def test_attention_that_the_cache_does_not_know_is_refused(model_type: str, reason: str) -> None:
+    model = paged(model_type)
     with pytest.raises(ModelLoadError, match=reason):
-        probe_layers(paged(model_type))
+        probe_layers(model)
+    assert model.config._attn_implementation == PAGED_ATTENTION
+
+
+def test_a_window_that_only_the_mask_knows_is_refused_where_a_text_can_be_longer() -> None:
+    """Qwen2-MoE's sliding layers do not tell their attention, which would have seen everything."""
+    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
+    with pytest.raises(ModelLoadError, match=r"Qwen2MoeAttention masks a window of 24 tokens and tells .* all"):
+        probe_layers(paged("qwen2_moe", **window))
+    assert len(probe_layers(paged("qwen2_moe", **window | {"sliding_window": 512}))) == 4
