@@ -13,6 +13,7 @@ from cllm_core.errors import ConfigError
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cuda", "cpu"]
 QuantizationName = Literal["int8"]
+GenerationConfigChoice = Literal["auto", "none"]
 CpuIsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "neon"]
 
 DEFAULT_BLOCK_LENGTH = 16
@@ -56,6 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stream_interval: seconds that accepted tokens, but a request's first, may wait to be sent with those of the
             next steps, as every message takes time from the cores that compute; 0 sends them after every step.
         prefix_caching: share KV blocks of equal prompt prefixes.
+        generation_config: auto takes defaults of sampling from the checkpoint's generation_config.json, none does not.
         trust_remote_code: let transformers run code that comes with the checkpoint.
         skip_self_check: serve models of an architecture that no test knows without comparing them with transformers.
         native_kernels: compute by the C kernels where they cover the model (CPU, bfloat16).
@@ -88,6 +90,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization: float = 0.9
     stream_interval: float = 0.02
     prefix_caching: bool = True
+    generation_config: GenerationConfigChoice = "auto"
     trust_remote_code: bool = False
     skip_self_check: bool = False
     native_kernels: bool = True

@@ -5,6 +5,8 @@ Plain values that cross the process border; neither torch nor the layers above a
 
 import msgspec
 
+from cllm_core.request import SamplingDefaults
+
 
 class TokenizerBundle(msgspec.Struct, frozen=True, kw_only=True):
     """All that is needed to turn text into tokens and back without torch or the checkpoint's files.
@@ -105,6 +107,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes, weight_bytes: memory of each.
         domain: what the CLLM was trained for (cllm.json), None for a plain model.
         adapters: served beside the model, in the order they were loaded.
+        sampling_defaults: used where a request leaves the fields out.
         paths: what computes which part of the model, and why.
     """
 
@@ -126,6 +129,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     tokenizer: TokenizerBundle
     adapters: tuple[AdapterInfo, ...] = ()
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
     paths: ComputePaths | None = None
 
     @property

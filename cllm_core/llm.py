@@ -10,6 +10,7 @@ for result in llm.generate(["Once upon a time"], SamplingParams(temperature=0, m
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import msgspec
 from tqdm import tqdm
@@ -22,6 +23,9 @@ from cllm_core.info import ModelInfo, TokenizerBundle
 from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestOutput, SamplingParams, TokenLogprobs
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.dialect import Dialect, find_dialect
+from cllm_core.text.expected_answer import ExpectedAnswer
+from cllm_core.text.reasoning.formats import ReasoningFormatChoice
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 
 Prompt = str | Sequence[int]
@@ -40,6 +44,7 @@ class GeneratedOutput:
         prompt_logprobs: of the prompt's tokens from the second on where asked for, else empty.
         finish_reason: "stop" or "length".
         stats: forward passes and tokens per forward pass (TPF) of this output.
+        reasoning: what the model thought before the text of a conversation's answer; empty where it did not.
     """
 
     text: str
@@ -48,6 +53,7 @@ class GeneratedOutput:
     prompt_logprobs: tuple[TokenLogprobs, ...]
     finish_reason: FinishReason
     stats: DecodingStats
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class LLM:
     Args:
         model: Hub id, folder, .gguf file or built-in name; None is cllm-chat, the built-in default.
         on_progress: called with (stage, fraction) while the model loads.
+        reasoning_format: how the model marks what it thinks before it answers; "auto" as its chat template shows,
+            "none" leaves it in the text.
         settings: any other field of EngineConfig; adapters={"sql": "path/or/hub-id"} serves adapters beside the model.
 
     Raises:
@@ -77,14 +85,22 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | None = None, *, on_progress: ProgressCallback | None = None, **settings: object
+        self,
+        model: str | None = None,
+        *,
+        on_progress: ProgressCallback | None = None,
+        reasoning_format: ReasoningFormatChoice = "auto",
+        **settings: object,
     ) -> None:
+        if reasoning_format not in get_args(ReasoningFormatChoice):
+            known = ", ".join(get_args(ReasoningFormatChoice))
+            raise ConfigError(f"reasoning_format={reasoning_format!r}: must be one of {known}")
         try:
             config = msgspec.convert({"model": model, **settings}, EngineConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"LLM settings: {error}; see EngineConfig for names and types") from error
         self._engine = build_engine(config, on_progress)
-        self._tools = _text_tools(self._engine.info)
+        self._tools = _text_tools(self._engine.info, reasoning_format)
         self._request_numbers = itertools.count()
 
     @property
@@ -96,6 +112,11 @@ class LLM:
     def info(self) -> ModelInfo:
         """The loaded model and the limits in force."""
         return self._engine.info
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """Used where none are given: the defaults of the checkpoint's generation_config.json, else SamplingParams()."""
+        return SamplingParams(**self.info.sampling_defaults.values())  # type: ignore[arg-type]
 
     def generate(
         self,
@@ -111,7 +132,7 @@ class LLM:
 
         Args:
             prompts: one text or many, each a string or token ids.
-            params: for all prompts, or one for each; None is SamplingParams().
+            params: for all prompts, or one for each; None is `default_params`.
             n: outputs per prompt.
             predictions: what each output is expected to be; seeds the drafts, never changes the output.
             adapter: name of the adapter to decode with; "" is the base model alone.
@@ -137,7 +158,7 @@ class LLM:
             )
             for prompt, expected in zip(texts, predictions or [""] * len(texts), strict=True)
         ]
-        return self._run(jobs, _params_of_each(params, len(jobs)), n=n, progress=progress)
+        return self._run(jobs, self._params_of_each(params, len(jobs)), n=n, progress=progress)
 
     def chat(
         self,
@@ -150,6 +171,8 @@ class LLM:
     ) -> list[GenerationResult]:
         """Answer conversations through the model's chat template, all batched together.
 
+        What a model thinks before it answers is told from the text; a grammar binds what comes behind it.
+
         Args:
             conversations: one conversation or many; a conversation is a sequence of {"role": ..., "content": ...}.
             params, n, adapter, progress: as in `generate`.
@@ -157,20 +180,16 @@ class LLM:
         Raises:
             InvalidRequest: the model has no chat template, or the template refuses the messages.
         """
-        jobs = [
-            _Job(prompt_ids=self._encode_chat(messages, adapter), adapter=adapter)
-            for messages in _as_conversations(conversations)
-        ]
-        return self._run(jobs, _params_of_each(params, len(jobs)), n=n, progress=progress)
+        jobs = [self._chat_job(messages, adapter) for messages in _as_conversations(conversations)]
+        return self._run(jobs, self._params_of_each(params, len(jobs)), n=n, progress=progress)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, adapter: str = ""
     ) -> Iterator[tuple[TextDelta, DecodingStats]]:
         """Answer one conversation, yielding text as it is accepted. Closing the iterator aborts the request."""
-        params = params or SamplingParams()
-        job = _Job(prompt_ids=self._encode_chat(messages, adapter), adapter=adapter)
-        request = self._new_request(job, params)
-        text = OutputText(self._tools_of(adapter).codec, stop=params.stop)
+        job = self._chat_job(messages, adapter)
+        request = self._new_request(job, params or self.default_params)
+        text = self._new_text(job, request.params)
         for output in self._decode([request]):
             yield text.push(output), output.stats
             if text.finished:
@@ -183,12 +202,10 @@ class LLM:
             raise InvalidRequest(f"n={n}: must be >= 1", param="n")
         requests, collected = [], {}
         for job, own in zip(jobs, params, strict=True):
-            codec = self._tools_of(job.adapter).codec
             for index in range(n):
                 request = self._new_request(job, own, choice_index=index)
                 requests.append(request)
-                text = OutputText(codec, stop=own.stop, continues_text=job.continues_text)
-                collected[request.request_id] = _Collected(text)
+                collected[request.request_id] = _Collected(self._new_text(job, own))
         with tqdm(total=len(requests), disable=not progress, unit="output", dynamic_ncols=True) as bar:
             totals = _Totals()
             for output in self._decode(requests):
@@ -228,16 +245,39 @@ class LLM:
             raise InvalidRequest(f"adapter={adapter!r}: is not loaded; loaded are: {known}", param="adapter")
         return self._tools[adapter]
 
-    def _encode_chat(self, messages: Sequence[Message], adapter: str) -> tuple[int, ...]:
+    def _params_of_each(self, params: Params, num_prompts: int) -> list[SamplingParams]:
+        """The sampling parameters of each prompt; InvalidRequest where they are of another type or number."""
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_params] * num_prompts
+        if not isinstance(params, Sequence) or not all(isinstance(own, SamplingParams) for own in params):
+            raise InvalidRequest(
+                f"params={params!r}: must be SamplingParams, or a list with one for each prompt", param="params"
+            )
+        if len(params) != num_prompts:
+            raise InvalidRequest(
+                f"{len(params)} params for {num_prompts} prompts: pass one for all or one for each", param="params"
+            )
+        return list(params)
+
+    def _chat_job(self, messages: Sequence[Message], adapter: str) -> "_Job":
         tools = self._tools_of(adapter)
         if tools.template is None:
             name = adapter or self.info.name
             raise InvalidRequest(
                 f"{name} has no chat template: use generate(), or load it with chat_template=", param="messages"
             )
-        return tuple(tools.codec.encode_chat(tools.template.render(messages), param="messages"))
+        prompt = tools.template.render(messages)
+        ids = tuple(tools.codec.encode_chat(prompt, param="messages"))
+        return _Job(prompt_ids=ids, adapter=adapter, expected=tools.dialect.answer_to(prompt.text))
+
+    def _new_text(self, job: "_Job", params: SamplingParams) -> OutputText:
+        codec = self._tools_of(job.adapter).codec
+        syntax = None if job.expected is None else job.expected.syntax()
+        return OutputText(codec, stop=params.stop, continues_text=job.continues_text, syntax=syntax)
 
     def _new_request(self, job: "_Job", params: SamplingParams, choice_index: int = 0) -> NewRequest:
+        if job.expected is not None and params.grammar is not None:
+            params = msgspec.structs.replace(params, grammar=job.expected.grammar(None, params.grammar))
         return NewRequest(
             request_id=str(next(self._request_numbers)),
             prompt_ids=job.prompt_ids,
@@ -256,6 +296,7 @@ class _Job:
     prediction_ids: tuple[int, ...] = ()
     continues_text: bool = False
     adapter: str = ""
+    expected: ExpectedAnswer | None = None  # of a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +305,15 @@ class _TextTools:
 
     codec: TextCodec
     template: ChatTemplate | None
+    dialect: Dialect
 
     @classmethod
-    def of(cls, bundle: TokenizerBundle) -> "_TextTools":
-        return cls(TextCodec(bundle), ChatTemplate.of(bundle))
+    def of(
+        cls, bundle: TokenizerBundle, end_ids: Sequence[int], reasoning_format: ReasoningFormatChoice
+    ) -> "_TextTools":
+        codec, template = TextCodec(bundle), ChatTemplate.of(bundle)
+        dialect = find_dialect(template, codec, reasoning_format=reasoning_format, end_ids=end_ids)
+        return cls(codec, template, dialect)
 
 
 @dataclass(slots=True)
@@ -276,6 +322,7 @@ class _Collected:
 
     text: OutputText
     pieces: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PlacedLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -285,6 +332,7 @@ class _Collected:
         """Append; True where this ended the output."""
         delta = self.text.push(output)
         self.pieces.append(delta.text)
+        self.reasoning.append(delta.reasoning)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
@@ -301,6 +349,7 @@ class _Collected:
             prompt_logprobs=self.prompt_logprobs,
             finish_reason=self.text.finish_reason,
             stats=self.stats,
+            reasoning="".join(self.reasoning),
         )
 
 
@@ -320,29 +369,16 @@ class _Totals:
         return self.num_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
 
 
-def _text_tools(info: ModelInfo) -> dict[str, _TextTools]:
+def _text_tools(info: ModelInfo, reasoning_format: ReasoningFormatChoice) -> dict[str, _TextTools]:
     """Of the base, "", and of each adapter by its name."""
-    base = _TextTools.of(info.tokenizer)
+    base = _TextTools.of(info.tokenizer, info.eos_token_ids, reasoning_format)
     own = {
-        adapter.name: base if adapter.tokenizer is None else _TextTools.of(adapter.tokenizer)
+        adapter.name: base
+        if adapter.tokenizer is None
+        else _TextTools.of(adapter.tokenizer, adapter.eos_token_ids, reasoning_format)
         for adapter in info.adapters
     }
     return {"": base, **own}
-
-
-def _params_of_each(params: Params, num_prompts: int) -> list[SamplingParams]:
-    """The sampling parameters of each prompt; InvalidRequest where they are of another type or number."""
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if not isinstance(params, Sequence) or not all(isinstance(own, SamplingParams) for own in params):
-        raise InvalidRequest(
-            f"params={params!r}: must be SamplingParams, or a list with one for each prompt", param="params"
-        )
-    if len(params) != num_prompts:
-        raise InvalidRequest(
-            f"{len(params)} params for {num_prompts} prompts: pass one for all or one for each", param="params"
-        )
-    return list(params)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

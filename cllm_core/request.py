@@ -28,6 +28,10 @@ class Bounds:
     high: float
     above_low: bool = False
 
+    def include(self, value: float) -> bool:
+        """Whether the value is one of them; not-a-number is none."""
+        return self.low <= value <= self.high and not (self.above_low and value == self.low)
+
 
 BOUNDS: Mapping[str, Bounds] = {
     "temperature": Bounds(0.0, 100.0),
@@ -136,6 +140,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.penalizes_output or self.penalizes_repetition
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of SamplingParams that a checkpoint sets where a request leaves them out; None where it sets none.
+
+    Attributes:
+        max_tokens: of conversations; texts that are completed have a default of their own.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+
+    def values(self) -> dict[str, float | int]:
+        """Those that it sets."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
+
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One output to decode.
 
@@ -237,8 +260,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
 def _check_number(field: str, value: float | int | None, bounds: Bounds) -> None:
     if value is None:
         return
-    low, high = bounds.low, bounds.high
-    # So written that not-a-number is refused too, and no integer is too large to be looked at.
-    if not low <= value <= high or (bounds.above_low and value == low):
+    if not bounds.include(value):
         left = "(" if bounds.above_low else "["
-        raise InvalidRequest(f"{field}={value}: must lie in {left}{low}, {high}]", param=field.partition(" ")[0])
+        raise InvalidRequest(
+            f"{field}={value}: must lie in {left}{bounds.low}, {bounds.high}]", param=field.partition(" ")[0]
+        )

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cllm_core.config import CpuIsaName, DeviceName, DTypeName, EngineConfig, QuantizationName
+from cllm_core.config import CpuIsaName, DeviceName, DTypeName, EngineConfig, GenerationConfigChoice, QuantizationName
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.tools.skeleton import ToolFormatChoice
@@ -90,6 +90,14 @@ class EngineSettings(BaseSettings):
             "cost in quality (CPUs). Left out: they stay as dtype says."
         ),
     ] = None
+    generation_config: Annotated[
+        GenerationConfigChoice,
+        MODEL,
+        Field(
+            description="auto: temperature, top_p, top_k, min_p, repetition_penalty and max_tokens that a request "
+            "leaves out are those of the checkpoint's generation_config.json. none: the file sets no defaults."
+        ),
+    ] = "auto"
     trust_remote_code: Annotated[
         bool, MODEL, Field(description="Let transformers run code that comes with the checkpoint.")
     ] = False

@@ -24,6 +24,7 @@ from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
+from cllm_core.request import SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -199,5 +200,6 @@ def _describe(
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,
+        sampling_defaults=loaded.sampling_defaults if config.generation_config == "auto" else SamplingDefaults(),
         paths=model.paths,
     )

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -26,9 +26,11 @@ from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.proven import find_gap
 from cllm_core.models.ropes import fix_ropes, longest_context
+from cllm_core.models.sampling_defaults import read_sampling_defaults
 from cllm_core.models.self_check import require_equal
 from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.tokenizer import build_bundle
+from cllm_core.request import SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class LoadedModel:
         device: of all weights.
         dtype: of the weights, and for the KV cache.
         unproven: why the tests say nothing about the model, None where they compare it with transformers.
+        sampling_defaults: of its generation_config.json.
     """
 
     model: PreTrainedModel
@@ -62,6 +65,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     unproven: str | None = None
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 def load_model(
@@ -107,6 +111,7 @@ def load_model(
         max_model_len=max_model_len,
         device=device,
         dtype=dtype,
+        sampling_defaults=read_sampling_defaults(source.checkpoint),
         unproven=unproven,
     )
 

@@ -135,13 +135,18 @@ def _ask(console: Console) -> str | None:
 def _answer(
     console: Console, llm: "LLM", messages: list[dict[str, str]], params: SamplingParams, *, adapter: str
 ) -> str | None:
-    """Stream one answer to the terminal; Ctrl-C ends it early and keeps what came. None: it was refused."""
+    """Stream one answer to the terminal, reasoning dimmed; Ctrl-C ends it early and keeps what came. None: refused."""
     started = time.perf_counter()
     pieces: list[str] = []
     stats: DecodingStats | None = None
+    is_thinking = False
     try:
         for delta, current in llm.stream_chat(messages, params, adapter=adapter):
             stats = current
+            console.out(delta.reasoning, end="", style="dim", highlight=False)
+            if delta.text and is_thinking:
+                console.out("\n")
+            is_thinking = not delta.text and (is_thinking or bool(delta.reasoning))
             pieces.append(delta.text)
             console.out(delta.text, end="", highlight=False)
     except KeyboardInterrupt:
@@ -164,6 +169,7 @@ def _as_json_line(prompt: str, result: "GenerationResult") -> str:
     record: dict[str, Any] = {
         "prompt": prompt,
         "text": output.text,
+        **({"reasoning": output.reasoning} if output.reasoning else {}),
         "finish_reason": output.finish_reason,
         "stats": {**msgspec.structs.asdict(output.stats), "tokens_per_forward": output.stats.tokens_per_forward},
     }

@@ -1,12 +1,13 @@
 """LLM: adapters by name, each with the chat template it brings; outputs that match a grammar."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cllm_core import LLM, SamplingParams
-from cllm_core.errors import EngineFailed, InvalidRequest
+from cllm_core.errors import ConfigError, EngineFailed, InvalidRequest
 from cllm_core.text.grammar import choice_grammar
 from tests.checkpoints import write_adapter
 
@@ -84,3 +85,45 @@ def test_an_output_that_cannot_go_on_raises_and_leaves_the_engine_idle(llm: LLM)
     assert not llm.engine.has_work()
     with pytest.raises(InvalidRequest, match="unknown name"):
         llm.generate("The answer", SamplingParams(grammar="start: missing"), progress=False)
+
+
+def load(folder: Path, **settings: object) -> LLM:
+    return LLM(str(folder), dtype="float32", device="cpu", num_cache_blocks=16, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tail", "reasoning_format", "is_reasoning"),
+    [("<think>\n", "auto", True), ("<think></think>", "auto", False), ("<think>\n", "none", False)],
+)
+def test_reasoning_is_told_from_the_answer_and_comes_before_what_a_grammar_binds(
+    tiny_llama: Path, tmp_path: Path, tail: str, reasoning_format: str, is_reasoning: bool
+) -> None:
+    (tmp_path / "think.jinja").write_text(f"{TEMPLATE}{{{{ {tail!r} }}}}")
+    llm = load(tiny_llama, chat_template=str(tmp_path / "think.jinja"), reasoning_format=reasoning_format)
+    grammar = choice_grammar(["the server", "the client"])
+    asked = [{"role": "user", "content": "The answer"}]
+    params = SamplingParams(temperature=0, max_tokens=12, grammar=grammar)
+    output = llm.chat(asked, params, progress=False)[0].outputs[0]
+    # Weights that are random think on without end.
+    assert bool(output.reasoning) == (output.finish_reason == "length") == is_reasoning
+    assert output.text in ("the server", "the client") or is_reasoning
+    streamed = [delta for delta, _ in llm.stream_chat(asked, params)]
+    assert "".join(delta.reasoning for delta in streamed) == output.reasoning
+    assert "".join(delta.text for delta in streamed) == output.text
+
+
+def test_an_unknown_reasoning_format_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(ConfigError, match="reasoning_format='thoughts': must be one of auto, none, think"):
+        load(tiny_llama, reasoning_format="thoughts")
+
+
+def test_the_checkpoint_sets_parameters_where_none_are_given(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    stated = {"temperature": 0.0, "top_k": 5, "max_new_tokens": 4}
+    (folder / "generation_config.json").write_text(json.dumps(config | stated))
+    llm = load(folder)
+    assert llm.default_params == SamplingParams(temperature=0.0, top_k=5, max_tokens=4)
+    assert len(llm.generate("The answer", progress=False)[0].outputs[0].token_ids) == 4
+    assert load(folder, generation_config="none").default_params == SamplingParams()
