@@ -37,7 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         chat_template: name of a common chat template (chatml, llama3, ...) or path of a Jinja file, for models that
             bring none or a wrong one; None takes the model's own. Adapters that bring one keep theirs.
         revision: Hub revision (branch, tag or commit) of the model.
-        dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where the device lacks it.
+        dtype: of weights and KV cache; auto takes the checkpoint's, or float32 where that is not computed at speed.
         device: auto takes cuda where there is one.
         quantization: int8 rounds the weights to 8 bits at load, and the inputs of their products in every step (CPUs
             whose layers the C kernels compute); None keeps them as dtype says.

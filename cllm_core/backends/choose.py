@@ -2,11 +2,13 @@
 
 import logging
 
+import torch
 from transformers import PreTrainedModel
 
 from cllm_core.backends.base import Backend
 from cllm_core.backends.cpu.backend import CpuBackend
 from cllm_core.backends.cpu.coverage import NO_KERNELS
+from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.backends.cpu.onednn import onednn_gap
 from cllm_core.backends.cuda.backend import CudaBackend
@@ -17,6 +19,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.embedded import cache_folder
+from cllm_core.models.placement import choose_device, has_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +43,39 @@ def choose_backend(config: EngineConfig, model: PreTrainedModel) -> Backend:
     """The backend for a model in memory.
 
     Args:
-        config: its kernels, quantization, graphs, cache blocks and limits are used.
+        config: its dtype, kernels, quantization, graphs, cache blocks and limits are used.
         model: on its device.
     """
     quantizes = config.quantization is not None
     if model.device.type == "cuda":
         buckets = Buckets.of(max_rows=config.max_num_seqs, max_tokens=config.max_batched_tokens)
         return CudaBackend(buckets if config.cuda_graphs else None, quantizes=quantizes)
-    gap = onednn_gap(model)
-    if gap is not None:
-        return TorchBackend(gap, quantizes=quantizes)
-    kernels = load_kernels(cache_folder(), config.cpu_isa) if config.native_kernels else None
+    if model.dtype != torch.bfloat16:
+        dtype = str(model.dtype).removeprefix("torch.")
+        return TorchBackend(f"{dtype} is computed as transformers does", quantizes=quantizes)
+    kernels = _kernels(config)
+    no_onednn = onednn_gap(model)
+    if kernels is None and no_onednn is not None:
+        return TorchBackend(no_onednn, quantizes=quantizes)
     return CpuBackend(
         kernels,
         block_size=config.cache_block_size,
         quantization=config.quantization,
         no_kernels=NO_KERNELS if config.native_kernels else "native_kernels is off",
+        packs=no_onednn is None,
+        widens=config.dtype == "auto" and not has_bfloat16(model.device),
     )
+
+
+def kernels_take_bfloat16(config: EngineConfig) -> bool:
+    """Whether a bfloat16 model will have C kernels, which compute it on processors without bfloat16 too.
+
+    Raises:
+        ConfigError: the processor lacks the instruction set that the settings ask for.
+        ModelLoadError: CUDA is asked for and there is none.
+    """
+    return choose_device(config.device).type == "cpu" and _kernels(config) is not None
+
+
+def _kernels(config: EngineConfig) -> Kernels | None:
+    return load_kernels(cache_folder(), config.cpu_isa) if config.native_kernels else None

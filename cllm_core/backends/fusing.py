@@ -56,7 +56,52 @@ class Fusion:
         return f"{self.num_fused} of {self.num_layers} fused"
 
 
-def fuse_layers(model: PreTrainedModel, ops: LayerOps) -> Fusion:
+@dataclass(frozen=True, slots=True)
+class LayerProofs:
+    """Which decoder layers of a model a FusedLayer can stand in for.
+
+    Attributes:
+        calls: of the layers that were proved, by their names in the model.
+        num_layers: of the model.
+        gaps: of the other layers of the common shape, why not, by name.
+    """
+
+    calls: "dict[str, _LayerCall]"
+    num_layers: int
+    gaps: dict[str, str]
+
+    @property
+    def gap(self) -> str | None:
+        """Why some layers cannot be fused; None where all can."""
+        if self.gaps:
+            return ": ".join(next(iter(self.gaps.items())))
+        if len(self.calls) < self.num_layers:
+            return "some decoder layers have another shape than Llama's"
+        return None
+
+
+def prove_layers(model: PreTrainedModel, ops: LayerOps) -> LayerProofs:
+    """Find and prove the layers that can be fused; the model stays as it is.
+
+    Args:
+        model: loaded with attn_implementation="cllm_paged".
+        ops: that will make the parts of the fused layers.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    names = [name for name, layer in model.named_modules() if _has_common_shape(layer)]
+    calls = _record_calls(model, names) if names else {}
+    gaps = {name: "it applies RoPE to part of its heads, or none" for name in names if name not in calls}
+    for name in list(calls):
+        error = calls[name].relative_error(model.get_submodule(name), ops.in_float32())
+        if not error < _MAX_RELATIVE_ERROR:
+            gaps[name] = f"its result would differ by {error:.1g}"
+            del calls[name]
+    for name, gap in gaps.items():
+        logger.info("%s of %s is not fused: %s", name, type(model).__name__, gap)
+    return LayerProofs(calls, num_layers, gaps)
+
+
+def fuse_layers(model: PreTrainedModel, ops: LayerOps, proofs: LayerProofs | None = None) -> Fusion:
     """Replace every decoder layer that can be.
 
     Each layer's plain weights are given up as it is replaced, so that memory for a few copies of one layer is enough.
@@ -64,34 +109,15 @@ def fuse_layers(model: PreTrainedModel, ops: LayerOps) -> Fusion:
     Args:
         model: loaded with attn_implementation="cllm_paged".
         ops: make the parts of the fused layers.
+        proofs: of the model's layers; None: they are proved here.
     """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    names = [name for name, layer in model.named_modules() if _has_common_shape(layer)]
-    if not names:
-        return Fusion(0, num_layers, "the decoder layers have another shape than Llama's")
-    calls = _record_calls(model, names)
-    ropes: dict[int, Rope] = {}  # by the factors that transformers hands the layers
-    gaps: dict[str, str] = {}
-    for name in names:
-        call = calls.get(name)
-        if call is None:
-            gaps[name] = "it applies RoPE to part of its heads, or none"
-            continue
-        layer = model.get_submodule(name)
-        error = call.relative_error(layer, ops.in_float32())
-        if not error < _MAX_RELATIVE_ERROR:
-            gaps[name] = f"its result would differ by {error:.1g}"
-            continue
+    proofs = proofs or prove_layers(model, ops)
+    ropes: dict[int, Rope] = {}  # by the factors that transformers passes to the layers
+    for name, call in proofs.calls.items():
         key = id(call.position_embeddings[0])
         rope = ropes[key] if key in ropes else ropes.setdefault(key, ops.rope())
-        model.set_submodule(name, FusedLayer(layer, call.attention, rope, ops, name=name))
-    for name, gap in gaps.items():
-        logger.info("%s of %s is not fused: %s", name, type(model).__name__, gap)
-    num_fused = len(names) - len(gaps)
-    reason = next((f"{name}: {gap}" for name, gap in gaps.items()), None)
-    if reason is None and num_fused < num_layers:
-        reason = "some decoder layers have another shape than Llama's"
-    return Fusion(num_fused, num_layers, reason)
+        model.set_submodule(name, FusedLayer(model.get_submodule(name), call.attention, rope, ops, name=name))
+    return Fusion(len(proofs.calls), proofs.num_layers, proofs.gap)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.backends.choose import kernels_take_bfloat16
 from cllm_core.backends.cpu.onednn import PackedLinear, onednn_gap, pack_linear_layers
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import assemble_engine
@@ -181,7 +182,7 @@ def _load(config: EngineConfig) -> tuple[Engine, PreTrainedModel, int]:
     On a GPU the reference comes first: the KV cache takes nearly all memory that it finds.
     """
     read_reference = partial(load_model, config, _ignore_progress, attn_implementation="sdpa")
-    loaded = load_model(config, _ignore_progress)
+    loaded = load_model(config, _ignore_progress, kernels_take_bfloat16=kernels_take_bfloat16(config))
     reference = read_reference() if loaded.model.device.type == "cuda" else None
     engine = assemble_engine(config, loaded, _ignore_progress)
     resident_bytes = psutil.Process().memory_info().rss

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.backends.choose import prepare_model
+from cllm_core.backends.choose import kernels_take_bfloat16, prepare_model
 from cllm_core.config import EngineConfig
 from cllm_core.info import ComputePaths
 from cllm_core.models.check_rows import CheckTexts, run_rows
@@ -80,7 +80,8 @@ def check_model(config: EngineConfig, *, num_tokens: int, on_progress: OnProgres
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    loaded = load_model(replace(config, skip_self_check=True), on_progress)
+    unchecked = replace(config, skip_self_check=True)
+    loaded = load_model(unchecked, on_progress, kernels_take_bfloat16=kernels_take_bfloat16(config))
     model, ropes = loaded.model, rope_names(loaded.model)
     texts = CheckTexts.draw(model, min(num_tokens, config.max_model_len or loaded.max_model_len))
     on_progress("comparing with transformers", 1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.backends.choose import prepare_model
+from cllm_core.backends.choose import kernels_take_bfloat16, prepare_model
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
@@ -20,7 +20,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.info import AdapterInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
-from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
@@ -51,7 +51,9 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
         torch.set_num_threads(config.num_threads)
     register_paged_attention()
     loaded = load_model(
-        config, on_progress=lambda stage, fraction: report(stage, 0.9 * fraction), attn_implementation=PAGED_ATTENTION
+        config,
+        on_progress=lambda stage, fraction: report(stage, 0.9 * fraction),
+        kernels_take_bfloat16=kernels_take_bfloat16(config),
     )
     return assemble_engine(config, loaded, report)
 

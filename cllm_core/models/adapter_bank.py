@@ -165,6 +165,10 @@ class AdapterBank:
             if name in modules:
                 model.set_submodule(name, AdaptedLinear(modules[name], self.product(name)))
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Hold adapters in this type; none is loaded yet."""
+        self._dtype = dtype
+
     def load(self, adapter_id: int, layers: Mapping[str, LowRank]) -> int:
         """Take an adapter's weights; returns the bytes they take. The id is above 0 and not in use."""
         placed = {name: weights.to(self._device, self._dtype) for name, weights in layers.items()}

@@ -69,7 +69,11 @@ class LoadedModel:
 
 
 def load_model(
-    config: EngineConfig, on_progress: OnProgress, *, attn_implementation: str = PAGED_ATTENTION
+    config: EngineConfig,
+    on_progress: OnProgress,
+    *,
+    attn_implementation: str = PAGED_ATTENTION,
+    kernels_take_bfloat16: bool = False,
 ) -> LoadedModel:
     """Load the model, adapter and tokenizer that `config` names.
 
@@ -78,6 +82,7 @@ def load_model(
             max_model_len, ropes that follow the length of a text are fixed for it.
         on_progress: called with the stage and the fraction of the whole load.
         attn_implementation: transformers' name of the attention function.
+        kernels_take_bfloat16: as in choose_dtype.
 
     Raises:
         ModelLoadError: something is missing, damaged, does not fit together, cannot be served or would be served wrong.
@@ -91,7 +96,8 @@ def load_model(
     on_progress("loading the tokenizer", _FETCHING_SHARE)
     tokenizer = read_tokenizer(tokenizer_source(source), model_config)
     bundle = build_bundle(tokenizer, model_name=source.name, chat_template=config.chat_template)
-    dtype = choose_dtype(config.dtype, stored_dtype(source.checkpoint, model_config), device)
+    stored = stored_dtype(source.checkpoint, model_config)
+    dtype = choose_dtype(config.dtype, stored, device, kernels_take_bfloat16=kernels_take_bfloat16)
     model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
     max_model_len = _max_model_len(source, model_config, config.max_model_len)
     fix_ropes(model, config.max_model_len or max_model_len)

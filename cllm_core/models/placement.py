@@ -33,26 +33,31 @@ def choose_device(requested: DeviceName) -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(requested: DTypeName, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    requested: DTypeName, stored: torch.dtype | None, device: torch.device, *, kernels_take_bfloat16: bool = False
+) -> torch.dtype:
     """Precision of weights and KV cache.
 
     Args:
         requested: auto keeps the checkpoint's where the device computes in it.
         stored: the checkpoint's; None is a quantised one, which any 16-bit format holds about as well.
         device: decides whether bfloat16 is native.
+        kernels_take_bfloat16: whether kernels of our own compute it where it is not.
     """
     if requested != "auto":
         return DTYPES[requested]
-    chosen = _nearest_native(stored, device)
+    chosen = _nearest_native(stored, device, kernels_take_bfloat16=kernels_take_bfloat16)
     if chosen is not stored:
         logger.info("dtype auto: weights stored as %s are computed in %s on %s", stored or "quantised", chosen, device)
     return chosen
 
 
-def _nearest_native(stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+def _nearest_native(stored: torch.dtype | None, device: torch.device, *, kernels_take_bfloat16: bool) -> torch.dtype:
     if stored is torch.float16 and device.type == "cuda":
         return torch.float16
     if stored in {None, torch.float16, torch.bfloat16} and has_bfloat16(device):
+        return torch.bfloat16
+    if stored in {None, torch.bfloat16} and kernels_take_bfloat16:  # of float16 it would lose digits to no end
         return torch.bfloat16
     return torch.float32
 

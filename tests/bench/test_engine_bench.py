@@ -106,7 +106,9 @@ def test_on_a_gpu_the_cache_takes_what_the_reference_leaves(
     made: list[str] = []
     loaded = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)))
 
-    def load(config: EngineConfig, on_progress: OnProgress, attn_implementation: str = "") -> SimpleNamespace:
+    def load(
+        config: EngineConfig, on_progress: OnProgress, attn_implementation: str = "", **_: object
+    ) -> SimpleNamespace:
         made.append("reference" if attn_implementation else "model")
         return loaded
 

@@ -39,6 +39,17 @@ def test_auto_dtype_follows_checkpoint_and_device(
     assert choose_dtype("auto", stored, device) is chosen
 
 
+@pytest.mark.parametrize(
+    ("stored", "chosen"),
+    [(torch.bfloat16, torch.bfloat16), (None, torch.bfloat16), (torch.float16, torch.float32), (torch.float32,) * 2],
+)
+def test_kernels_take_bfloat16_where_the_device_does_not(
+    monkeypatch: pytest.MonkeyPatch, stored: torch.dtype | None, chosen: torch.dtype
+) -> None:
+    monkeypatch.setattr(placement, "has_bfloat16", lambda device: False)
+    assert choose_dtype("auto", stored, CPU, kernels_take_bfloat16=True) is chosen
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_named_dtype_is_taken_as_it_is(name: DTypeName) -> None:
     assert choose_dtype(name, torch.bfloat16, CPU) is getattr(torch, name)

@@ -1,6 +1,5 @@
-"""KernelOps: the parts of fused layers by the C kernels, for a bfloat16 model; products that they do not cover are
-oneDNN's. A weight lies in panels of PANEL outputs, whose pairs of inputs one instruction multiplies and adds, or, in 8
-bits, whose fours.
+"""KernelOps: the parts of fused layers by the C kernels, for a bfloat16 model. A weight lies in panels of PANEL
+outputs, whose pairs of inputs are multiplied and added together, or, in 8 bits, whose fours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from cllm_core.backends.cpu.coverage import product_gap
 from cllm_core.backends.cpu.kernels import LANES, Kernels
-from cllm_core.backends.cpu.onednn import OneDnnOps
 from cllm_core.backends.cpu.weights import PanelWeight
 from cllm_core.backends.layer_ops import (
     GatedProduct,
+    LayerOps,
     Norm,
     Product,
     Rope,
@@ -26,42 +25,44 @@ from cllm_core.backends.layer_ops import (
 from cllm_core.models.adapter_bank import AdaptedProduct, AdapterBank
 
 
-class KernelOps(OneDnnOps):
+class KernelOps(LayerOps):
     """Makes the parts of fused layers.
 
     Args:
         kernels: the compiled library.
+        fallback: makes the products that the kernels do not cover.
         adapters: as in LayerOps.
 
     Attributes:
+        kernels: the compiled library.
         gap: why the kernels do not compute some product asked for so far; None where they compute all.
     """
 
-    def __init__(self, kernels: Kernels, adapters: AdapterBank | None = None) -> None:
+    def __init__(self, kernels: Kernels, fallback: LayerOps, adapters: AdapterBank | None = None) -> None:
         super().__init__(adapters)
-        self._kernels = kernels
+        self.kernels, self._fallback = kernels, fallback
         self.gap: str | None = None
 
     def product(self, linears: Mapping[str, nn.Linear]) -> Product:
         """See LayerOps."""
         if not self._covers(linears.values()):
-            return super().product(linears)
-        return PanelProduct.of(linears.values(), self._kernels, self.adapted(*linears))
+            return self._fallback.product(linears)
+        return PanelProduct.of(linears.values(), self.kernels, self.adapted(*linears))
 
     def gated_product(self, gate: Mapping[str, nn.Linear], up: Mapping[str, nn.Linear]) -> GatedProduct:
         """See LayerOps."""
         (first,), (second,) = gate.values(), up.values()
         if not self._covers((first, second)):
-            return super().gated_product(gate, up)
-        return PanelGate.of(first, second, self._kernels, (self.adapted(*gate), self.adapted(*up)))
+            return self._fallback.gated_product(gate, up)
+        return PanelGate.of(first, second, self.kernels, (self.adapted(*gate), self.adapted(*up)))
 
     def norm(self, module: nn.Module) -> Norm:
         """See LayerOps."""
-        return KernelNorm(*norm_parameters(module), self._kernels)
+        return KernelNorm(*norm_parameters(module), self.kernels)
 
     def rope(self) -> Rope:
         """See LayerOps."""
-        return KernelRope(self._kernels)
+        return KernelRope(self.kernels)
 
     def _covers(self, linears: Iterable[nn.Linear]) -> bool:
         gap = product_gap(linears)

@@ -9,6 +9,7 @@ from cllm_core.backends.cpu.head import replace_output_layer
 from cllm_core.backends.cpu.int8 import quantise_weights
 from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.layer_ops import KernelOps, KernelRope
+from cllm_core.backends.cpu.onednn import OneDnnOps
 from cllm_core.backends.cpu.step import NativeAttention
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight
 from cllm_core.backends.cpu.whole_model import prove_native_model
@@ -39,7 +40,7 @@ def make_model(
     model.set_attn_implementation(PAGED_ATTENTION)
     layers, attention = probe_layers(model.requires_grad_(False)), NativeAttention(kernels)
     bank = AdapterBank(model)
-    fuse_layers(model, KernelOps(kernels, bank))
+    fuse_layers(model, KernelOps(kernels, OneDnnOps(bank), bank))
     replace_output_layer(model, kernels)
     assert not int8 or quantise_weights(model)
     assert not decoder or replace_decoder_layers(model, kernels)

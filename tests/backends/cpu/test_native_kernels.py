@@ -8,6 +8,7 @@ from cllm_core.backends.cpu.coverage import attention_gap
 from cllm_core.backends.cpu.head import NativeEmbedding, NativeHead, replace_output_layer
 from cllm_core.backends.cpu.kernels import LANES, Kernels
 from cllm_core.backends.cpu.layer_ops import KernelOps
+from cllm_core.backends.cpu.onednn import OneDnnOps
 from cllm_core.backends.cpu.step import NativeAttention, NativeStep
 from cllm_core.backends.cpu.weights import PANEL, PanelWeight, pad_outputs
 from cllm_core.backends.fusing import fuse_layers
@@ -174,7 +175,7 @@ def _logits(architecture: Architecture, dtype: torch.dtype, kernels: Kernels | N
     layers = probe_layers(model.requires_grad_(False))
     attention: StepAttention = GatheredAttention(model.device)
     if kernels is not None:
-        fuse_layers(model, KernelOps(kernels))
+        fuse_layers(model, KernelOps(kernels, OneDnnOps()))
         replace_output_layer(model, kernels)
         if attention_gap(layers, dtype, block_size=16) is None:
             attention = NativeAttention(kernels)
