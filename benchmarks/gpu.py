@@ -382,7 +382,7 @@ def _decode_speed(engine: Engine, requests: int, block_length: int, limit: ReadL
     generator = torch.Generator().manual_seed(0)
     vocab = engine.info.vocab_size
     prompts = [tuple(torch.randint(3, vocab, (64,), generator=generator).tolist()) for _ in range(requests)]
-    # The same first: its steps have the shapes that the timed ones would otherwise compile and record.
+    # The same first: its steps have the shapes that the timed ones would otherwise compile and capture.
     _decode(engine, prompts, block_length, max_tokens=128)
     before = engine.stats().num_steps
     started = time.perf_counter()

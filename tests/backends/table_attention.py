@@ -19,8 +19,8 @@ def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, tables: StepTabl
         blocks = tables.block_ids[first_block : first_block - (-length // keys.shape[1])].long()
         row_keys = keys[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
         row_values = values[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
-        places = torch.arange(length, device=query.device)
-        behind = places[length - (end - start) :, None] - places
+        positions = torch.arange(length, device=query.device)
+        behind = positions[length - (end - start) :, None] - positions
         hidden = (behind < 0) if scoring.window is None else (behind < 0) | (behind >= scoring.window)
         scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scoring.scale
         if scoring.softcap is not None:

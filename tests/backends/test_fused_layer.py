@@ -93,7 +93,7 @@ def test_layers_fused_as_on_a_device_compute_what_transformers_does(
     found = run_three_steps(model, attention=attend_plainly)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert sorted(stores) == sorted([30, 13, 6] * len(layers))
-    # Attention that gathers knows no tables, so the heads are turned by torch.
+    # Attention that gathers has no tables, so torch applies RoPE.
     torch.testing.assert_close(run_three_steps(model), expected, rtol=1e-4, atol=1e-4)
     assert len(stores) == 3 * len(layers)
 

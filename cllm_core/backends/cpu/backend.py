@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from cllm_core.backends.cpu.coverage import NO_KERNELS, attention_gap, int8_gap, product_gap
 from cllm_core.backends.cpu.decoder import replace_decoder_layers
 from cllm_core.backends.cpu.head import replace_output_layer
-from cllm_core.backends.cpu.huge_pages import use_huge_pages
+from cllm_core.backends.cpu.huge_pages import move_to_huge_pages
 from cllm_core.backends.cpu.int8 import quantise_weights
 from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.layer_ops import KernelOps
@@ -122,7 +122,7 @@ class CpuBackend:
         no_output_layer = replace_output_layer(model, ops.kernels)
         no_int8 = fusion.gap or ops.gap or no_output_layer or int8_gap(panel_weights(model))
         saved_bytes = 0 if self._quantization is None or no_int8 else quantise_weights(model)
-        use_huge_pages(model)
+        move_to_huge_pages(model)
         attention: StepAttention = GatheredAttention(model.device)
         forward_pass: ForwardPass | None = None
         no_single_call = fusion.gap or ops.gap or no_attention

@@ -31,7 +31,7 @@ class NativeDecoder(nn.Module):
         self._indices = [layer.call.layer for layer in layers]
         qkv = layers[0].qkv
         assert isinstance(qkv, PanelProduct)
-        self._adapters = qkv.adapters  # tells of the whole step
+        self._adapters = qkv.adapters  # active where any token of the step has an adapter
         self._records = (LayerRecord * len(layers))(*(_record(layer) for layer in layers))
 
     def forward(

@@ -1,7 +1,6 @@
-"""Puts the weights of our own matrix products into huge pages of memory.
+"""Moves the weights of our own matrix products into huge pages of memory, which spares TLB misses.
 
-A step reads every weight once, and the processor finds out where a page lies before it reads from it: 257 MiB are
-66,000 pages of 4 KiB, or 129 of 2 MiB.
+A step reads every weight once: 257 MiB are 66,000 pages of 4 KiB, or 129 of 2 MiB.
 """
 
 import contextlib
@@ -20,12 +19,12 @@ _ALIGNMENT = 64  # bytes, a line of the caches
 
 
 class HugePages:
-    """Memory for tensors that lie one behind the other; given back with the last of them.
+    """Memory for tensors, one behind the other; freed with the last of them.
 
-    The system may have no huge page free, or be told to have none: then these are ordinary ones.
+    Where the system has no huge page free, or is configured to have none, these are ordinary ones.
 
     Args:
-        num_bytes: of all tensors, each rounded up by `room_of`.
+        num_bytes: of all tensors, each rounded up by `padded_bytes`.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -37,19 +36,19 @@ class HugePages:
     def move(self, tensor: Tensor) -> Tensor:
         """A copy of it here, contiguous."""
         start = self._num_used
-        self._num_used += room_of(tensor)
-        place = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-        return place.view(tensor.shape).copy_(tensor)
+        self._num_used += padded_bytes(tensor)
+        moved = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+        return moved.view(tensor.shape).copy_(tensor)
 
 
-def room_of(tensor: Tensor) -> int:
-    """Bytes that it takes in HugePages."""
+def padded_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes in HugePages."""
     return math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT
 
 
-def use_huge_pages(model: PreTrainedModel) -> None:
-    """Move all weights in panels, where the system knows of huge pages. What has their addresses must be made later."""
-    num_bytes = sum(room_of(weight.panels) for weight in panel_weights(model))
+def move_to_huge_pages(model: PreTrainedModel) -> None:
+    """Move all weights in panels, where the system has huge pages. Take addresses of weights after this only."""
+    num_bytes = sum(padded_bytes(weight.panels) for weight in panel_weights(model))
     if not num_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     pages = HugePages(num_bytes)

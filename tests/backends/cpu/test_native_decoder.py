@@ -141,7 +141,7 @@ def test_a_model_that_scales_its_logits_is_called_as_a_whole(kernels: Kernels) -
     assert prove_native_model(paged.causal_lm, NativeAttention(kernels), paged.layers) is None
 
 
-def test_layers_that_turn_heads_differently_stay_apart(kernels: Kernels) -> None:
+def test_layers_with_ropes_of_their_own_stay_apart(kernels: Kernels) -> None:
     paged = make_model("llama", kernels, decoder=False)
     model = paged.causal_lm
     first = model.get_submodule("model.layers.0")

@@ -88,8 +88,8 @@ def test_norm_equals_torch(kernels: Kernels, size: int) -> None:
     x, weight = torch.randn(5, 3, size).bfloat16(), torch.randn(size).bfloat16()
     expected = F.rms_norm(x.float(), (size,), weight.float(), 1e-5)
     torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5).float(), expected, rtol=BF16_ROUNDING, atol=1e-6)
-    turned = kernels.rms_norm(x.transpose(0, 1), weight, 1e-5)
-    torch.testing.assert_close(turned.float(), expected.transpose(0, 1), rtol=BF16_ROUNDING, atol=1e-6)
+    transposed = kernels.rms_norm(x.transpose(0, 1), weight, 1e-5)
+    torch.testing.assert_close(transposed.float(), expected.transpose(0, 1), rtol=BF16_ROUNDING, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [16, 64, 80])
