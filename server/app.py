@@ -22,6 +22,7 @@ from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
 from server.http.errors import error_response, http_exception_response, request_error_of
+from server.http.ignored import IGNORED_FIELDS_HEADER
 from server.http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
 from server.http.openapi import DocumentedApi
 from server.http.record import record_of
@@ -92,14 +93,16 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
-    app.add_middleware(RequestContextMiddleware, observe=services.metrics.observe_http)
+    app.add_middleware(
+        RequestContextMiddleware, observe=services.metrics.observe_http, unknown_fields=settings.unknown_fields
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
+            expose_headers=[REQUEST_ID_HEADER, IGNORED_FIELDS_HEADER, "Retry-After"],
         )
 
 

@@ -122,13 +122,15 @@ class ModelRegistry:
         """The base under its first name; raises as `all`."""
         return (await self.all())[0]
 
-    async def get(self, name: str, *, param: str = "model") -> LoadedModel:
-        """The model of that served name; errors name the request field `param`.
+    async def get(self, name: str | None, *, param: str = "model") -> LoadedModel:
+        """The model of that served name, the base for None; errors name the request field `param`.
 
         Raises:
             ModelNotFound: no model has it.
             EngineUnavailable: nothing is loaded yet.
         """
+        if name is None:
+            return await self.current()
         models = {model.name: model for model in await self.all()}
         if name not in models:
             served = ", ".join(map(repr, models))

@@ -15,6 +15,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.tools.skeleton import ToolFormatChoice
 from server.http.body_limits import BodyLimits
+from server.http.ignored import UnknownFields
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
 
@@ -262,6 +263,20 @@ class ServerSettings(EngineSettings):
     max_body_bytes: Annotated[
         int, LIMITS, Field(ge=1024, description="Longest request body in bytes; longer ones are refused with 413.")
     ] = 8 * 1024 * 1024
+    unknown_fields: Annotated[
+        UnknownFields,
+        SERVER,
+        Field(
+            description="What becomes of request fields that this server does not know or cannot honour, as long as "
+            "they change no answer. warn: they are named in the header X-Ignored-Fields, counted and logged; ignore: "
+            "nothing is said; refuse: 400."
+        ),
+    ] = "warn"
+    max_output_tokens: Annotated[
+        int | None,
+        LIMITS,
+        Field(ge=1, description="Most output tokens of one choice, whatever the request asks for. Left out: no limit."),
+    ] = None
     max_choices: Annotated[
         int, LIMITS, Field(ge=1, description="Most outputs (prompts times n or best_of) of one API request.")
     ] = 128

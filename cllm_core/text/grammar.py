@@ -5,6 +5,7 @@ tokenizer and is the work of `cllm_core.text.grammar_compiler`.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from llguidance import regex_to_lark
@@ -19,6 +20,10 @@ _JSON_STYLE: Mapping[str, object] = {
     "item_separator": ", ",
     "key_separator": ": ",
 }
+
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+# Keywords that hold values, not schemas.
+_VALUES = frozenset({"const", "enum", "default", "examples"})
 
 
 def json_rule(schema: Mapping[str, object]) -> str:
@@ -36,14 +41,52 @@ def json_rule(schema: Mapping[str, object]) -> str:
     try:
         # Separators that end in a space of their own would forbid other white space behind them.
         own_style = {} if style.get("whitespace_flexible") else _JSON_STYLE
+        if style.get("lenient"):
+            schema = _without_patterns(schema)
         return "%json " + json.dumps({**schema, "x-guidance": {**own_style, **style}}, allow_nan=False)
     except (RecursionError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"the schema is no JSON: {error}", param="grammar") from error
+        raise InvalidRequest(f"the schema cannot be written as JSON: {error}", param="grammar") from error
 
 
-def json_grammar(schema: Mapping[str, object]) -> str:
-    """Matches JSON of this schema, written on one line; errors as `json_rule`."""
-    return f"start: {json_rule(schema)}"
+def json_grammar(schema: Mapping[str, object], *, is_strict: bool = True) -> str:
+    """Matches JSON of this schema, written on one line; errors as `json_rule`.
+
+    Args:
+        is_strict: refuse a schema that cannot be enforced whole (by whoever compiles it); else what cannot be is left
+            out.
+    """
+    return f"start: {json_rule(schema if is_strict else _lenient(schema))}"
+
+
+def _lenient(schema: Mapping[str, object]) -> dict[str, object]:
+    """The schema with llguidance's lenient mode on, in which it leaves out what it cannot enforce."""
+    options = schema.get("x-guidance", {})
+    return {**schema, "x-guidance": {"lenient": True, **options} if isinstance(options, Mapping) else options}
+
+
+def has_look_around(schema: Mapping[str, object]) -> bool:
+    """Whether a pattern of the schema looks ahead or behind, as that of pydantic's Decimal does."""
+    return _without_patterns(schema) != schema
+
+
+def _without_patterns(schema: Mapping[str, object]) -> dict[str, object]:
+    try:
+        return {name: _kept(name, value) for name, value in schema.items() if not _looks_around(name, value)}
+    except RecursionError as error:
+        raise InvalidRequest("the schema is nested too deeply", param="grammar") from error
+
+
+def _kept(name: str, value: object) -> object:
+    """A value of a schema without what it holds of such patterns."""
+    if name in _VALUES:
+        return value
+    if isinstance(value, Mapping):
+        return {inner: _kept(inner, item) for inner, item in value.items() if not _looks_around(inner, item)}
+    return [_kept("", item) for item in value] if isinstance(value, list) else value
+
+
+def _looks_around(name: str, value: object) -> bool:
+    return name == "pattern" and isinstance(value, str) and _LOOK_AROUND.search(value) is not None
 
 
 def json_object_grammar() -> str:
@@ -60,13 +103,13 @@ def regex_grammar(pattern: str) -> str:
     try:
         return f"start: /{regex_to_lark(pattern, '')}/"
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the regex is no valid Unicode: {error}", param="grammar") from error
+        raise InvalidRequest(f"the regex is not valid Unicode: {error}", param="grammar") from error
 
 
 def choice_grammar(choices: Sequence[str]) -> str:
     """Matches one of these texts; InvalidRequest where there are none, or one is empty."""
     if not choices or not all(choices):
-        raise InvalidRequest("give at least one choice, none of them empty", param="grammar")
+        raise InvalidRequest("at least one choice is needed, none of them empty", param="grammar")
     return "start: " + " | ".join(map(json.dumps, choices))
 
 

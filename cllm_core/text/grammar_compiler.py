@@ -1,6 +1,7 @@
 """Compiles grammars for one vocabulary, within bounds of work and memory. Used by the API process to refuse bad ones,
 and by the engine to follow good ones; neither needs torch for it."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ _MAX_LEXER_STATES = 20_000
 _MAX_REASON_CHARS = 500
 # llguidance repeats the grammar's line behind its reason, and parser internals behind a blank line.
 _ECHO = re.compile(r"\n\s*\d+ \| .*|\n<(state|non-verbose).*", re.DOTALL)
+_UNIMPLEMENTED = re.compile(r"^Unimplemented keys: (\[.*\])$")
 # Where only one rule was written by us, the place in it tells the client nothing.
 _OWN_PLACE = re.compile(r"^at 1\(\d+\): (?=failed to compile JSON schema|invalid regex)")
 
@@ -56,6 +58,11 @@ class GrammarCompiler:
             raise InvalidRequest(f"{param}: {_reason(compiled.get_error())}", param=param)
         return compiled.deep_copy()
 
+    def unenforced(self, grammar: str) -> tuple[str, ...]:
+        """Keywords of the JSON schemas of a grammar that compiles, which its lenient mode left out; each once."""
+        warnings = self._compile(grammar).get_grammar_warnings()
+        return tuple(dict.fromkeys(name for warning in warnings for name in _keywords(warning)))
+
     def _compile_anew(self, grammar: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if not matcher.is_error():
@@ -72,6 +79,13 @@ def _read(tokenizer_json: str, vocab_size: int, eos_token_ids: list[int]) -> LLT
             return LLTokenizer(tokenizer_json, eos_token=eos_token_ids)
     except ValueError as error:
         raise UnsupportedParameter(f"grammar: not with this model's tokenizer ({error})", param="grammar") from error
+
+
+def _keywords(warning: str) -> list[str]:
+    """The keywords that a warning of llguidance's lenient mode is about."""
+    if listed := _UNIMPLEMENTED.search(warning):
+        return list(map(str, json.loads(listed[1])))
+    return ["oneOf"] if warning.startswith("oneOf") else ["format"] if "format" in warning else ["schema"]
 
 
 def _reason(error: str) -> str:

@@ -36,10 +36,10 @@ class ChoiceDelta:
     scored_prompt: ScoredPrompt | None = None
 
     @property
-    def says_something(self) -> bool:
-        """Whether a client that streams has to hear of it."""
-        is_news = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
-        return bool(is_news) or self.draft is not None
+    def has_content(self) -> bool:
+        """Whether a client that streams has to get it."""
+        has_more = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
+        return bool(has_more) or self.draft is not None
 
     @property
     def is_text_only(self) -> bool:
@@ -61,7 +61,7 @@ class ChoiceDelta:
         empty = replace(head, is_first=False, text="", logprobs=(), token_ids=no_ids, prompt_ids=None)
         pieces = [replace(empty, calls=(call,)) for call in self.calls]
         end = [] if self.finish_reason is None else [replace(empty, finish_reason=self.finish_reason)]
-        return [part for part in (head, *pieces, *end) if part.says_something]
+        return [part for part in (head, *pieces, *end) if part.has_content]
 
 
 @dataclass(frozen=True, slots=True)

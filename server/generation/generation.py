@@ -196,13 +196,22 @@ class Generation:
             choice.index,
             is_first,
             text,
-            _logprobs(choice, delta, output),
+            self._logprobs(choice, delta, output),
             delta.finish_reason,
             calls=delta.calls,
             draft=delta.draft if choice.request.wants_draft else None,
             token_ids=delta.token_ids if self._plan.shows_token_ids else None,
             prompt_ids=choice.request.prompt_ids if self._plan.shows_token_ids and is_first else None,
             scored_prompt=self._scored_prompt(choice, output),
+        )
+
+    def _logprobs(self, choice: _Choice, delta: TextDelta, output: RequestOutput) -> tuple[PlacedLogprobs, ...]:
+        if not self._plan.scores_echo:
+            return delta.logprobs
+        # a stop string leaves out what the step brought behind it
+        stop_token_id = output.stop_token_id if len(delta.token_ids) == len(output.token_ids) else None
+        return place_output(
+            delta.logprobs, output.logprobs, stop_token_id, num_echoed=len(choice.echo), num_chars=choice.num_chars
         )
 
     def _scored_prompt(self, choice: _Choice, output: RequestOutput) -> ScoredPrompt | None:
@@ -233,13 +242,3 @@ def _raise_if_broken(output: RequestOutput) -> None:
         raise EngineFailed(output.error or "the engine failed at this request")
     if output.finish_reason == "abort":
         raise EngineUnavailable("the server is shutting down and ended this request")
-
-
-def _logprobs(choice: _Choice, delta: TextDelta, output: RequestOutput) -> tuple[PlacedLogprobs, ...]:
-    if choice.request.params.prompt_logprobs is None:
-        return delta.logprobs
-    # a stop string leaves out what the step brought behind it
-    stop_token_id = output.stop_token_id if len(delta.token_ids) == len(output.token_ids) else None
-    return place_output(
-        delta.logprobs, output.logprobs, stop_token_id, num_echoed=len(choice.echo), num_chars=choice.num_chars
-    )

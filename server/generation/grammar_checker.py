@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar_compiler import GrammarCompiler
+from server.http.ignored import ignore_field
 from server.served_models import LoadedModel
 
 # A check that takes too long cannot be stopped: it keeps its thread until it is done, so these bound what all
@@ -37,20 +38,27 @@ class OutputForm:
 
 
 @dataclass(frozen=True, slots=True)
+class _Passed:
+    """A grammar that compiles, and the keywords of its schemas that are not enforced."""
+
+    grammar: str
+    unenforced: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Vocabulary:
     """One vocabulary laid out, and the grammars that passed lately with it, the latest last."""
 
     compiler: GrammarCompiler
-    passed: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    passed: OrderedDict[str, _Passed] = field(default_factory=OrderedDict)
 
-    def has_passed(self, grammar: str) -> bool:
-        if grammar not in self.passed:
-            return False
-        self.passed.move_to_end(grammar)
-        return True
+    def recall(self, grammar: str) -> _Passed | None:
+        if grammar in self.passed:
+            self.passed.move_to_end(grammar)
+        return self.passed.get(grammar)
 
-    def remember(self, grammar: str) -> None:
-        self.passed[grammar] = None
+    def remember(self, passed: _Passed) -> None:
+        self.passed[passed.grammar] = passed
         if len(self.passed) > _NUM_PASSED:
             self.passed.popitem(last=False)
 
@@ -69,7 +77,7 @@ class GrammarChecker:
         self._laying_out = asyncio.Lock()
 
     async def check(self, form: OutputForm, model: LoadedModel) -> str:
-        """The grammar of a form, for SamplingParams.
+        """The grammar of a form, for SamplingParams; what it does not enforce of a schema is reported as ignored.
 
         Raises:
             InvalidRequest: it cannot be compiled, takes too long, or no text matches it.
@@ -78,13 +86,15 @@ class GrammarChecker:
         """
         vocabulary = await self._vocabulary(model)
         written = _written(form) if form.is_quick else None
-        if written is not None and vocabulary.has_passed(written):
-            return written
-        grammar = await self._check_in_thread(form, written, vocabulary.compiler)
-        vocabulary.remember(grammar)
-        return grammar
+        passed = None if written is None else vocabulary.recall(written)
+        if passed is None:
+            passed = await self._check_in_thread(form, written, vocabulary.compiler)
+            vocabulary.remember(passed)
+        for keyword in passed.unenforced:
+            ignore_field(keyword, place=f"{form.param}.", reason="this keyword of a schema cannot be enforced")
+        return passed.grammar
 
-    async def _check_in_thread(self, form: OutputForm, written: str | None, compiler: GrammarCompiler) -> str:
+    async def _check_in_thread(self, form: OutputForm, written: str | None, compiler: GrammarCompiler) -> _Passed:
         started = self._pool.submit(_check, form, written, compiler)
         check = asyncio.wrap_future(started)
         try:
@@ -119,7 +129,7 @@ def _written(form: OutputForm) -> str:
         raise InvalidRequest(f"{form.param}: {error}", param=form.param) from error
 
 
-def _check(form: OutputForm, written: str | None, compiler: GrammarCompiler) -> str:
+def _check(form: OutputForm, written: str | None, compiler: GrammarCompiler) -> _Passed:
     grammar = _written(form) if written is None else written
     compiler.matcher(grammar, param=form.param)
-    return grammar
+    return _Passed(grammar, compiler.unenforced(grammar))

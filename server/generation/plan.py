@@ -18,6 +18,7 @@ class GenerationPlan:
         syntax: how reasoning and calls of functions look in the outputs, None where neither is read.
         num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
             returns all. Needs requests with log-probabilities.
+        scores_echo: echoes come with log-probabilities, so outputs have an entry for the token that ended them too.
         shows_token_ids: give the ids of prompts and outputs beside the texts.
     """
 
@@ -26,4 +27,5 @@ class GenerationPlan:
     continues_text: bool
     syntax: OutputSyntax | None = None
     num_best: int | None = None
+    scores_echo: bool = False
     shows_token_ids: bool = False

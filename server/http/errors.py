@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -30,6 +31,8 @@ from cllm_core.errors import (
     RequestError,
     UnsupportedParameter,
 )
+from server.http.ignored import IgnoredFieldRefused
+from server.http.validation_messages import plain_reasons
 
 UNAVAILABLE_RETRY_SECONDS = 2.0
 
@@ -156,18 +159,24 @@ def request_error_of(error: RequestValidationError) -> RequestError:
 
     A RequestError raised inside a validator comes through as it is; one that names no field gets its own.
     """
-    first = error.errors()[0]
-    param = _shortened(_field(first["loc"], error.body, is_missing=first["type"] == "missing"), _MAX_QUOTED) or None
+    first, *rest = error.errors()
+    param = _param(first, error.body)
     cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, IgnoredFieldRefused):
+        return cause.at(param or "")
     if isinstance(cause, RequestError):
         cause.param = cause.param or param
         return cause
-    if first["type"] == "extra_forbidden":
-        return UnsupportedParameter(f"{param}: this server does not know the field; leave it out", param=param)
     if first["type"] == "missing":
-        return InvalidRequest(f"{param or 'the request body'} is required", param=param)
+        return InvalidRequest(f"{param or 'the request body'}: required, but missing; add it", param=param)
+    same_field = [first, *(other for other in rest if _param(other, error.body) == param)]
     value = _shortened(repr(first.get("input")), _MAX_QUOTED)
-    return InvalidRequest(f"{param or 'body'}={value}: {first['msg']}", param=param)
+    return InvalidRequest(f"{param or 'body'}={value}: {plain_reasons(same_field)}", param=param)
+
+
+def _param(error: ErrorDetails, body: Any) -> str | None:
+    is_missing = error["type"] == "missing"
+    return _shortened(_field(error["loc"], body, is_missing=is_missing), _MAX_QUOTED) or None
 
 
 def _field(place: Sequence[str | int], body: Any, *, is_missing: bool) -> str:

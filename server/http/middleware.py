@@ -13,6 +13,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
+from server.http.ignored import (
+    IGNORED_FIELDS_HEADER,
+    IgnoredFields,
+    IgnoredFieldsLog,
+    UnknownFields,
+    collect_ignored,
+)
 from server.http.record import RequestRecord, attach_record, record_of
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -35,19 +42,22 @@ class ObserveRequest(Protocol):
 class RequestContextMiddleware:
     """Names the request, catches what nobody else caught, and writes one access line and its metrics."""
 
-    def __init__(self, app: ASGIApp, observe: ObserveRequest) -> None:
+    def __init__(self, app: ASGIApp, observe: ObserveRequest, unknown_fields: UnknownFields) -> None:
         self._app = app
         self._observe = observe
+        self._unknown_fields = unknown_fields
+        self._ignored_log = IgnoredFieldsLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(request_id=_request_id(Headers(scope=scope)))
+        ignored = IgnoredFields(self._unknown_fields)
+        record = RequestRecord(request_id=_request_id(Headers(scope=scope)), ignored=ignored)
         attach_record(scope, record)
-        status = _StatusProbe(send, record.request_id)
-        with structlog.contextvars.bound_contextvars(request_id=record.request_id):
+        status = _StatusProbe(send, record)
+        with structlog.contextvars.bound_contextvars(request_id=record.request_id), collect_ignored(ignored):
             try:
                 await self._app(scope, receive, status.send)
             except Exception:
@@ -61,6 +71,7 @@ class RequestContextMiddleware:
         status = _CLIENT_LEFT_STATUS if record.is_aborted else status
         endpoint = _endpoint(scope)
         self._observe(endpoint=endpoint, status=status, record=record)
+        self._ignored_log.report(record.ignored)
         # Probes and scrapes come every few seconds: they would drown the lines worth reading.
         write = _log.debug if endpoint in OPEN_PATHS else _log.info
         write(
@@ -143,11 +154,11 @@ class BodyLimitMiddleware:
 
 
 class _StatusProbe:
-    """Passes ASGI messages on, adds the request id to the headers and remembers the status."""
+    """Passes ASGI messages on, adds headers of the request's record and remembers the status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
-        self._request_id = request_id
+        self._record = record
         self.started = False
         self.code = 500
 
@@ -155,7 +166,10 @@ class _StatusProbe:
         if message["type"] == "http.response.start":
             self.started = True
             self.code = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = self._record.request_id
+            if ignored := self._record.ignored.header:
+                headers[IGNORED_FIELDS_HEADER] = ignored
         await self._send(message)
 
 

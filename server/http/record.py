@@ -6,6 +6,8 @@ from typing import cast
 
 from starlette.types import Scope
 
+from server.http.ignored import IgnoredFields
+
 _STATE_KEY = "cllm_record"
 
 
@@ -19,6 +21,7 @@ class RequestRecord:
         num_forward_passes: summed over the request's choices, as the token counts are.
         is_aborted: the client left first.
         error: code of the error that ended a stream, None where none did.
+        ignored: fields of the request that have no effect.
     """
 
     request_id: str
@@ -30,6 +33,7 @@ class RequestRecord:
     num_forward_passes: int = 0
     is_aborted: bool = False
     error: str | None = None
+    ignored: IgnoredFields = field(default_factory=IgnoredFields)
 
     @property
     def seconds(self) -> float:

@@ -35,6 +35,9 @@ class Metrics:
         self._cached_tokens = self._counter("cllm_cached_prompt_tokens", "Prompt tokens from the prefix cache.")
         self._completion_tokens = self._counter("cllm_completion_tokens", "Tokens given to clients.")
         self._forward_passes = self._counter("cllm_forward_passes", "Jacobi iterations, summed over requests.")
+        self._ignored = self._counter(
+            "cllm_ignored_fields", "Requests with a field that has no effect; other: an unknown one.", "field"
+        )
         self._latency = self._histogram("cllm_request_seconds", "Time to the whole answer.", _SECONDS, "endpoint")
         self._ttft = self._histogram("cllm_time_to_first_token_seconds", "Time to a choice's first token.", _SECONDS)
         self._gap = self._histogram("cllm_inter_chunk_seconds", "Time between two chunks of a choice.", _GAPS)
@@ -57,6 +60,8 @@ class Metrics:
         self._prompt_tokens.labels(name).inc(record.num_prompt_tokens)
         self._cached_tokens.labels(name).inc(record.num_cached_tokens)
         self._completion_tokens.labels(name).inc(record.num_completion_tokens)
+        for label in record.ignored.labels.values():
+            self._ignored.labels(name, label).inc()
         if record.num_forward_passes:
             self._tpf.labels(name).observe(record.tokens_per_forward)
 

@@ -1,10 +1,12 @@
-"""docs/compatibility.md is the one generated, and every field of OpenAI's is known or refused by its name."""
+"""docs/compatibility.md is the one generated, and every field of OpenAI's works, is reported or refused by its name."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.compatibility_page import ENDPOINTS, Endpoint, render_compatibility_page
+from server.http.ignored import IGNORED_FIELDS_HEADER
+from server.openai.shared.api_model import ANY_VALUE
+from tests.compatibility_page import ENDPOINTS, Endpoint, known_fields, render_compatibility_page
 from tests.server.fakes import MODEL_NAME
 from tests.server.harness import RunningServer
 
@@ -14,11 +16,12 @@ BODIES: dict[str, dict[str, object]] = {
     "/v1/completions": {"prompt": "Hi"},
     "/v1/responses": {"input": "Hi"},
 }
+REFUSED = [(endpoint.path, name) for endpoint in ENDPOINTS for name in sorted(endpoint.model.refused)]
 UNSERVED = [
     (endpoint.path, name)
     for endpoint in ENDPOINTS
-    for name in sorted(endpoint.openai | endpoint.model.refusable.keys())
-    if name not in endpoint.model.model_fields
+    for name in sorted(endpoint.openai | known_fields(endpoint.model))
+    if name not in known_fields(endpoint.model) - endpoint.model.without_effect.keys() and name != "schema"
 ]
 
 
@@ -29,15 +32,13 @@ def test_the_page_is_the_one_generated() -> None:
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_others_are_only_said_to_have_fields_of_the_table(endpoint: Endpoint) -> None:
     """A field that is renamed here must not leave what was said of it behind."""
-    rows = endpoint.openai | endpoint.model.model_fields.keys() | endpoint.model.refusable.keys()
+    rows = endpoint.openai | known_fields(endpoint.model)
     said = endpoint.vllm | endpoint.vllm_says.keys() | endpoint.llama_server | endpoint.transformers_serve
     assert said <= rows
 
 
-@pytest.mark.parametrize(("path", "name"), UNSERVED)
-def test_a_field_that_is_not_served_is_named_when_it_asks_for_something(
-    server: RunningServer, path: str, name: str
-) -> None:
+@pytest.mark.parametrize(("path", "name"), REFUSED)
+def test_a_field_that_would_change_the_answer_is_refused_by_name(server: RunningServer, path: str, name: str) -> None:
     body = {"model": MODEL_NAME, **BODIES[path], name: {"unlikely": ["value"]}}
     response = server.shared_http.post(path, json=body)
     assert response.status_code == 400, response.text
@@ -45,7 +46,20 @@ def test_a_field_that_is_not_served_is_named_when_it_asks_for_something(
 
 
 @pytest.mark.parametrize(("path", "name"), UNSERVED)
-def test_null_counts_as_left_out(server: RunningServer, path: str, name: str) -> None:
-    response = server.shared_http.post(path, json={"model": MODEL_NAME, **BODIES[path], name: None})
-    endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.path == path)
-    assert response.status_code == (200 if name in endpoint.model.refusable else 400)
+def test_a_field_without_effect_is_reported_where_its_value_means_something(
+    server: RunningServer, path: str, name: str
+) -> None:
+    body = {"model": MODEL_NAME, **BODIES[path], name: {"unlikely": ["value"]}}
+    response = server.shared_http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    model = next(endpoint.model for endpoint in ENDPOINTS if endpoint.path == path)
+    reported = None if model.without_effect.get(name) == ANY_VALUE else name
+    assert response.headers.get(IGNORED_FIELDS_HEADER) == reported
+
+
+@pytest.mark.parametrize(("path", "name"), [*REFUSED, *UNSERVED])
+@pytest.mark.parametrize("empty", [None, "", [], {}])
+def test_null_and_empty_count_as_left_out(server: RunningServer, path: str, name: str, empty: object) -> None:
+    response = server.shared_http.post(path, json={"model": MODEL_NAME, **BODIES[path], name: empty})
+    assert response.status_code == 200
+    assert IGNORED_FIELDS_HEADER not in response.headers

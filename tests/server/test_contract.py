@@ -35,8 +35,9 @@ def api(num_examples: int) -> schemathesis.BaseSchema:
     """The document for schemathesis, which shall ask for the served model mostly."""
     described = deepcopy(document())
     for schema in described["components"]["schemas"].values():
-        if schema.get("properties", {}).get("model") == {"type": "string", "title": "Model"}:
-            schema["properties"]["model"]["enum"] = [EXAMPLE_MODEL]
+        model = schema.get("properties", {}).get("model", {})
+        if "anyOf" in model:
+            model["anyOf"][0] = {"enum": [EXAMPLE_MODEL]}
     generation = GenerationConfig(deterministic=True, max_examples=num_examples)
     config = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=generation)))
     return schemathesis.openapi.from_dict(described, config=config)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from server.openai.chat.request import ChatCompletionRequest
 from server.openai.completions.request import CompletionRequest
 from server.openai.responses.request import ResponseRequest
+from tests.compatibility_page import known_fields
 from tests.server.fakes import MODEL_NAME
 from tests.server.harness import RunningServer
 
@@ -21,13 +22,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "content", "role"]), inner),
     max_leaves=6,
 )
-NAMES = sorted(
-    ChatCompletionRequest.model_fields.keys()
-    | CompletionRequest.model_fields.keys()
-    | ChatCompletionRequest.refusable.keys()
-    | ResponseRequest.model_fields.keys()
-    | ResponseRequest.refusable.keys()
-)
+NAMES = sorted(known_fields(ChatCompletionRequest) | known_fields(CompletionRequest) | known_fields(ResponseRequest))
 BASE = {"model": MODEL_NAME, "max_tokens": 4}
 ENDPOINTS: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {**BASE, "messages": [{"role": "user", "content": "Hi"}]},

@@ -127,8 +127,8 @@ def test_choices_without_text_are_refused(choices: list[str]) -> None:
         choice_grammar(choices)
 
 
-def test_a_schema_that_is_no_json_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="no JSON"):
+def test_a_schema_that_cannot_be_written_as_json_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
         json_grammar({"const": float("nan")})
     with pytest.raises(InvalidRequest, match="x-guidance"):
         json_grammar({"x-guidance": 3})

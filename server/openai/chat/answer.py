@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from server.openai.shared.prompt_logprobs import PromptLogprobs
 from server.openai.shared.usage import Usage
 
 
@@ -44,15 +45,20 @@ class ToolCallBody(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The model's answer; content is null where it only calls functions, tool_calls are there where it calls any."""
+    """The model's answer; content is null where it only calls functions, tool_calls are there where it calls any.
+
+    Attributes:
+        function_call: in place of tool_calls, for requests with the deprecated `functions`.
+    """
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
     tool_calls: list[ToolCallBody] | None = None
+    function_call: CalledFunctionBody | None = None
 
 
-ChatFinishReason = Literal["stop", "length", "tool_calls"]
+ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ChatChoice(BaseModel):
@@ -70,7 +76,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Answer to a chat completion request; prompt_token_ids is an extension, on request."""
+    """Answer to a chat completion request; prompt_token_ids and prompt_logprobs are extensions, on request."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -80,6 +86,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class FunctionDelta(BaseModel):
@@ -104,6 +111,7 @@ class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
 
 class ChunkChoice(BaseModel):

@@ -1,19 +1,23 @@
 """From a chat completion request to what the engine is asked."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.expected_answer import ExpectedAnswer
+from cllm_core.text.grammar import has_look_around
+from cllm_core.text.tools.functions import Function
 from server.generation.grammar_checker import GrammarChecker, OutputForm
 from server.generation.plan import GenerationPlan
-from server.openai.chat.messages import content_text
+from server.http.ignored import ignore_field
 from server.openai.chat.request import ChatCompletionRequest
 from server.openai.shared.call import Call
 from server.openai.shared.planning import (
-    check_context,
     check_length,
     check_num_choices,
     check_params,
+    fit_limit,
     requests_of,
 )
 from server.openai.shared.prompts import RenderedPrompt, encode_text, render_messages
@@ -25,14 +29,14 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
     """Requests for the choices of a chat call; errors as in plan_completion."""
     model, grammars = call.model, call.services.grammars
     check_num_choices(body.num_choices, call.services.settings.max_choices)
-    num_chars = sum(len(content_text(message.content)) for message in body.messages)
+    num_chars = sum(message.num_chars for message in body.messages)
     check_length(num_chars, model, field=body.prompt_field)
     prompt = await render_chat(body, model)
     prompt_ids = prompt.token_ids
-    check_context(
-        len(prompt_ids), body.output_limit, model, prompt_field=body.prompt_field, limit_field=body.limit_field
+    max_tokens = fit_limit(len(prompt_ids), body.output_limit, call, prompt_field=body.prompt_field)
+    params = body.sampling_params(
+        max_tokens=max_tokens, logprobs=body.num_alternatives, prompt_logprobs=body.prompt_logprobs
     )
-    params = body.sampling_params(max_tokens=body.output_limit, logprobs=body.num_alternatives)
     use = body.tool_use()
     expected = model.dialect.answer_to(prompt.text)
     grammar = await _grammar(body, use, expected, model, grammars)
@@ -43,7 +47,7 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
     return GenerationPlan(
         requests=tuple(requests),
         echoes=("",) * len(requests),
-        continues_text=False,
+        continues_text=bool(body.continue_final_message),
         syntax=expected.syntax() if use is None else use.syntax(expected),
         shows_token_ids=bool(body.return_token_ids),
     )
@@ -59,6 +63,8 @@ async def render_chat(body: ChatCompletionRequest, model: LoadedModel) -> Render
         template_kwargs=body.chat_template_kwargs,
         reasoning_effort=body.reasoning_effort,
         enable_thinking=body.enable_thinking,
+        add_generation_prompt=body.opens_answer,
+        continues_last=bool(body.continue_final_message),
         param=body.prompt_field,
     )
 
@@ -75,6 +81,7 @@ async def _grammar(
     rules = None if use is None else use.rules
     calls = None
     if rules is not None:
+        _report_look_around(rules.functions)
         calls = await grammars.check(OutputForm("tools", lambda: expected.grammar(rules, None), is_quick=True), model)
     if form is None:
         return calls
@@ -83,10 +90,15 @@ async def _grammar(
     return await grammars.check(behind, model)
 
 
+def _report_look_around(functions: Sequence[Function]) -> None:
+    if any(has_look_around(function.parameters or {}) for function in functions if not function.is_strict):
+        ignore_field("pattern", place="tools.", reason="look-around in patterns cannot be enforced")
+
+
 async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
     if body.prediction is None:
         return []
-    text = content_text(body.prediction.content)
+    text = body.prediction.content
     check_length(len(text), model, field="prediction")
     ids = await encode_text(text, model, param="prediction", add_special_tokens=False)
     if len(ids) > model.info.max_model_len:

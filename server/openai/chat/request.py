@@ -1,20 +1,24 @@
 """The body of a chat completion request."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue, model_validator
+from pydantic import ConfigDict, JsonValue, model_validator
 
-from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.request import MAX_LOGPROBS
-from server.openai.chat.messages import Content, Messages
-from server.openai.shared.api_model import EXAMPLE_MODEL, LABEL_FIELDS, ApiModel, Count, IsNeutral, only
+from cllm_core.errors import InvalidRequest
+from server.openai.chat.functions import FunctionCallChoice, Functions, functions_use
+from server.openai.chat.messages import Messages
+from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel, Neutral, NumLogprobs, Refused, only
+from server.openai.shared.content import Content
+from server.openai.shared.sampling import GenerationRequest, TokenLimit, token_limit
 from server.openai.shared.structured import StructuredRequest
 from server.openai.shared.tools import ToolChoice, Tools, ToolUse, tool_use
 
 
 class Prediction(ApiModel):
     """What the client expects most of the answer to be; it seeds the draft and changes no token."""
+
+    place: ClassVar[str] = "prediction."
 
     type: Literal["content"]
     content: Content
@@ -60,17 +64,15 @@ class ChatCompletionRequest(StructuredRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {
-        **LABEL_FIELDS,
-        "functions": only([]),
-        "function_call": only("none", "auto"),
-        "modalities": only(["text"]),
+    without_effect: ClassVar[Mapping[str, Neutral]] = {
+        **GenerationRequest.without_effect,
         "verbosity": only("medium"),
-        "audio": only(),
-        "web_search_options": only(),
-        "moderation": only(),
-        "prompt_cache_options": only(),
-        "prompt_cache_retention": only("in_memory"),
+    }
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "modalities": Refused("this server answers in text only", only(["text"])),
+        "audio": Refused("this server answers in text only", only()),
+        "web_search_options": Refused("this server cannot search the web", only()),
+        "moderation": Refused("this server has no moderation", only()),
     }
 
     prompt_field: ClassVar[str] = "messages"
@@ -79,49 +81,69 @@ class ChatCompletionRequest(StructuredRequest):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    functions: Functions | None = None
+    function_call: FunctionCallChoice | None = None
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: NumLogprobs | None = None
     prediction: Prediction | None = None
     chat_template_kwargs: TemplateKwargs | None = None
     reasoning_effort: ReasoningEffort | None = None
     enable_thinking: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_successors(cls, body: object) -> object:
-        successors = {"functions": "tools", "function_call": "tool_choice"}
-        for name, successor in successors.items():
-            if isinstance(body, dict) and body.get(name) is not None and not cls.refusable[name](body[name]):
-                raise UnsupportedParameter(f"{name}: deprecated by OpenAI, use {successor!r} instead", param=name)
-        return body
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         self.tool_use()
-        if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequest("top_logprobs: only allowed with logprobs=true", param="top_logprobs")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(
+                f"top_logprobs={self.top_logprobs}: only allowed with logprobs=true", param="top_logprobs"
+            )
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequest(
-                "max_tokens: give either max_tokens or max_completion_tokens, not two different values",
+                f"max_tokens={self.max_tokens}: max_completion_tokens={self.max_completion_tokens} sets another limit; "
+                "leave one of them out",
                 param="max_tokens",
             )
+        if self.continue_final_message:
+            self._check_continued()
         return self
+
+    def _check_continued(self) -> None:
+        if self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message: a message cannot be continued behind a new one; set add_generation_prompt to "
+                "false",
+                param="continue_final_message",
+            )
+        last = self.messages[-1]
+        if not last.content or last.tool_calls or last.function_call:
+            raise InvalidRequest(
+                "continue_final_message: the last message has no text to continue", param="continue_final_message"
+            )
 
     def tool_use(self) -> ToolUse | None:
         """Which calls of functions the request wants, None for none (InvalidRequest where its fields do not agree)."""
+        if self.calls_by_functions:
+            return functions_use(self.functions, self.function_call)
         return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
     @property
-    def limit_field(self) -> str:
-        """The field that limits the output."""
-        return "max_completion_tokens" if self.max_tokens is None else "max_tokens"
+    def calls_by_functions(self) -> bool:
+        """Whether the request uses the deprecated fields, and expects the deprecated form of calls in the answer."""
+        return self.tools is None and self.functions is not None
+
+    @property
+    def opens_answer(self) -> bool:
+        """Whether the prompt ends with what opens the assistant's turn."""
+        return self.add_generation_prompt is not False and not self.continue_final_message
 
     @property
     def output_limit(self) -> int | None:
         """Output limit in tokens, None for the end of the context."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return token_limit(self.max_completion_tokens, self.max_tokens, self.n_predict)
 
     @property
     def num_alternatives(self) -> int | None:

@@ -29,5 +29,6 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     answer = ChatAnswer(
         answer_head(call, body, has_logprobs=bool(body.logprobs)),
         may_call=plan.syntax is not None and plan.syntax.may_call,
+        calls_by_functions=body.calls_by_functions,
     )
     return await respond(call, generation, answer, is_stream=bool(body.stream))

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from server.openai.shared.prompt_logprobs import PromptLogprobs
 from server.openai.shared.usage import Usage
 
 
@@ -29,6 +30,7 @@ class CompletionChoice(BaseModel):
             request).
         token_ids: of the output, its end-of-sequence token included (extension, on request).
         prompt_token_ids: the same of the prompt; in a stream with the choice's first chunk.
+        prompt_logprobs: of the prompt's tokens (extension, on request).
     """
 
     index: int
@@ -38,6 +40,7 @@ class CompletionChoice(BaseModel):
     draft: str | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(BaseModel):

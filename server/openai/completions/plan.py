@@ -1,20 +1,18 @@
 """From a completion request to what the engine is asked."""
 
-from collections.abc import Sequence
-
 import msgspec
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import NewRequest
 from server.generation.plan import GenerationPlan
 from server.openai.completions.infill import infill_prompt
-from server.openai.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.openai.completions.request import CompletionRequest
 from server.openai.shared.call import Call
 from server.openai.shared.planning import (
-    check_context,
     check_length,
     check_num_choices,
     check_params,
+    fit_limit,
     grammar_of,
     requests_of,
 )
@@ -33,16 +31,18 @@ async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan
     check_num_choices(len(prompts) * body.num_candidates, call.services.settings.max_choices)
     num_chars = _num_chars(prompts) + len(prompts) * len(body.suffix or "")
     prompt_ids = await off_loop_if_long(
-        num_chars, lambda: [_checked_prompt_ids(prompt, body, model) for prompt in prompts]
+        num_chars, lambda: [_checked_prompt_ids(prompt, body, call) for prompt in prompts]
     )
     is_ranked = body.num_candidates > body.num_choices
     logprobs = body.logprobs if body.logprobs is not None or not is_ranked else 0
     grammar = await grammar_of(body.output_form(), model, call.services.grammars)
     requests: list[NewRequest] = []
     for ids in prompt_ids:
-        max_tokens = _completion_limit(body, ids, model)
+        max_tokens = fit_limit(len(ids), body.output_limit, call, prompt_field="prompt")
         params = body.sampling_params(
-            max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=logprobs if body.scores_prompt else None
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=logprobs if body.scores_prompt else body.prompt_logprobs,
         )
         params = msgspec.structs.replace(params, grammar=grammar)
         check_params(params, model)
@@ -51,17 +51,18 @@ async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan
         requests=tuple(requests),
         echoes=_echoes(body, prompt_ids, model),
         continues_text=True,
+        scores_echo=body.scores_prompt,
         num_best=body.num_choices if is_ranked else None,
         shows_token_ids=bool(body.return_token_ids),
     )
 
 
-def _checked_prompt_ids(prompt: str | list[int], body: CompletionRequest, model: LoadedModel) -> list[int]:
+def _checked_prompt_ids(prompt: str | list[int], body: CompletionRequest, call: Call) -> list[int]:
     """Tokens of a prompt; PromptTooLong, before the next prompt costs any time, where they do not fit."""
     if isinstance(prompt, str):
-        check_length(len(prompt) + len(body.suffix or ""), model, field="prompt")
-    ids = _prompt_ids(prompt, body.suffix, model)
-    check_context(len(ids), body.max_tokens, model, prompt_field="prompt", limit_field="max_tokens")
+        check_length(len(prompt) + len(body.suffix or ""), call.model, field="prompt")
+    ids = _prompt_ids(prompt, body.suffix, call.model)
+    fit_limit(len(ids), body.output_limit, call, prompt_field="prompt")
     return ids
 
 
@@ -72,14 +73,8 @@ def _prompt_ids(prompt: str | list[int], suffix: str | None, model: LoadedModel)
     text = infill_prompt(prompt, suffix, model.codec) if suffix else prompt
     ids = model.codec.encode(text, add_special_tokens=True, param="prompt")
     if not ids:
-        raise InvalidRequest("prompt: holds no tokens; the model needs at least one to start from", param="prompt")
+        raise InvalidRequest("prompt: has no tokens; the model needs at least one to start from", param="prompt")
     return ids
-
-
-def _completion_limit(body: CompletionRequest, prompt_ids: Sequence[int], model: LoadedModel) -> int:
-    if body.max_tokens is not None:
-        return body.max_tokens
-    return min(DEFAULT_MAX_TOKENS, model.info.max_model_len - len(prompt_ids))
 
 
 def _echoes(body: CompletionRequest, prompt_ids: list[list[int]], model: LoadedModel) -> tuple[str, ...]:

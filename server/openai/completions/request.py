@@ -1,13 +1,12 @@
 """The body of a completion request."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from cllm_core.request import MAX_LOGPROBS
-from server.openai.shared.api_model import EXAMPLE_MODEL, LABEL_FIELDS, MAX_COUNT, Count, IsNeutral
+from server.openai.shared.api_model import EXAMPLE_MODEL, Count, NumLogprobs
+from server.openai.shared.sampling import capped, token_limit
 from server.openai.shared.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
@@ -38,15 +37,13 @@ class CompletionRequest(StructuredRequest):
         json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "prompt": "Jacobi was", "max_tokens": 8}]}
     )
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
-
     # Checked by the function alone: pydantic would try every form on every one of what may be a million token ids.
     prompt: Annotated[Prompt, PlainValidator(_check_prompt, json_schema_input_type=Prompt)]
     suffix: str | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    max_tokens: Annotated[int, Field(ge=-1), BeforeValidator(capped)] | None = None
     best_of: Count | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: NumLogprobs | None = None
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -54,15 +51,23 @@ class CompletionRequest(StructuredRequest):
             raise InvalidRequest(f"best_of={self.best_of}: must be at least n={self.num_choices}", param="best_of")
         if self.num_candidates > self.num_choices and self.stream:
             raise InvalidRequest(
-                f"best_of={self.best_of}: the best can only be told at the end; leave stream out", param="best_of"
+                f"best_of={self.best_of}: the best output is known at the end only; leave stream out", param="best_of"
             )
         if self.suffix and not isinstance(self.prompts[0], str):
             raise UnsupportedParameter("suffix: needs the prompt as text, not as token ids", param="suffix")
         if self.suffix and self.scores_prompt:
             raise UnsupportedParameter("suffix: not supported together with echo and logprobs", param="suffix")
         if self.max_tokens == 0 and not self.echo:
-            raise InvalidRequest("max_tokens=0: only with echo=true is there anything to answer", param="max_tokens")
+            raise InvalidRequest(
+                "max_tokens=0: leaves nothing to answer but the prompt; set echo to true or max_tokens to at least 1",
+                param="max_tokens",
+            )
         return self
+
+    @property
+    def output_limit(self) -> int | None:
+        """Output limit in tokens, None for the end of the context."""
+        return token_limit(self.max_tokens, self.n_predict, DEFAULT_MAX_TOKENS)
 
     @property
     def num_candidates(self) -> int:

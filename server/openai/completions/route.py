@@ -26,5 +26,9 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     call = await begin_call(request, services, model=body.model, id_prefix="cmpl-")
     plan = await plan_completion(body, call)
     generation = await start_generation(call, plan)
-    answer = CompletionAnswer(answer_head(call, body, has_logprobs=body.logprobs is not None))
+    answer = CompletionAnswer(
+        answer_head(call, body, has_logprobs=body.logprobs is not None),
+        scores_echo=body.scores_prompt,
+        scores_prompt=body.prompt_logprobs is not None,
+    )
     return await respond(call, generation, answer, is_stream=bool(body.stream))

@@ -1,20 +1,30 @@
 """From choices to the bodies of completions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cllm_core.request import TokenLogprobs
 from cllm_core.text.codec import TextCodec
+from cllm_core.text.stream import PlacedLogprobs
 from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
+from server.generation.echo import ScoredPrompt
 from server.openai.completions.answer import Completion, CompletionChoice, CompletionLogprobs
 from server.openai.shared.answers import AnswerHead, ChunkScript, final_reason
+from server.openai.shared.prompt_logprobs import prompt_logprobs
 from server.openai.shared.text_frames import TextFrames, as_json
 
 
 class CompletionAnswer:
-    """Shapes completions."""
+    """Shapes completions.
 
-    def __init__(self, head: AnswerHead) -> None:
+    Args:
+        scores_echo: the prompt is part of the log-probabilities.
+        scores_prompt: its log-probabilities are a field of their own.
+    """
+
+    def __init__(self, head: AnswerHead, *, scores_echo: bool = False, scores_prompt: bool = False) -> None:
         self._head = head
+        self._scores_echo = scores_echo
+        self._scores_prompt = scores_prompt
         self._texts = TextFrames(self._delta_chunk)
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
@@ -23,13 +33,15 @@ class CompletionAnswer:
         completion.usage = self._head.usage(counts)
         return completion
 
-    def script(self) -> ChunkScript:
-        """The chunks of a streamed answer."""
-        return ChunkScript(self, usage=self._head.streams_usage)
+    def script(self, counts: Callable[[], TokenCounts]) -> ChunkScript:
+        """The chunks of a streamed answer, whose tokens so far `counts` tells."""
+        return self._head.script(self, counts)
 
-    def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
+    def chunks(self, delta: ChoiceDelta, counts: TokenCounts | None) -> Iterable[bytes]:
         """JSON of the chunk with what is new of one choice."""
-        return (self._texts.chunk(delta) if delta.is_text_only else as_json(self._delta_chunk(delta)),)
+        if delta.is_text_only and counts is None:
+            return (self._texts.chunk(delta),)
+        return (as_json(self._delta_chunk(delta, counts)),)
 
     def usage_chunk(self, counts: TokenCounts) -> bytes:
         """JSON of the chunk after the last choice, with the usage only."""
@@ -37,27 +49,33 @@ class CompletionAnswer:
         chunk.usage = self._head.usage(counts)
         return as_json(chunk)
 
-    def _delta_chunk(self, delta: ChoiceDelta) -> Completion:
+    def _delta_chunk(self, delta: ChoiceDelta, counts: TokenCounts | None = None) -> Completion:
         choice = self._choice(delta)
         if delta.draft is not None:
             choice.draft = delta.draft
         chunk = self._completion([choice])
         if self._head.streams_usage:
-            chunk.usage = None
+            chunk.usage = None if counts is None else self._head.usage(counts)
         return chunk
 
     def _choice(self, part: ChoiceDelta | ChoiceResult) -> CompletionChoice:
         choice = CompletionChoice(
             index=part.index,
             text=part.text,
-            logprobs=_completion_logprobs(part, self._head.call.model.codec) if self._head.has_logprobs else None,
+            logprobs=self._logprobs(part) if self._head.has_logprobs else None,
             finish_reason=None if part.finish_reason is None else final_reason(part.finish_reason),
         )
         if part.token_ids is not None:
             choice.token_ids = list(part.token_ids)
         if part.prompt_ids is not None:
             choice.prompt_token_ids = list(part.prompt_ids)
+        if part.scored_prompt is not None and self._scores_prompt:
+            choice.prompt_logprobs = prompt_logprobs(part.scored_prompt, self._head.call.model.codec)
         return choice
+
+    def _logprobs(self, part: ChoiceDelta | ChoiceResult) -> CompletionLogprobs:
+        prompt = part.scored_prompt if self._scores_echo else None
+        return _completion_logprobs(part.logprobs, prompt, self._head.call.model.codec)
 
     def _completion(self, choices: list[CompletionChoice]) -> Completion:
         call = self._head.call
@@ -71,11 +89,12 @@ class CompletionAnswer:
         )
 
 
-def _completion_logprobs(part: ChoiceDelta | ChoiceResult, codec: TextCodec) -> CompletionLogprobs:
-    ids = [entry.token_id for entry in part.logprobs]
-    offsets = [entry.text_offset for entry in part.logprobs]
-    logprobs: list[TokenLogprobs | None] = [entry.logprobs for entry in part.logprobs]
-    prompt = part.scored_prompt
+def _completion_logprobs(
+    entries: Sequence[PlacedLogprobs], prompt: ScoredPrompt | None, codec: TextCodec
+) -> CompletionLogprobs:
+    ids = [entry.token_id for entry in entries]
+    offsets = [entry.text_offset for entry in entries]
+    logprobs: list[TokenLogprobs | None] = [entry.logprobs for entry in entries]
     if prompt is not None:
         ids = [*prompt.token_ids, *ids]
         offsets = [*prompt.text_offsets, *offsets]

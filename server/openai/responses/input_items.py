@@ -1,10 +1,9 @@
 """The items of an input: messages, calls and their results, in the forms in which clients send them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     WrapValidator,
@@ -12,43 +11,33 @@ from pydantic import (
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from server.openai.shared.api_model import ApiModel
-from server.openai.shared.calls import Arguments, CalledFunction, MessageToolCall, check_results
-from server.openai.shared.tools import FunctionName, parse_by_type
-
-_TEXT_PARTS = ("input_text", "output_text", "text")
-
+from server.openai.shared.calls import Arguments, CalledFunction, MessageToolCall
+from server.openai.shared.content import Content
+from server.openai.shared.tools import parse_by_type
 
 # Fields of an output item that clients send back with the next input.
 _ITEM_LABELS = frozenset({"id", "status"})
 
 
-def _text_of(content: object) -> object:
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise UnsupportedParameter(f"input: content part of type {kind!r}: only text is supported", param="input")
-    return "\n".join(part["text"] for part in content)
-
-
-Text = Annotated[str, BeforeValidator(_text_of)]
-
-
 class InputMessage(ApiModel):
     """One message of the conversation so far."""
 
+    place: ClassVar[str] = "input."
+    keeps_empty: ClassVar[frozenset[str]] = frozenset({"content"})
+
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+    content: Content
 
 
 class InputCall(ApiModel):
     """A call that an earlier answer made."""
 
+    place: ClassVar[str] = "input."
+
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1)]
-    name: FunctionName
+    name: str
     arguments: Arguments
 
     def to_chat(self) -> MessageToolCall:
@@ -60,9 +49,11 @@ class InputCall(ApiModel):
 class InputResult(ApiModel):
     """The result of a call."""
 
+    place: ClassVar[str] = "input."
+
     type: Literal["function_call_output"]
     call_id: str
-    output: Text
+    output: Content
 
 
 InputItem = InputMessage | InputCall | InputResult
@@ -96,20 +87,7 @@ def _check_input(value: object) -> object:
     return value
 
 
-def _check_input_results(items: list[InputItem]) -> list[InputItem]:
-    steps = (
-        (
-            [item.call_id] if isinstance(item, InputCall) else [],
-            item.call_id if isinstance(item, InputResult) else None,
-        )
-        for item in items
-    )
-    check_results(steps, lambda index: f"input.{index}.call_id")
-    return items
-
-
 Input = Annotated[
     list[Annotated[InputItem, WrapValidator(_parse_item)]],
     BeforeValidator(_check_input, json_schema_input_type=str | list[InputItem]),
-    AfterValidator(_check_input_results),
 ]

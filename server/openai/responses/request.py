@@ -12,19 +12,21 @@ from pydantic import (
     model_validator,
 )
 
-from server.openai.chat.messages import Message, content_text
+from server.openai.chat.messages import Message
 from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort
 from server.openai.responses.input_items import Input, InputCall, InputItem, InputMessage, InputResult
 from server.openai.shared.api_model import (
     EXAMPLE_MODEL,
-    LABEL_FIELDS,
+    REQUEST_LABELS,
+    SERVICE_FIELDS,
     ApiModel,
-    Count,
-    IsNeutral,
+    Integer,
+    Neutral,
+    Refused,
+    TopK,
     only,
-    without_neutral,
 )
-from server.openai.shared.sampling import NoPadding
+from server.openai.shared.sampling import TokenLimit
 from server.openai.shared.structured import JsonObjectFormat, JsonSchemaFormat, NamedSchema, ResponseFormat, TextFormat
 from server.openai.shared.tools import (
     AllowedChoice,
@@ -35,8 +37,9 @@ from server.openai.shared.tools import (
     FunctionTool,
     NamedChoice,
     NamedFunction,
+    OtherTool,
     choice_parser,
-    refuse_other_tools,
+    skip_other_tools,
     tool_use,
 )
 
@@ -52,6 +55,11 @@ class ResponseTool(FunctionDefinition):
             name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
         )
         return FunctionTool(type="function", function=definition)
+
+
+ResponseTools = Annotated[
+    list[ResponseTool], BeforeValidator(skip_other_tools, json_schema_input_type=list[ResponseTool | OtherTool])
+]
 
 
 class ResponseNamedChoice(ApiModel):
@@ -87,7 +95,8 @@ ResponseToolChoice = Annotated[
 class ResponseStreamOptions(ApiModel):
     """How a stream is told: without padding against traffic analysis."""
 
-    include_obfuscation: NoPadding | None = None
+    place: ClassVar[str] = "stream_options."
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
 
 
 class SchemaTextFormat(NamedSchema):
@@ -102,14 +111,10 @@ TextOutputFormat = Annotated[TextFormat | JsonObjectFormat | SchemaTextFormat, F
 class TextOptions(ApiModel):
     """The form of the answer's text."""
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {"verbosity": only("medium")}
+    place: ClassVar[str] = "text."
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"verbosity": only("medium")}
 
     format: TextOutputFormat | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: object) -> object:
-        return without_neutral(body, cls.refusable, prefix="text.")
 
     def to_chat(self) -> ResponseFormat | None:
         """The response_format of chat completions that asks the same."""
@@ -122,14 +127,10 @@ class TextOptions(ApiModel):
 class ReasoningOptions(ApiModel):
     """How much the model is to reason before it answers."""
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {"summary": only(), "generate_summary": only()}
+    place: ClassVar[str] = "reasoning."
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"summary": only(), "generate_summary": only()}
 
     effort: ReasoningEffort | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: object) -> object:
-        return without_neutral(body, cls.refusable, prefix="reasoning.")
 
 
 class ResponseRequest(ApiModel):
@@ -139,45 +140,42 @@ class ResponseRequest(ApiModel):
         json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "input": "Who was Jacobi?", "max_output_tokens": 8}]}
     )
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = {
-        **{name: is_neutral for name, is_neutral in LABEL_FIELDS.items() if name != "metadata"},
-        "background": only(False),
-        "include": only([]),
-        "top_logprobs": only(0),
+    without_effect: ClassVar[Mapping[str, Neutral]] = {
+        **{name: neutral for name, neutral in REQUEST_LABELS.items() if name != "metadata"},
+        **SERVICE_FIELDS,
+        "include": only(),
         "truncation": only("disabled"),
-        "previous_response_id": only(),
-        "conversation": only(),
-        "prompt": only(),
         "max_tool_calls": only(),
-        "prompt_cache_retention": only("in_memory"),
+    }
+    refused: ClassVar[Mapping[str, Refused]] = {
+        "background": Refused("this server answers while the client waits", only(False)),
+        "top_logprobs": Refused("responses have no log-probabilities here", only(0)),
+        "previous_response_id": Refused("this server stores no responses", only()),
+        "conversation": Refused("this server stores no conversations", only()),
+        "prompt": Refused("this server stores no prompts", only()),
     }
 
-    model: str
+    model: str | None = None
     input: Input
-    tools: Annotated[list[ResponseTool], BeforeValidator(refuse_other_tools)] | None = None
+    tools: ResponseTools | None = None
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     instructions: str | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: TokenLimit | None = None
     metadata: dict[str, str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
 
-    top_k: int | None = None
+    top_k: TopK | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    seed: int | None = None
-    block_length: int | None = None
+    seed: Integer | None = None
+    block_length: Integer | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: object) -> object:
-        return without_neutral(body, cls.refusable)
 
     @model_validator(mode="after")
     def _check_tools(self) -> Self:
@@ -234,7 +232,7 @@ def _with_instructions(instructions: str | None, messages: list[Message]) -> lis
     """The conversation with one system message at its beginning: many chat templates allow no more."""
     leading = list(takewhile(lambda message: message.role in ("system", "developer"), messages))
     texts = [] if instructions is None else [instructions]
-    texts += [content_text(message.content) for message in leading]
+    texts += [message.content or "" for message in leading]
     if not texts:
         return messages
     return [Message(role="developer", content="\n\n".join(texts)), *messages[len(leading) :]]
@@ -245,8 +243,3 @@ class ResponseAsChat(ChatCompletionRequest):
 
     prompt_field: ClassVar[str] = "input"
     format_field: ClassVar[str] = "text.format"
-
-    @property
-    def limit_field(self) -> str:
-        """The field that limits the output."""
-        return "max_output_tokens"

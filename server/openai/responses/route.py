@@ -25,5 +25,5 @@ async def create_response(body: ResponseRequest, request: Request, services: Ser
     call = await begin_call(request, services, model=body.model, id_prefix="resp_")
     plan = await plan_chat(body.to_chat(), call)
     generation = await start_generation(call, plan)
-    shaper = ResponseShaper(body, response_id=call.id, created_at=call.created)
+    shaper = ResponseShaper(body, call)
     return await respond(call, generation, shaper, is_stream=bool(body.stream))

@@ -1,7 +1,7 @@
 """From a generation to the body and the events of /v1/responses."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -37,6 +37,7 @@ from server.openai.responses.events import (
 )
 from server.openai.responses.request import ResponseAllowedChoice, ResponseNamedChoice, ResponseRequest, ResponseTool
 from server.openai.shared.answers import new_call_id
+from server.openai.shared.call import Call
 from server.openai.shared.text_frames import as_json
 from server.openai.shared.tools import ChoiceMode
 
@@ -93,16 +94,11 @@ AnswerItem = TextItem | CallItem
 
 
 class ResponseShaper:
-    """Shapes the answer to one response request.
+    """Shapes the answer to one response request."""
 
-    Args:
-        created_at: Unix time in seconds.
-    """
-
-    def __init__(self, body: ResponseRequest, *, response_id: str, created_at: int) -> None:
+    def __init__(self, body: ResponseRequest, call: Call) -> None:
         self._body = body
-        self.response_id = response_id
-        self._created_at = created_at
+        self._call = call
 
     def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ResponseBody:
         """The body of an answer that is not streamed."""
@@ -112,7 +108,7 @@ class ResponseShaper:
             items.insert(0, TextItem(result.text))
         return self.ended(items, result.finish_reason, counts)
 
-    def script(self) -> "ResponseScript":
+    def script(self, _: Callable[[], TokenCounts]) -> "ResponseScript":
         """The events of a streamed answer."""
         return ResponseScript(self)
 
@@ -130,16 +126,16 @@ class ResponseShaper:
     def _response(self, status: Status, output: list[OutputItem], usage: ResponseUsage | None) -> ResponseBody:
         body = self._body
         return ResponseBody(
-            id=self.response_id,
+            id=self._call.id,
             object="response",
-            created_at=self._created_at,
+            created_at=self._call.created,
             status=status,
             error=None,
             incomplete_details=IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             metadata=body.metadata or {},
-            model=body.model,
+            model=self._call.model.name,
             output=output,
             parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=None,

@@ -1,7 +1,7 @@
 """What the answers of chat and text completions have in common: head, usage, extensions, the end of a stream."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,8 +19,8 @@ from server.openai.shared.usage import CompletionTokensDetails, DecodingUsage, P
 class ChunkedAnswer(Protocol):
     """Shapes an answer that streams in chunks: those of chat and text completions."""
 
-    def chunks(self, delta: ChoiceDelta) -> Iterable[bytes]:
-        """JSON of chunks with what is new of one choice."""
+    def chunks(self, delta: ChoiceDelta, counts: TokenCounts | None) -> Iterable[bytes]:
+        """JSON of chunks with what is new of one choice, and with the usage where there are counts."""
         ...
 
     def usage_chunk(self, counts: TokenCounts) -> bytes:
@@ -36,12 +36,18 @@ class AnswerHead:
         has_logprobs: whether the client asked for them.
         has_decoding_stats: whether usage tells how the call was decoded.
         streams_usage: whether a stream ends with it, which puts "usage": null into every other chunk.
+        has_continuous_usage: whether every chunk of a stream has the usage so far instead.
     """
 
     call: Call
     has_logprobs: bool
     has_decoding_stats: bool
     streams_usage: bool
+    has_continuous_usage: bool
+
+    def script(self, answer: ChunkedAnswer, counts: Callable[[], TokenCounts]) -> "ChunkScript":
+        """The chunks of a streamed answer, whose tokens so far `counts` tells."""
+        return ChunkScript(answer, usage=self.streams_usage, counts=counts if self.has_continuous_usage else None)
 
     def usage(self, counts: TokenCounts) -> Usage:
         """The usage object."""
@@ -83,19 +89,26 @@ def final_reason(reason: FinishReason) -> Literal["stop", "length"]:
 
 
 class ChunkScript:
-    """A chunk for each delta, then the usage where asked for, then [DONE]."""
+    """A chunk for each delta, then the usage where it was requested, then [DONE].
 
-    def __init__(self, answer: ChunkedAnswer, *, usage: bool) -> None:
+    Args:
+        counts: tells the tokens so far, for the usage in every chunk; None leaves it to the last one.
+    """
+
+    def __init__(self, answer: ChunkedAnswer, *, usage: bool, counts: Callable[[], TokenCounts] | None) -> None:
         self._answer = answer
         self._usage = usage
+        self._counts = counts
 
     def opening(self) -> Iterable[bytes]:
         """Nothing: the first chunk opens the stream."""
         return ()
 
     def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
-        """The chunks, unless there is nothing to say."""
-        return map(encode_event, self._answer.chunks(delta)) if delta.says_something else ()
+        """The chunks, unless the delta has no content."""
+        if not delta.has_content:
+            return ()
+        return map(encode_event, self._answer.chunks(delta, None if self._counts is None else self._counts()))
 
     def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """The usage, and the end mark."""
@@ -114,4 +127,5 @@ def answer_head(call: Call, body: GenerationRequest, *, has_logprobs: bool) -> A
         has_logprobs=has_logprobs,
         has_decoding_stats=body.wants_decoding_stats,
         streams_usage=body.include_usage,
+        has_continuous_usage=body.wants_continuous_usage,
     )

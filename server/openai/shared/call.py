@@ -6,7 +6,7 @@ endpoint: plans and answers are handed in.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,13 +54,13 @@ class Answer(Protocol):
         """The body of an answer that is not streamed."""
         ...
 
-    def script(self) -> Script:
-        """The events of a streamed answer."""
+    def script(self, counts: Callable[[], TokenCounts]) -> Script:
+        """The events of a streamed answer; `counts` tells the tokens so far."""
         ...
 
 
-async def begin_call(request: Request, services: Services, *, model: str, id_prefix: str) -> Call:
-    """A new call to the model of that name (ModelNotFound, EngineUnavailable)."""
+async def begin_call(request: Request, services: Services, *, model: str | None, id_prefix: str) -> Call:
+    """A new call to the model of that name, to the base where there is none (ModelNotFound, EngineUnavailable)."""
     loaded = await services.models.get(model)
     return Call(request, services, loaded, id=f"{id_prefix}{uuid.uuid4().hex}", created=int(time.time()))
 
@@ -82,7 +82,9 @@ async def respond(call: Call, generation: Generation, answer: Answer, *, is_stre
         EngineFailed, EngineUnavailable: as Generation.deltas; in a stream they become an error event.
     """
     if is_stream:
-        return GenerationStream(generation, answer.script(), record=call.record, settings=call.services.settings)
+        return GenerationStream(
+            generation, answer.script(lambda: generation.counts), record=call.record, settings=call.services.settings
+        )
     try:
         results = await until_disconnect(call.request, generation.results())
     except ClientDisconnected:

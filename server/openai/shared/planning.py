@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.request import NewRequest, SamplingParams
 from server.generation.grammar_checker import GrammarChecker, OutputForm
+from server.openai.shared.call import Call
 from server.openai.shared.prompts import check_token_ids
 from server.openai.shared.sampling import GenerationRequest
 from server.served_models import LoadedModel
@@ -47,26 +48,30 @@ def check_length(num_chars: int, model: LoadedModel, *, field: str) -> None:
     most = limit * model.codec.max_token_chars
     if num_chars > most:
         raise PromptTooLong(
-            f"This model's maximum context length is {limit} tokens, which hold at most {most} characters, but "
-            f"{field} has {num_chars}: shorten it",
+            f"{field}: has {num_chars} characters, but this model's context of {limit} tokens holds at most {most}: "
+            "shorten it",
             param=field,
         )
 
 
-def check_context(
-    num_prompt: int, max_tokens: int | None, model: LoadedModel, *, prompt_field: str, limit_field: str
-) -> None:
-    """Refuse here what the engine could only refuse after queueing it."""
-    limit = model.info.max_model_len
-    wish = 1 if max_tokens is None else max_tokens
-    if num_prompt + wish <= limit:
-        return
-    field = prompt_field if num_prompt >= limit else limit_field
-    raise PromptTooLong(
-        f"This model's maximum context length is {limit} tokens, but {num_prompt + wish} were requested "
-        f"({num_prompt} in {prompt_field}, {wish} in the completion): shorten {prompt_field} or lower {limit_field}",
-        param=field,
-    )
+def fit_limit(num_prompt: int, wanted: int | None, call: Call, *, prompt_field: str) -> int | None:
+    """Output limit in tokens: what was asked for, cut to the room behind the prompt and to the server's own limit.
+
+    None runs to the end of the context.
+
+    Raises:
+        PromptTooLong: there is no room behind the prompt.
+    """
+    context = call.model.info.max_model_len
+    room = context - num_prompt
+    if room < (0 if wanted == 0 else 1):
+        raise PromptTooLong(
+            f"{prompt_field}: has {num_prompt} tokens, which leaves no room for an answer within this model's context "
+            f"of {context} tokens: shorten it",
+            param=prompt_field,
+        )
+    limits = [limit for limit in (wanted, call.services.settings.max_output_tokens) if limit is not None]
+    return min(*limits, room) if limits else None
 
 
 def check_params(params: SamplingParams, model: LoadedModel) -> None:
@@ -79,7 +84,7 @@ def check_num_choices(num_choices: int, max_choices: int) -> None:
     """Raise InvalidRequest where more outputs are wanted than one call may have."""
     if num_choices > max_choices:
         raise InvalidRequest(
-            f"n: {num_choices} outputs asked for (prompts times n or best_of); this server allows {max_choices} a "
-            "request",
+            f"n: {num_choices} outputs were requested (prompts times n or best_of); this server allows {max_choices} a "
+            "request: lower n or send fewer prompts",
             param="n",
         )

@@ -1,18 +1,26 @@
 """Prompts as the model reads them: messages rendered, texts tokenized, off the event loop where they are long."""
 
 import asyncio
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.json_text import to_json
+from cllm_core.text.provenance import ChatPrompt
 from cllm_core.text.tools.functions import Function
-from server.openai.chat.messages import Message, content_text
+from server.http.ignored import ignore_field
+from server.openai.chat.messages import Message
 from server.served_models import LoadedModel
 
 # Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
 INLINE_CHARS = 4096
+
+# Stands behind a text that shall be continued while it is rendered; like no text of a client.
+_END_MARK = uuid.uuid4().hex
 
 T = TypeVar("T")
 
@@ -34,6 +42,7 @@ async def render_messages(
     reasoning_effort: str | None = None,
     enable_thinking: bool | None = None,
     add_generation_prompt: bool = True,
+    continues_last: bool = False,
     param: str = "messages",
 ) -> RenderedPrompt:
     """The prompt that these messages are to the model; errors name the request field `param`.
@@ -43,6 +52,7 @@ async def render_messages(
         template_kwargs: variables of the template, as the client gave them.
         reasoning_effort, enable_thinking: become variables of the template where it knows them, unless
             `template_kwargs` sets those.
+        continues_last: the prompt ends with the text of the last message, for the model to go on with.
 
     Raises:
         UnsupportedParameter: the model has no chat template.
@@ -56,12 +66,17 @@ async def render_messages(
             param=param,
         )
     reasoning_kwargs = template.reasoning_kwargs(effort=reasoning_effort, is_enabled=enable_thinking)
+    if not reasoning_kwargs:
+        _report_unused(model, reasoning_effort=reasoning_effort, enable_thinking=enable_thinking)
 
     def render() -> RenderedPrompt:
+        turns = [message.to_turn() for message in messages]
+        if continues_last:
+            turns[-1] = msgspec.structs.replace(turns[-1], content=turns[-1].content + _END_MARK)
         try:
             prompt = model.dialect.render(
                 template,
-                [message.to_turn() for message in messages],
+                turns,
                 functions,
                 add_generation_prompt=add_generation_prompt,
                 template_kwargs={**reasoning_kwargs, **(template_kwargs or {})},
@@ -70,12 +85,23 @@ async def render_messages(
             if error.param == "messages":
                 raise InvalidRequest(str(error), param=param) from error
             raise
+        if continues_last:
+            end = prompt.text.rfind(_END_MARK)
+            prompt = ChatPrompt(prompt.text[:end], prompt.client_mask[:end])
         return RenderedPrompt(prompt.text, model.codec.encode_chat(prompt, param=param))
 
     prompt = await off_loop_if_long(_num_chars(messages, functions), render)
     if not prompt.token_ids:
         raise InvalidRequest(f"{param}: no tokens; the model needs at least one to start from", param=param)
     return prompt
+
+
+def _report_unused(model: LoadedModel, *, reasoning_effort: str | None, enable_thinking: bool | None) -> None:
+    reason = f"the chat template of {model.name!r} has no such switch"
+    if reasoning_effort not in (None, "none"):
+        ignore_field("reasoning_effort", reason=reason)
+    if enable_thinking:
+        ignore_field("enable_thinking", reason=reason)
 
 
 async def encode_text(text: str, model: LoadedModel, *, param: str, add_special_tokens: bool) -> list[int]:
@@ -100,6 +126,5 @@ async def off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
 
 def _num_chars(messages: Sequence[Message], functions: Sequence[Function]) -> int:
     """About as many characters as there are to render."""
-    told = sum(len(content_text(message.content)) for message in messages)
-    called = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
-    return told + called + sum(len(to_json(function.as_tool())) for function in functions)
+    described = sum(len(to_json(function.as_tool())) for function in functions)
+    return described + sum(message.num_chars for message in messages)

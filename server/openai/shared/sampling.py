@@ -3,54 +3,109 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from cllm_core.errors import InvalidRequest, UnsupportedParameter
+from cllm_core.errors import InvalidRequest
 from cllm_core.request import SamplingParams
-from server.openai.shared.api_model import LABEL_FIELDS, MAX_COUNT, ApiModel, Count, IsNeutral, without_neutral
+from server.http.ignored import ignore_field
+from server.openai.shared.api_model import (
+    MAX_COUNT,
+    REQUEST_LABELS,
+    SERVICE_FIELDS,
+    ApiModel,
+    Count,
+    Integer,
+    Neutral,
+    NumLogprobs,
+    TopK,
+    only,
+)
 
 _MAX_TOKEN_ID_DIGITS = len(str(MAX_COUNT))  # int() refuses thousands of them with an error of its own
 
+_UNLIMITED = _OFF = -1
 
-def _refuse_padding(value: bool) -> bool:
-    if value:
-        raise UnsupportedParameter(
-            "stream_options: include_obfuscation is not supported, this server adds no padding; leave it out",
-            param="stream_options.include_obfuscation",
-        )
+# Of other servers: samplers that this one does not have, and switches for what it does anyway.
+SAMPLER_FIELDS: Mapping[str, Neutral] = {
+    "skip_special_tokens": only(True),
+    "spaces_between_special_tokens": only(True),
+    "include_stop_str_in_output": only(False),
+    "truncate_prompt_tokens": only(-1),
+    "use_beam_search": only(False),
+    "length_penalty": only(1, 1.0),
+    "early_stopping": only(False),
+    "priority": only(0),
+    "cache_prompt": only(True),
+    "id_slot": only(-1),
+    "n_probs": only(0),
+    "samplers": only(),
+    "mirostat": only(0),
+    "mirostat_tau": only(),
+    "mirostat_eta": only(),
+    "typical_p": only(1, 1.0),
+    "tfs_z": only(1, 1.0),
+    "top_a": only(0, 0.0),
+    "repeat_penalty": only(1, 1.0),
+    "repeat_last_n": only(),
+    "dynatemp_range": only(0, 0.0),
+    "dynatemp_exponent": only(),
+    "xtc_probability": only(0, 0.0),
+    "xtc_threshold": only(),
+    "dry_multiplier": only(0, 0.0),
+    "dry_base": only(),
+    "dry_allowed_length": only(),
+    "dry_sequence_breakers": only(),
+}
+
+
+def capped(value: object) -> object:
+    """A number too large to count with asks for as much as there is, as the highest one does."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return min(value, MAX_COUNT) if type(value) is int else value
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be at least 1, or -1 for as many tokens as fit")
     return value
 
 
-# No Literal[False]: that would take the number 0 too.
-NoPadding = Annotated[bool, AfterValidator(_refuse_padding), Field(json_schema_extra={"const": False})]
+TokenLimit = Annotated[int, Field(ge=_UNLIMITED), BeforeValidator(capped), AfterValidator(_not_zero)]
+"""Most tokens of an output: cut to the room there is; -1 asks for as many as fit."""
+
+
+def token_limit(*given: int | None) -> int | None:
+    """The first limit that was given, None for the end of the context."""
+    wanted = next((limit for limit in given if limit is not None), None)
+    return None if wanted == _UNLIMITED else wanted
 
 
 class StreamOptions(ApiModel):
-    """How a stream is told.
+    """What a stream holds beside the answer.
 
     Attributes:
         include_usage: end with a chunk that carries the usage and no choices.
-        include_decoding_stats: the same, with how the call was decoded.
+        continuous_usage_stats: the same, and the usage so far in every chunk.
+        include_decoding_stats: the same as include_usage, with how the call was decoded.
         include_draft: send with every step the text of the draft that is not accepted yet.
-        include_obfuscation: false only; the server adds no padding against traffic analysis.
     """
 
+    place: ClassVar[str] = "stream_options."
+    # The server adds no padding against traffic analysis.
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_decoding_stats: bool | None = None
     include_draft: bool | None = None
-    include_obfuscation: NoPadding | None = None
 
 
 def _check_stop(value: object) -> object:
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return value
+        return [text for text in value if text] or None
     raise InvalidRequest("stop: must be a string or a list of strings", param="stop")
 
 
@@ -69,40 +124,43 @@ def _is_token_id(key: object) -> bool:
 class GenerationRequest(ApiModel):
     """Fields that completions and chat completions share; the last group are extensions of open servers."""
 
-    refusable: ClassVar[Mapping[str, IsNeutral]] = LABEL_FIELDS
+    without_effect: ClassVar[Mapping[str, Neutral]] = {**REQUEST_LABELS, **SERVICE_FIELDS, **SAMPLER_FIELDS}
 
-    model: str
+    model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     n: Count | None = None
-    seed: int | None = None
-    stop: Annotated[str | list[str] | None, BeforeValidator(_check_stop)] = None
+    seed: Integer | None = None
+    stop: Annotated[
+        str | list[str] | None, BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)
+    ] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_check_logit_bias)] = None
 
-    top_k: int | None = None
+    top_k: TopK | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Integer | None = None
+    n_predict: TokenLimit | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    block_length: int | None = None
+    stop_token_ids: list[Integer] | None = None
+    prompt_logprobs: NumLogprobs | None = None
+    block_length: Integer | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     include_decoding_stats: bool | None = None
     return_token_ids: bool | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: object) -> object:
-        return without_neutral(body, cls.refusable)
-
     @model_validator(mode="after")
-    def _check_stream_options(self) -> Self:
+    def _check_stream_fields(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("stream_options: only allowed with stream=true", param="stream_options")
+            ignore_field("stream_options", reason="only a stream has options; set stream to true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest(
+                "prompt_logprobs: not available in a stream; leave it or stream out", param="prompt_logprobs"
+            )
         return self
 
     @property
@@ -116,21 +174,29 @@ class GenerationRequest(ApiModel):
         return self.num_choices
 
     @property
+    def options_of_stream(self) -> StreamOptions:
+        """The options of the stream asked for; without one they have no effect."""
+        return self.stream_options if self.stream and self.stream_options is not None else StreamOptions()
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream shall end with the usage; whoever wants statistics wants the chunk that carries them."""
-        asked = self.stream_options is not None and bool(self.stream_options.include_usage)
-        return asked or self.wants_decoding_stats
+        return bool(self.options_of_stream.include_usage) or self.wants_continuous_usage or self.wants_decoding_stats
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream shall carry the usage so far."""
+        return bool(self.options_of_stream.continuous_usage_stats)
 
     @property
     def wants_draft(self) -> bool:
         """Whether a stream shall show the draft."""
-        return self.stream_options is not None and bool(self.stream_options.include_draft)
+        return bool(self.options_of_stream.include_draft)
 
     @property
     def wants_decoding_stats(self) -> bool:
         """Whether usage shall tell how the call was decoded."""
-        in_stream = self.stream_options is not None and bool(self.stream_options.include_decoding_stats)
-        return in_stream or bool(self.include_decoding_stats)
+        return bool(self.options_of_stream.include_decoding_stats) or bool(self.include_decoding_stats)
 
     def sampling_params(
         self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
@@ -146,7 +212,7 @@ class GenerationRequest(ApiModel):
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": self.top_k,
+            "top_k": None if self.top_k == _OFF else self.top_k,
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,

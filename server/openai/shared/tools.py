@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WrapValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, WithJsonSchema, WrapValidator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.expected_answer import ExpectedAnswer, OutputSyntax
 from cllm_core.text.tools.functions import NAME_PATTERN, Function
 from cllm_core.text.tools.grammar import CallRules
+from server.http.ignored import ignore_field
 from server.openai.shared.api_model import ApiModel
 
 FunctionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -32,6 +33,9 @@ class FunctionDefinition(ApiModel):
         strict: refuse a schema that cannot be enforced whole. Calls match the schema in either case.
     """
 
+    place: ClassVar[str] = "tools.function."
+    keeps_empty: ClassVar[frozenset[str]] = frozenset({"parameters"})  # of which {} takes any arguments
+
     name: FunctionName
     description: str | None = None
     parameters: ObjectSchema | None = None
@@ -50,22 +54,36 @@ class FunctionDefinition(ApiModel):
 class FunctionTool(ApiModel):
     """A tool of type function, the only type served."""
 
-    type: Literal["function"]
+    place: ClassVar[str] = "tools."
+
+    type: Literal["function"] = "function"
     function: FunctionDefinition
 
 
-def refuse_other_tools(tools: object) -> object:
-    """Name the tool of a type that is not served, before its other fields are looked at."""
-    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise UnsupportedParameter(
-                f"tools.{index}.type={kind!r}: only tools of type 'function' are supported", param=f"tools.{index}.type"
-            )
-    return tools
+class OtherTool(BaseModel):
+    """A tool of another type, which is ignored; for the OpenAPI document."""
+
+    type: Annotated[str, WithJsonSchema({"type": "string", "not": {"const": "function"}})]
 
 
-Tools = Annotated[list[FunctionTool], BeforeValidator(refuse_other_tools)]
+def skip_other_tools(tools: object) -> object:
+    """The tools of type function; the others are not offered to the model, which is reported."""
+    if not isinstance(tools, list):
+        return tools
+    return [tool for tool in tools if not _is_other_tool(tool)]
+
+
+def _is_other_tool(tool: object) -> bool:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if not isinstance(kind, str) or kind == "function":
+        return False
+    ignore_field(kind, place="tools.", is_known=False, reason=f"tools of type {kind!r} are not supported")
+    return True
+
+
+Tools = Annotated[
+    list[FunctionTool], BeforeValidator(skip_other_tools, json_schema_input_type=list[FunctionTool | OtherTool])
+]
 
 
 class NamedFunction(ApiModel):
@@ -146,7 +164,12 @@ class ToolUse:
 
 
 def tool_use(
-    tools: Sequence[FunctionTool] | None, choice: ChoiceMode | NamedChoice | AllowedChoice | None, *, is_parallel: bool
+    tools: Sequence[FunctionTool] | None,
+    choice: ChoiceMode | NamedChoice | AllowedChoice | None,
+    *,
+    is_parallel: bool,
+    tools_field: str = "tools",
+    choice_field: str = "tool_choice",
 ) -> ToolUse | None:
     """What the fields of a request ask for, None where it asks for no calls.
 
@@ -154,13 +177,17 @@ def tool_use(
         InvalidRequest: a name is given twice, or the choice names a function that is not offered.
     """
     functions = tuple(tool.function.to_function() for tool in tools or ())
-    _check_names([function.name for function in functions])
+    _check_names([function.name for function in functions], field=tools_field)
     mode, chosen = _read_choice(choice)
     if chosen is None:
         chosen = [function.name for function in functions]
     if mode == "required" and not functions:
-        raise InvalidRequest("tool_choice: wants a call, but there are no tools: give some", param="tool_choice")
-    _check_chosen(chosen, functions)
+        raise InvalidRequest(
+            f"{choice_field}: demands a call, but no tools of type 'function' were provided; add one or leave "
+            f"{choice_field} out",
+            param=choice_field,
+        )
+    _check_chosen(chosen, functions, field=choice_field)
     if mode == "none" or not functions:
         return None
     rules = CallRules(
@@ -185,18 +212,16 @@ def _read_choice(choice: ChoiceMode | NamedChoice | AllowedChoice | None) -> tup
             return choice, None
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], *, field: str) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InvalidRequest(
-                f"tools.{index}: a second function named {name!r}; give each a name of its own", param="tools"
+                f"{field}.{index}: a second function named {name!r}; give each a name of its own", param=field
             )
 
 
-def _check_chosen(chosen: Sequence[str], functions: Sequence[Function]) -> None:
+def _check_chosen(chosen: Sequence[str], functions: Sequence[Function], *, field: str) -> None:
     offered = [function.name for function in functions]
     for name in chosen:
         if name not in offered:
-            raise InvalidRequest(
-                f"tool_choice: no tool is named {name!r}; the tools are {offered}", param="tool_choice"
-            )
+            raise InvalidRequest(f"{field}: no function is named {name!r}; name one of {offered}", param=field)

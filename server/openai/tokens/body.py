@@ -1,13 +1,13 @@
 """Bodies of /tokenize, /detokenize and /v1/chat/completions/render."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cllm_core.errors import InvalidRequest
 from server.openai.chat.messages import Messages
 from server.openai.chat.request import TemplateKwargs
-from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel
+from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel, Integer
 
 
 class TokenizeRequest(ApiModel):
@@ -21,7 +21,9 @@ class TokenizeRequest(ApiModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "prompt": "Jacobi was"}]})
 
-    model: str
+    keeps_empty: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
+
+    model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
@@ -32,7 +34,7 @@ class TokenizeRequest(ApiModel):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequest("prompt: give either prompt or messages", param="prompt")
+            raise InvalidRequest("prompt: exactly one of prompt and messages is needed", param="prompt")
         if self.messages is None:
             self._refuse("add_generation_prompt", self.add_generation_prompt, "messages")
             self._refuse("chat_template_kwargs", self.chat_template_kwargs, "messages")
@@ -64,8 +66,8 @@ class DetokenizeRequest(ApiModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "tokens": [5, 6]}]})
 
-    model: str
-    tokens: list[int]
+    model: str | None = None
+    tokens: list[Integer]
 
 
 class DetokenizeResponse(BaseModel):

@@ -68,21 +68,12 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "messages"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-    ({"messages": [USER, {"role": "user", "content": []}]}, "messages.1.content"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
-    ({"messages": [{**USER, "colour": "red"}]}, "messages.0.colour"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0.type"),
-    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages"),
     ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages"),
-    ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
-    ({"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages.1.tool_call_id"),
-    ({"messages": [called(arguments={"x": 1})]}, "messages.0.tool_calls.0.function.arguments"),
-    ({"messages": [called(arguments="[1]")]}, "messages.0.tool_calls.0.function.arguments"),
-    ({"messages": [called(arguments='{"x": NaN}')]}, "messages.0.tool_calls.0.function.arguments"),
-    ({"messages": [called(arguments="[" * 50_000)]}, "messages.0.tool_calls.0.function.arguments"),
-    ({"messages": [called(name="a b")]}, "messages.0.tool_calls.0.function.name"),
+    ({"messages": [{"role": "assistant", "audio": {"id": "x"}}]}, "messages.0"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls.0.function"),
+    ({"messages": [called(arguments=["x"])]}, "messages.0.tool_calls.0.function.arguments"),
     ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]}, "messages.0.tool_calls.0.type"),
     ({"temperature": "0.5"}, "temperature"),
     ({"temperature": -0.1}, "temperature"),
@@ -95,11 +86,18 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"n": 10**30}, "n"),
     ({"seed": 2**70}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -2}, "max_tokens"),
+    ({"max_tokens": 8.5}, "max_tokens"),
+    ({"n_predict": 0}, "n_predict"),
+    ({"top_k": -2}, "top_k"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    ({"messages": [{"role": "assistant"}], "continue_final_message": True}, "continue_final_message"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"stop": 5}, "stop"),
     ({"stop": ["a", 5]}, "stop"),
-    ({"stop": [""]}, "stop"),
     ({"stop": ["x"] * 17}, "stop"),
     ({"logit_bias": {"hello": 1}}, "logit_bias"),
     ({"logit_bias": {"5": 101}}, "logit_bias"),
@@ -110,9 +108,7 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": 3}, "logprobs"),
     ({"stream": "yes"}, "stream"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_draft": 1}}, "stream_options.include_draft"),
-    ({"stream": True, "stream_options": {"include_drafts": True}}, "stream_options.include_drafts"),
     ({"block_length": 0}, "block_length"),
     ({"prediction": {"type": "other", "content": "x"}}, "prediction.type"),
     ({"prediction": {"type": "content", "content": "x" * 600}}, "prediction"),
@@ -120,17 +116,19 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"prediction": {"type": "content", "content": [IMAGE]}}, "prediction.content"),
     ({"tools": 5}, "tools"),
     ({"tools": [5]}, "tools.0"),
-    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "tools.0.function"),
     ({"tools": [tool(), tool("g"), tool()]}, "tools"),
     ({"tools": [tool("a b")]}, "tools.0.function.name"),
     ({"tools": [tool("f" * 65)]}, "tools.0.function.name"),
     ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters"),
     ({"tools": [tool(parameters=[])]}, "tools.0.function.parameters"),
-    ({"tools": [tool(colour="red")]}, "tools.0.function.colour"),
     ({"tools": [tool(str(i)) for i in range(129)]}, "tools"),
     ({"tools": [tool(description="x" * 131_072)]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "required", "tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tool_choice"),
+    ({"functions": [{}]}, "functions.0.name"),
+    ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
+    ({"functions": [{"name": "f"}], "function_call": "always"}, "function_call"),
     ({"tool_choice": "always", "tools": [tool()]}, "tool_choice"),
     ({"tool_choice": {"type": "custom"}, "tools": [tool()]}, "tool_choice"),
     ({"tool_choice": choice("g"), "tools": [tool()]}, "tool_choice"),
@@ -139,24 +137,15 @@ CHAT_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"tool_choice": allowed("maybe", "f"), "tools": [tool()]}, "tool_choice.allowed_tools.mode"),
     ({"tool_choice": allowed("auto", "g"), "tools": [tool()]}, "tool_choice"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
-    ({"functions": [{"name": "f"}]}, "functions"),
-    ({"function_call": {"name": "f"}}, "function_call"),
     ({"response_format": {"type": "xml"}}, "response_format"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}}, "response_format.json_schema.name"),
     ({"structured_outputs": {"json": 3}}, "structured_outputs.json"),
     ({"guided_json": 3}, "guided_json"),
     ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
     ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
-    ({"store": True}, "store"),
-    ({"metadata": [1]}, "metadata"),
-    ({"service_tier": "flex"}, "service_tier"),
     ({"reasoning_effort": "utmost"}, "reasoning_effort"),
     ({"guided_json": "{}}"}, "guided_json"),
-    ({"body": 1}, "body"),
     ({"model": 5}, "model"),
-    ({"model": None}, "model"),
 ]
 
 COMPLETION_FIELDS: list[tuple[dict[str, object], str]] = [
@@ -178,11 +167,8 @@ COMPLETION_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"suffix": 5}, "suffix"),
     ({"suffix": "end", "echo": True, "logprobs": 1}, "suffix"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": -1, "echo": True}, "max_tokens"),
     ({"logprobs": True}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
-    ({"messages": [USER]}, "messages"),
-    ({"tools": []}, "tools"),
 ]
 
 
@@ -204,10 +190,6 @@ def test_a_bad_completion_field_is_named(server: RunningServer, fields: dict[str
 
 RESPONSE_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input.0.arguments"),
-    ({"text": {"verbosity": "low"}}, "text.verbosity"),
-    ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
-    ({"text": {"format": {"type": "json_schema", "name": "a b"}}}, "text.format.name"),
-    ({"text": {"format": {"type": "json_schema", "name": "x", "json_schema": {}}}}, "text.format.json_schema"),
 ]
 
 
@@ -283,7 +265,9 @@ def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
         assert assert_error(response, 404, "model")["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize("fields", [{"model": "x" * 50_000}, {"x" * 50_000: 1}, {"logit_bias": {"x" * 50_000: 1}}])
+@pytest.mark.parametrize(
+    "fields", [{"model": "x" * 50_000}, {"stop": {"x" * 50_000: 1}}, {"logit_bias": {"x" * 50_000: 1}}]
+)
 def test_an_error_quotes_only_the_beginning_of_long_values(server: RunningServer, fields: dict[str, object]) -> None:
     with server.http() as http:
         response = http.post(CHAT, json={"model": MODEL_NAME, "messages": [USER], **fields})
@@ -301,7 +285,7 @@ def test_the_name_of_a_field_given_twice_is_shortened_too(server: RunningServer)
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({"prompt": "x" * 600}, "prompt"), ({"prompt": "x" * 9000}, "prompt"), ({"max_tokens": 510}, "max_tokens")],
+    [({"prompt": "x" * 512}, "prompt"), ({"prompt": "x" * 600}, "prompt"), ({"prompt": "x" * 9000}, "prompt")],
 )
 def test_what_exceeds_the_context_is_refused_before_the_engine_sees_it(
     server: RunningServer, fields: dict[str, object], param: str

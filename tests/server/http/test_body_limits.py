@@ -60,12 +60,12 @@ HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
     "many results": (
         CHAT,
         {"messages": [{"role": "tool", "content": "", "tool_call_id": "x"}] * 4000},
-        "messages.0.tool_call_id",
+        "messages",
     ),
     "calls nested in text": (
         CHAT,
         {"messages": [called("[" * 4_000_000)]},
-        "messages.0.tool_calls.0.function.arguments",
+        "messages",
     ),
     "deep": (CHAT, {"messages": [USER], "metadata": nested(10)}, "metadata"),
     "prompts": (COMPLETIONS, {"prompt": ["x"] * 1_000_000}, "prompt"),
@@ -84,8 +84,8 @@ HOSTILE: dict[str, tuple[str, dict[str, object], str | None]] = {
         {"messages": [USER], "prediction": {"type": "content", "content": "x " * 3_500_000}},
         "prediction",
     ),
-    "huge max_tokens": (CHAT, {"messages": [USER], "max_tokens": 10**18}, "max_tokens"),
-    "huge max_output_tokens": (RESPONSES, {"input": "x", "max_output_tokens": 10**18}, "max_output_tokens"),
+    "low max_tokens": (CHAT, {"messages": [USER], "max_tokens": -(10**18)}, "max_tokens"),
+    "low max_output_tokens": (RESPONSES, {"input": "x", "max_output_tokens": -(10**18)}, "max_output_tokens"),
     "huge top_logprobs": (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": 10**18}, "top_logprobs"),
     "huge numbers": (CHAT, {"messages": [USER], "seed": 10**4000}, "seed"),
     "huge block_length": (CHAT, {"messages": [USER], "block_length": 10**18}, "block_length"),
@@ -155,7 +155,7 @@ def test_limits_are_settings() -> None:
         assert answer_of(server, {"messages": [USER], "stop": "zzz"}) == ANSWER
 
 
-@pytest.mark.parametrize("num_chars", [511, 600, 100_000])
+@pytest.mark.parametrize("num_chars", [512, 600, 100_000])
 @pytest.mark.parametrize(
     ("path", "field", "wrap"),
     [
@@ -168,13 +168,12 @@ def test_limits_are_settings() -> None:
 def test_a_prompt_beyond_the_context_is_named_as_such_on_every_endpoint(
     server: RunningServer, path: str, field: str, wrap: Callable[[str], object], num_chars: int
 ) -> None:
-    limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
-    body = {"model": MODEL_NAME, field: wrap("x" * num_chars), "stream": num_chars == 600, limit: 9}
+    body = {"model": MODEL_NAME, field: wrap("x" * num_chars), "stream": num_chars == 600}
     response = server.shared_http.post(path, json=body)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["code"] == "context_length_exceeded"
-    assert error["param"] in (field, limit)
+    assert error["param"] == field
 
 
 @pytest.mark.parametrize(
@@ -186,6 +185,7 @@ def test_empty_lists_that_ask_for_nothing_are_served(server: RunningServer, fiel
     assert answer_of(server, {"messages": [USER], **fields}) == ANSWER
 
 
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 HUGE = 10**4300 - 1  # as long as the parser takes
 NUMBERS: list[tuple[str, dict[str, object]]] = [
     *((CHAT, {"messages": [USER], name: HUGE}) for name in sorted(BOUNDS.keys() - {"logprobs", "prompt_logprobs"})),
@@ -215,5 +215,6 @@ def test_a_number_of_thousands_of_digits_is_out_of_range(
     """Python refuses to convert such integers to floats, with an error of its own."""
     body = json.dumps({"model": MODEL_NAME, **fields}).replace(str(HUGE), sign + str(HUGE))
     response = server.shared_http.post(path, content=body, headers=JSON)
-    assert response.status_code == 400, response.text
+    is_limit = not sign and not fields.keys().isdisjoint(LIMITS)  # cut to the room there is
+    assert response.status_code == (200 if is_limit else 400), response.text
     assert len(response.content) < 2000

@@ -133,7 +133,7 @@ def test_browsers_may_call_from_the_origins_given_only() -> None:
         allowed = http.get("/v1/models", headers={"origin": "https://page.example"})
         other = http.get("/v1/models", headers={"origin": "https://other.example"})
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
-    assert allowed.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After"
+    assert allowed.headers["access-control-expose-headers"] == "X-Request-Id, X-Ignored-Fields, Retry-After"
     assert "access-control-allow-origin" not in other.headers
 
 

@@ -305,7 +305,7 @@ def test_of_tools_and_a_form_the_one_that_cannot_be_enforced_is_named(silent: Ru
     odd = {"type": "object", "propertyNames": {"minLength": 2}}
     fine: dict[str, object] = {"type": "object"}
     function = {"name": "f", "strict": True, "parameters": odd if bad == "tools" else fine}
-    schema = {"name": "x", "schema": odd if bad == "response_format" else fine}
+    schema = {"name": "x", "strict": True, "schema": odd if bad == "response_format" else fine}
     body = {
         "model": MODEL_NAME,
         "messages": HELLO,

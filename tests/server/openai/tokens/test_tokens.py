@@ -151,7 +151,6 @@ def test_streamed_token_ids_are_those_of_the_whole_answer(server: RunningServer,
         (RENDER, {"messages": HI, "chat_template_kwargs": {"mood": "x" * 20_000}}, "chat_template_kwargs"),
         (CHAT, {"messages": HI, "chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs"),
         (CHAT, {"messages": HI, "chat_template_kwargs": [1]}, "chat_template_kwargs"),
-        (COMPLETIONS, {"prompt": "Hi", "chat_template_kwargs": {}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_wrong_is_named(server: RunningServer, path: str, fields: dict[str, object], param: str) -> None:
