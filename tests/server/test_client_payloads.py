@@ -90,6 +90,7 @@ def functions_in(prompt: str) -> list[Any]:
 def functions_of(body: dict[str, Any]) -> dict[str, Any]:
     """What the model is to be told of each function of the request, by name."""
     functions = [tool.get("function", tool) for tool in body.get("tools") or () if tool["type"] == "function"]
+    functions += body.get("functions") or ()
     told = ("name", "description", "parameters")
     return {f["name"]: {key: f[key] for key in told if f.get(key) is not None} for f in functions}
 

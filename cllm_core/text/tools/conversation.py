@@ -80,6 +80,15 @@ def _arguments(call: FunctionCall) -> object:
         return call.arguments
 
 
+def _arguments_text(call: FunctionCall) -> str:
+    """The text as it came, or JSON of what can be read of one that was cut: half a call would teach a bad form."""
+    try:
+        parse_arguments(call.arguments)
+    except ValueError:
+        return to_json(_arguments(call))
+    return call.arguments
+
+
 def write_calls(turns: Sequence[Turn], tool_format: ToolFormat) -> list[Turn]:
     """The conversation with calls as text of the assistant."""
     return [_with_written_calls(turn, tool_format) for turn in turns]
@@ -179,7 +188,8 @@ def shorten_ids(turns: Sequence[Turn]) -> list[Turn]:
 def _with_written_calls(turn: Turn, tool_format: ToolFormat) -> Turn:
     if not turn.calls:
         return turn
-    written = _with_text_behind(turn, tool_format.write([made.call for made in turn.calls]), separator="\n")
+    calls = [FunctionCall(made.call.name, _arguments_text(made.call)) for made in turn.calls]
+    written = _with_text_behind(turn, tool_format.write(calls), separator="\n")
     return msgspec.structs.replace(written, calls=())
 
 

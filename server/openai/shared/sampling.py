@@ -45,7 +45,6 @@ SAMPLER_FIELDS: Mapping[str, Neutral] = {
     "typical_p": only(1, 1.0),
     "tfs_z": only(1, 1.0),
     "top_a": only(0, 0.0),
-    "repeat_penalty": only(1, 1.0),
     "repeat_last_n": only(),
     "dynatemp_range": only(0, 0.0),
     "dynatemp_exponent": only(),
@@ -122,7 +121,11 @@ def _is_token_id(key: object) -> bool:
 
 
 class GenerationRequest(ApiModel):
-    """Fields that completions and chat completions share; the last group are extensions of open servers."""
+    """Fields that completions and chat completions share; the last group are extensions of open servers.
+
+    Attributes:
+        n_predict, repeat_penalty: as llama-server calls max_tokens and repetition_penalty.
+    """
 
     without_effect: ClassVar[Mapping[str, Neutral]] = {**REQUEST_LABELS, **SERVICE_FIELDS, **SAMPLER_FIELDS}
 
@@ -143,6 +146,7 @@ class GenerationRequest(ApiModel):
     top_k: TopK | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    repeat_penalty: float | None = None
     min_tokens: Integer | None = None
     n_predict: TokenLimit | None = None
     ignore_eos: bool | None = None
@@ -216,7 +220,7 @@ class GenerationRequest(ApiModel):
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
             "logit_bias": None if self.logit_bias is None else {int(key): v for key, v in self.logit_bias.items()},
             "seed": self.seed,
             "max_tokens": max_tokens,

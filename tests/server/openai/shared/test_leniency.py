@@ -180,7 +180,7 @@ CONVERSATIONS: list[tuple[list[dict[str, object]], str]] = [
      "<user>Hi\n<assistant><tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>\n"
      "<user><tool_response>\n5\n</tool_response>\n"),
     ([USER, {**ASSISTANT, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": '{"a": "cu'}}]}],
-     "<user>Hi\n<assistant><tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"cu}\n</tool_call>\n"),
+     "<user>Hi\n<assistant><tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"cu\"}}\n</tool_call>\n"),
     ([USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}],
      "<user>Hi\n<assistant><tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n"),
 ]  # fmt: skip
