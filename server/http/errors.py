@@ -3,9 +3,13 @@
 RequestError (cllm_core.errors)
 |-- ModelNotFound           the named model is not served here
 |-- InvalidApiKey           no key, or a wrong one
+|-- ResponseNotFound        the named response is not stored for this key
+|-- PreviousResponseNotFound    nor is one that a request continues
+|-- ItemNotFound            nor is one of the items that it refers to
 |-- BodyTooLarge            the request body is over the limit
 |-- UnsupportedMediaType    the request body is not declared as JSON
 CllmError
+|-- StoreUnavailable        stored responses cannot be read or written
 `-- ClientDisconnected      the client left before its request or its answer was complete
 """
 
@@ -51,6 +55,22 @@ class InvalidApiKey(RequestError):
     """No API key, or a wrong one."""
 
 
+class ResponseNotFound(RequestError):
+    """The named response is not stored for this key."""
+
+
+class PreviousResponseNotFound(RequestError):
+    """A response that the request continues is not stored for this key."""
+
+
+class ItemNotFound(RequestError):
+    """An item that the request refers to is not stored for this key."""
+
+
+class StoreUnavailable(CllmError):
+    """Stored responses cannot be read or written."""
+
+
 class BodyTooLarge(RequestError):
     """The request body is over the limit."""
 
@@ -81,6 +101,10 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     PromptTooLong: HttpError(400, "invalid_request_error", "context_length_exceeded"),
     InvalidApiKey: HttpError(401, "authentication_error", "invalid_api_key"),
     ModelNotFound: HttpError(404, "invalid_request_error", "model_not_found"),
+    ResponseNotFound: HttpError(404, "invalid_request_error", "not_found"),
+    PreviousResponseNotFound: HttpError(400, "invalid_request_error", "previous_response_not_found"),
+    ItemNotFound: HttpError(400, "invalid_request_error", "item_not_found"),
+    StoreUnavailable: HttpError(503, "server_error", "store_unavailable"),
     BodyTooLarge: HttpError(413, "invalid_request_error", "request_too_large"),
     UnsupportedMediaType: HttpError(415, "invalid_request_error", "unsupported_media_type"),
     EngineBusy: HttpError(429, "rate_limit_error", "engine_busy"),
