@@ -59,7 +59,7 @@ _EXAMPLES: list[JsonValue] = [
 ]
 
 
-class ChatCompletionRequest(StructuredRequest):
+class ChatCompletionRequest(GenerationRequest, StructuredRequest):
     """Body of a chat completion request."""
 
     model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, model_v
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from server.openai.shared.api_model import EXAMPLE_MODEL, Count, NumLogprobs
-from server.openai.shared.sampling import capped, token_limit
+from server.openai.shared.sampling import GenerationRequest, capped, token_limit
 from server.openai.shared.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
@@ -30,7 +30,7 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(type(part) is kind for part in value)
 
 
-class CompletionRequest(StructuredRequest):
+class CompletionRequest(GenerationRequest, StructuredRequest):
     """Body of a completion request."""
 
     model_config = ConfigDict(

@@ -120,11 +120,11 @@ def _is_token_id(key: object) -> bool:
     return isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= _MAX_TOKEN_ID_DIGITS
 
 
-class GenerationRequest(ApiModel):
-    """Fields that completions and chat completions share; the last group are extensions of open servers.
+class SamplingRequest(ApiModel):
+    """Fields of sampling, which all endpoints that generate share; the last group are extensions of open servers.
 
     Attributes:
-        n_predict, repeat_penalty: as llama-server calls max_tokens and repetition_penalty.
+        repeat_penalty: as llama-server calls repetition_penalty.
     """
 
     without_effect: ClassVar[Mapping[str, Neutral]] = {**REQUEST_LABELS, **SERVICE_FIELDS, **SAMPLER_FIELDS}
@@ -132,13 +132,11 @@ class GenerationRequest(ApiModel):
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: Count | None = None
     seed: Integer | None = None
     stop: Annotated[
         str | list[str] | None, BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)
     ] = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_check_logit_bias)] = None
@@ -148,12 +146,56 @@ class GenerationRequest(ApiModel):
     repetition_penalty: float | None = None
     repeat_penalty: float | None = None
     min_tokens: Integer | None = None
-    n_predict: TokenLimit | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Integer] | None = None
-    prompt_logprobs: NumLogprobs | None = None
     block_length: Integer | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+    def sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
+        """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
+
+        Args:
+            max_tokens: output limit in tokens, None for the end of the context.
+            logprobs: alternatives to report per token, None for no log-probabilities.
+            prompt_logprobs: the same for the tokens of the prompt.
+        """
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k == _OFF else self.top_k,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
+            "logit_bias": None if self.logit_bias is None else {int(key): v for key, v in self.logit_bias.items()},
+            "seed": self.seed,
+            "max_tokens": max_tokens,
+            "min_tokens": self.min_tokens,
+            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
+            "ignore_eos": self.ignore_eos,
+            "stop": None if stop is None else tuple(stop),
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+            "block_length": self.block_length,
+        }
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+class GenerationRequest(SamplingRequest):
+    """Fields that completions and chat completions share beside those of sampling.
+
+    Attributes:
+        n_predict: as llama-server calls max_tokens.
+    """
+
+    n: Count | None = None
+    stream_options: StreamOptions | None = None
+
+    n_predict: TokenLimit | None = None
+    prompt_logprobs: NumLogprobs | None = None
     include_decoding_stats: bool | None = None
     return_token_ids: bool | None = None
 
@@ -201,35 +243,3 @@ class GenerationRequest(ApiModel):
     def wants_decoding_stats(self) -> bool:
         """Whether usage shall tell how the call was decoded."""
         return bool(self.options_of_stream.include_decoding_stats) or bool(self.include_decoding_stats)
-
-    def sampling_params(
-        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
-    ) -> SamplingParams:
-        """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
-
-        Args:
-            max_tokens: output limit in tokens, None for the end of the context.
-            logprobs: alternatives to report per token, None for no log-probabilities.
-            prompt_logprobs: the same for the tokens of the prompt.
-        """
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k == _OFF else self.top_k,
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty,
-            "logit_bias": None if self.logit_bias is None else {int(key): v for key, v in self.logit_bias.items()},
-            "seed": self.seed,
-            "max_tokens": max_tokens,
-            "min_tokens": self.min_tokens,
-            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
-            "ignore_eos": self.ignore_eos,
-            "stop": None if stop is None else tuple(stop),
-            "logprobs": logprobs,
-            "prompt_logprobs": prompt_logprobs,
-            "block_length": self.block_length,
-        }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

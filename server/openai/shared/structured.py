@@ -18,7 +18,7 @@ from cllm_core.text.grammar import (
 from server.generation.grammar_checker import OutputForm
 from server.http.ignored import ignore_field
 from server.openai.shared.api_model import ApiModel
-from server.openai.shared.sampling import GenerationRequest
+from server.openai.shared.sampling import SamplingRequest
 
 JsonSchema = dict[str, JsonValue]
 
@@ -97,7 +97,7 @@ class StructuredOutputs(ApiModel):
     json_object: bool | None = None
 
 
-class StructuredRequest(GenerationRequest):
+class StructuredRequest(SamplingRequest):
     """A request that may demand a form of its output; the last group are extensions of open servers.
 
     Attributes:
@@ -133,8 +133,13 @@ class StructuredRequest(GenerationRequest):
             )
         return forms[0] if forms else None
 
+    @property
+    def wanted_format(self) -> ResponseFormat | None:
+        """The form in OpenAI's words, None where none is demanded in them."""
+        return self.response_format
+
     def _response_forms(self) -> Iterator[OutputForm]:
-        match self.response_format:
+        match self.wanted_format:
             case JsonObjectFormat(schema_=schema):
                 yield _json_form(self.format_field, schema, is_strict=False)
             case JsonSchemaFormat(named=named):
