@@ -9,14 +9,19 @@ import dataclasses
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from cllm_core.models.checkpoint import is_multimodal
 from tests.checkpoints import ENDOFTEXT_ID, IM_END_ID, IM_START_ID, VOCAB_SIZE
 
 MAX_POSITIONS = 512
 WINDOW = 24
+FIRST_MEDIA_ID = 340
+"""From here on tokens may stand for images and sounds."""
+
 _WEIGHT_STD = 0.2
+_MAX_PARAMETERS = 30_000_000
 
 
 def _each(*names: str, size: Any) -> dict[str, Any]:
@@ -108,6 +113,31 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+# Of the towers beside the text model of a multimodal one.
+_TOWER_SIZES: dict[str, Any] = {
+    **_each("hidden_size", "embed_dim", "d_model", "dim", "intermediate_size", "encoder_ffn_dim", size=32),
+    **_each("num_hidden_layers", "depth", "num_layers", "encoder_layers", "num_attention_heads", "num_heads", size=2),
+    **_each("encoder_attention_heads", size=2),
+    "vocab_size": 64,
+    "image_size": 28,
+    "patch_size": 14,
+    "out_hidden_size": 64,
+    "max_position_embeddings": 64,
+}
+
+_SECTIONED_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+
+# Settings of the text model inside of a multimodal one.
+_OWN_TEXT_SIZES: dict[str, dict[str, Any]] = {
+    **_each("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", size={"rope_parameters": _SECTIONED_ROPE}),
+    **_each("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", size={"rope_parameters": _SECTIONED_ROPE}),
+    **_each("paddleocr_vl", size={"rope_parameters": _SECTIONED_ROPE}),
+    **_each("glm4v", "glm4v_moe", "glm46v", size={"rope_parameters": _SECTIONED_ROPE | {"partial_rotary_factor": 1.0}}),
+    **_each("glm_ocr", "glmga", size={"rope_parameters": _SECTIONED_ROPE | {"partial_rotary_factor": 1.0}}),
+    "step3p7": {"sliding_window": WINDOW},
+}
+
+
 def tiny_config(model_type: str, **settings: Any) -> PreTrainedConfig:
     """The architecture's default configuration with small sizes.
 
@@ -116,23 +146,61 @@ def tiny_config(model_type: str, **settings: Any) -> PreTrainedConfig:
         settings: that differ from these.
     """
     config_class = CONFIG_MAPPING[model_type]
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
-    chosen = {
-        name: size
-        for name, size in _SIZES.items()
-        if name in defaults and not (name in _OPTIONAL and defaults[name] is None)
-    }
+    own = {**_OWN_SIZES.get(model_type, {}), **settings}
+    parts = {} if own.keys() & config_class.sub_configs else _tiny_parts(model_type, config_class)
+    config: PreTrainedConfig = config_class(**{**_tiny_sizes(config_class), **parts, **own})
+    return config
+
+
+def _tiny_sizes(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Those of `_SIZES` that this class has."""
+    defaults = _defaults(config_class)
+    chosen = {name: size for name, size in _SIZES.items() if not _is_left(name, defaults)}
     if "qk_rope_head_dim" in chosen:  # the size of a head follows from those of its parts
         chosen.pop("head_dim", None)
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
-    config: PreTrainedConfig = config_class(**{**chosen, **_OWN_SIZES.get(model_type, {}), **settings})
-    return config
+    return chosen
+
+
+def _tiny_parts(model_type: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Configurations of a multimodal model's parts, and ids below the vocabulary's size for images and sounds."""
+    if not config_class.sub_configs:
+        return {}
+    whole = config_class()
+    text = whole.get_text_config(decoder=True)
+    if text is whole:
+        return {}
+    parts: dict[str, Any] = {}
+    for name in config_class.sub_configs:
+        part = getattr(whole, name, None)
+        if part is text:
+            sizes = _tiny_sizes(type(text)) | _OWN_SIZES.get(text.model_type, {}) | _OWN_TEXT_SIZES.get(model_type, {})
+            parts[name] = {"model_type": text.model_type, **sizes}
+        elif part is not None:
+            defaults = _defaults(type(part))
+            parts[name] = {key: size for key, size in _TOWER_SIZES.items() if key in defaults}
+            parts[name]["model_type"] = part.model_type
+    ids = [name for name in _defaults(config_class) if name.endswith(("_token_id", "_token_index"))]
+    return parts | {name: FIRST_MEDIA_ID + index for index, name in enumerate(ids)}
+
+
+def _defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(config_class)}
+
+
+def _is_left(name: str, defaults: dict[str, Any]) -> bool:
+    return name not in defaults or (name in _OPTIONAL and defaults[name] is None)
 
 
 def build_tiny(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """A random model in float32, in eval mode; the same seed gives the same weights."""
+    auto_class: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        num_parameters = sum(weight.numel() for weight in auto_class.from_config(config).parameters())
+    if num_parameters > _MAX_PARAMETERS:
+        raise ValueError(f"not tiny: {num_parameters / 1e6:.0f} million parameters")
     torch.manual_seed(seed)  # of what an architecture draws itself: buffers
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from cllm_core.info import ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.attention import PagedAttention
+from cllm_core.models.forward import TransformersForward
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 
@@ -153,26 +154,3 @@ class PagedModel:
         assert self._cache is not None
         step = self._attention.begin(self._cache, rows)
         return self._forward_pass(input_ids, positions, sampled, step).float()
-
-
-class TransformersForward:
-    """ForwardPass by calling the model as transformers does.
-
-    Args:
-        model: loaded with attn_implementation="cllm_paged".
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-
-    def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
-        """See ForwardPass."""
-        out = self._model(
-            input_ids=input_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=sampled,
-            paged=step,
-        )
-        logits: Tensor = out.logits
-        return logits[0]

@@ -2,25 +2,27 @@
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PAGED_ATTENTION
-from cllm_core.models.checkpoint import Checkpoint
+from cllm_core.models.checkpoint import Checkpoint, is_multimodal
 
 _CAUSAL_LM = "AutoModelForCausalLM"
 _CACHED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def check_architecture(checkpoint: Checkpoint, config: PreTrainedConfig, *, attention: str) -> None:
-    """Raise ModelLoadError unless this is a decoder-only text model whose only state is keys and values.
+    """Raise ModelLoadError unless this is a decoder-only model whose only state is keys and values.
 
-    What an attention layer does beyond that (sinks, soft-capping) shows when it is called, and is refused there.
+    Of a multimodal model the text part can be served, but neither trained nor exported. What attention layers do beyond
+    that shows when they are called, and is refused there.
     """
     where = f"{checkpoint.path}: {_architecture_of(config)}"
-    if config.is_encoder_decoder:
+    text_config = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or text_config.is_encoder_decoder:
         raise ModelLoadError(f"{where} is an encoder-decoder; only decoder-only models can be served")
-    if config.get_text_config(decoder=True) is not config:
+    if is_multimodal(config) and attention != PAGED_ATTENTION:
         raise ModelLoadError(f"{where} is not a text-only model; name its text model where there is one")
     model_class = _model_class(checkpoint, config)
     if model_class is None:
@@ -28,7 +30,7 @@ def check_architecture(checkpoint: Checkpoint, config: PreTrainedConfig, *, atte
     declared: list[str] = config.architectures or []
     if declared and model_class.__name__ not in declared:
         raise ModelLoadError(f"{where} is not a causal language model; this type's is {model_class.__name__}")
-    uncached = sorted(set(getattr(config, "layer_types", None) or ()) - _CACHED_LAYER_TYPES)
+    uncached = sorted(set(getattr(text_config, "layer_types", None) or ()) - _CACHED_LAYER_TYPES)
     if model_class._is_stateful or uncached:
         raise ModelLoadError(
             f"{where} keeps other state than keys and values ({', '.join(uncached) or 'recurrent layers'}), "
@@ -44,15 +46,16 @@ def _architecture_of(config: PreTrainedConfig) -> str:
 
 
 def _model_class(checkpoint: Checkpoint, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that AutoModelForCausalLM will build, None where it knows none."""
+    """The class that transformers will build (`read_weights`), None where it knows none."""
     code: str | None = (getattr(config, "auto_map", None) or {}).get(_CAUSAL_LM)
     if code is not None and checkpoint.trust_remote_code:
         remote: type[PreTrainedModel] | None = get_class_from_dynamic_module(
             code, str(checkpoint.folder), local_files_only=True
         )
         return remote
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    mapping = MODEL_FOR_MULTIMODAL_LM_MAPPING if is_multimodal(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
         return None
-    known = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    known = mapping[type(config)]
     chosen: type[PreTrainedModel] | None = known[0] if isinstance(known, tuple) else known
     return chosen

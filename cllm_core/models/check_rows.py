@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cllm_core.models.forward import TransformersForward
 from cllm_core.models.paged import KVCache, PagedStep, RowSpan
 from cllm_core.models.probe import probe_layers
 from cllm_core.models.ropes import original_context
@@ -23,6 +24,7 @@ Forward = Callable[[Tensor, Tensor, Sequence[RowSpan], Tensor], Tensor]
 
 _NUM_SEQUENCES = 3
 _NUM_SCORED = 64  # tokens of a text whose predictions are compared, about: half of them its first
+_LEFT_OUT = 4  # one of so many is left out, so that a model that heeds no selection of tokens is found
 _MAX_FAR_POSITION = 16_384  # beyond, a row that sees so much would cost more than all else
 _SEED = 20
 
@@ -52,9 +54,9 @@ class CheckTexts:
         generator = torch.Generator().manual_seed(_SEED)
         token_ids = usable_ids[torch.randint(len(usable_ids), (2, num_tokens), generator=generator)]
         first = torch.arange(min(num_tokens, _NUM_SCORED // 2))
-        spread = torch.linspace(0, num_tokens - 1, _NUM_SCORED // 2).long()
+        spread = torch.linspace(0, num_tokens - 1, max(2, min(num_tokens - len(first), _NUM_SCORED // 2))).long()
         of_each_row = torch.tensor([row.start for rows in _steps(num_tokens) for row in rows])
-        scored = torch.cat((first, spread, of_each_row)).unique()
+        scored = torch.cat((first[first % _LEFT_OUT != 1], spread, of_each_row)).unique()
         far = original_context(config)
         is_far_cheap = far is not None and far <= _MAX_FAR_POSITION
         return cls(token_ids.to(model.device), scored.to(model.device), far if is_far_cheap else None)
@@ -117,18 +119,10 @@ def plain_forward(model: PreTrainedModel, texts: CheckTexts, *, block_size: int,
         device=model.device,
     )
 
-    def forward(token_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
-        out = model(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=sampled,
-            paged=PagedStep(cache, rows, model.device),
-        )
-        logits: Tensor = out.logits
-        return logits[0]
-
-    return forward
+    call = TransformersForward(model)
+    return lambda token_ids, positions, rows, sampled: call(
+        token_ids, positions, sampled, PagedStep(cache, rows, model.device)
+    )
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
@@ -74,12 +75,18 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     return config
 
 
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether the model takes more than text: its config holds that of a text model among others."""
+    return config.get_text_config(decoder=True) is not config
+
+
 def stored_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype | None:
     """Precision of the stored weights: what the config says, else what the weights are; None where quantised."""
     if checkpoint.gguf_file is not None:
         return None
-    if isinstance(config.dtype, torch.dtype):
-        return config.dtype
+    for part in (config, config.get_text_config(decoder=True)):
+        if isinstance(part.dtype, torch.dtype):
+            return part.dtype
     for path in sorted(checkpoint.folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
@@ -110,8 +117,9 @@ def read_weights(
     options = checkpoint.options
     if checkpoint.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
+    auto_class: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     with _translated(checkpoint.path, "the weights"), quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(  # the stub does not know output_loading_info
+        loaded: Any = auto_class.from_pretrained(  # the stub does not know output_loading_info
             checkpoint.folder,
             config=config,
             dtype=dtype,

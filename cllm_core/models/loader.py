@@ -16,6 +16,7 @@ from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.checkpoint import (
     Checkpoint,
     has_tokenizer,
+    is_multimodal,
     read_config,
     read_tokenizer,
     read_weights,
@@ -29,6 +30,7 @@ from cllm_core.models.ropes import fix_ropes, longest_context
 from cllm_core.models.sampling_defaults import read_sampling_defaults
 from cllm_core.models.self_check import require_equal
 from cllm_core.models.source import ModelSource, resolve_source
+from cllm_core.models.text_part import leave_out_other_parts
 from cllm_core.models.tokenizer import build_bundle
 from cllm_core.request import SamplingDefaults
 
@@ -156,6 +158,8 @@ def read_model(
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.requires_grad_(False)
     model.eval()
+    if is_multimodal(model_config):
+        leave_out_other_parts(model)
     return model
 
 

@@ -45,7 +45,7 @@ def probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
     if unknown:
         raise ModelLoadError(f"{name} has layers of type {', '.join(sorted(unknown))}: not supported")
     probe = LayerProbe()
-    _run_one_token(model, probe)
+    run_one_token(model, probe)
     num_layers = text_config.num_hidden_layers
     if sorted(probe.layers) != list(range(num_layers)):
         raise ModelLoadError(
@@ -55,7 +55,12 @@ def probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
     return [probe.layers[index] for index in range(num_layers)]
 
 
-def _run_one_token(model: PreTrainedModel, probe: LayerProbe) -> None:
+def run_one_token(model: PreTrainedModel, probe: LayerProbe) -> None:
+    """Let the probe see one token's way through the model.
+
+    Raises:
+        ModelLoadError: attention is of a kind that the paged cache does not know, or the model does not run at all.
+    """
     AttentionInterface.register(_PROBE_ATTENTION, _probe_attention)
     AttentionMaskInterface.register(_PROBE_ATTENTION, _probe_mask)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)

@@ -89,8 +89,7 @@ def compare_with_transformers(model: PreTrainedModel, texts: CheckTexts) -> tupl
     dtype, limit = (torch.float32, MAX_ERROR) if is_exact else (model.dtype, MAX_QUANTISED_ERROR)
     with float32_arithmetic(model) if is_exact else nullcontext():
         expected = reference_logprobs(model, texts)
-        forward = plain_forward(model, texts, block_size=_BLOCK_SIZE, dtype=dtype)
-        found = list(run_rows(forward, texts, block_size=_BLOCK_SIZE))
+        found = _run_plain(model, texts, dtype)
     return largest_difference(found, expected, texts, limit=limit), expected
 
 
@@ -104,6 +103,8 @@ def reference_logprobs(model: PreTrainedModel, texts: CheckTexts) -> Tensor:
     try:
         with attention_switched(model, _REFERENCE):
             logits = model(input_ids=texts.token_ids, use_cache=False, logits_to_keep=texts.scored).logits
+            if logits.shape[1] == texts.num_tokens:  # the class computes all of them, whatever is asked for
+                logits = logits[:, texts.scored]
     except Exception as error:  # of the model's own code
         detail = " ".join(str(error).split())
         raise ModelLoadError(
@@ -111,6 +112,17 @@ def reference_logprobs(model: PreTrainedModel, texts: CheckTexts) -> Tensor:
             "--skip-self-check serves it unchecked"
         ) from error
     return log_probabilities(logits)
+
+
+def _run_plain(model: PreTrainedModel, texts: CheckTexts, dtype: torch.dtype) -> list[tuple[CheckRow, Tensor]]:
+    forward = plain_forward(model, texts, block_size=_BLOCK_SIZE, dtype=dtype)
+    try:
+        return list(run_rows(forward, texts, block_size=_BLOCK_SIZE))
+    except ModelLoadError:
+        raise
+    except Exception as error:  # of the model's own code
+        detail = " ".join(str(error).split())
+        raise ModelLoadError(f"{type(model).__name__} does not run on the paged cache: {detail}") from error
 
 
 def largest_difference(

@@ -40,25 +40,26 @@ def tiny_model(config: PreTrainedConfig, attention: str = PAGED_ATTENTION) -> Pr
     return model
 
 
-def test_soft_capped_attention_is_refused() -> None:
-    with pytest.raises(ModelLoadError, match="uses softcap in its attention"):
-        plain(tiny_model(Gemma2Config(**TINY)))
-
-
-def test_attention_sinks_are_refused() -> None:
-    with pytest.raises(ModelLoadError, match="uses s_aux in its attention"):
-        plain(tiny_model(GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1)))
-
-
 def test_linear_attention_layers_are_refused_by_their_type() -> None:
     config = Qwen3NextConfig(**TINY, num_experts=2, layer_types=["linear_attention", "full_attention"])
     with pytest.raises(ModelLoadError, match="layers of type linear_attention: not supported"):
         plain(tiny_model(config))
 
 
-def test_layers_that_take_turns_in_their_window_run_like_transformers() -> None:
-    config = Gemma2Config(**TINY, attn_logit_softcapping=None, sliding_window=6)
+@pytest.mark.parametrize(
+    ("config", "features"),
+    [
+        (Gemma2Config(**TINY, attn_logit_softcapping=None, sliding_window=6), ()),
+        (Gemma2Config(**TINY, attn_logit_softcapping=0.5, sliding_window=6), ("logit softcap",)),
+        (GptOssConfig(**TINY, num_local_experts=2, num_experts_per_tok=1, sliding_window=6), ("attention sinks",)),
+    ],
+    ids=["windows alone", "logit softcap", "attention sinks"],
+)
+def test_layers_that_take_turns_in_their_window_run_like_transformers(
+    config: PreTrainedConfig, features: tuple[str, ...]
+) -> None:
     assert config.layer_types == ["sliding_attention", "full_attention"]
+    assert {spec.features for spec in plain(tiny_model(config)).layers} == {features}
     request = make_request("a", range(2, 20), SamplingParams(temperature=0, max_tokens=16, ignore_eos=True))
     reference = tiny_model(config, "eager")
     reference.generation_config.eos_token_id = None

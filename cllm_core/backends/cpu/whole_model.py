@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from cllm_core.backends.cpu.decoder import NativeDecoder
 from cllm_core.backends.cpu.kernels import LANES
 from cllm_core.backends.cpu.step import NativeAttention
-from cllm_core.backends.paged_model import TransformersForward
 from cllm_core.models.attention import PagedAttention
+from cllm_core.models.forward import TransformersForward
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 logger = logging.getLogger(__name__)
