@@ -57,6 +57,9 @@ class SleepingEngine:
         self._running[request.request_id] = request
         self._stats[request.request_id] = DecodingStats(num_prompt_tokens=len(request.prompt_ids))
 
+    def prepare(self, request: NewRequest) -> None:
+        """Nothing takes long."""
+
     def load_adapter(self, name: str, path: str) -> None:
         """Refused."""
         raise InvalidRequest(f"{name}: this engine serves no adapters")

@@ -96,7 +96,7 @@ class ModelRunner:
         self.model = model
         self._device = model.device
         self._max_model_len = max_model_len
-        self._draw = draw
+        self.draw = draw
         self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
 
@@ -185,7 +185,7 @@ class ModelRunner:
         if constrained is not None:
             logits = constrained.mask(logits)
         batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
-        return sample(logits, batch, self._draw)
+        return sample(logits, batch, self.draw)
 
     def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
         """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V]."""

@@ -61,6 +61,14 @@ static draw_scratch scratch_of(float *memory, int64_t vocab_size) {
     return (draw_scratch){scores, scores + padded, scores + 2 * padded, candidates, vocab_size, num_blocks};
 }
 
+/* Whether a comparison holds in some lane. */
+static int any_lane(ivec holds) {
+    int64_t halves[WIDTH / 2], some = 0;
+    memcpy(halves, &holds, sizeof halves);
+    for (int i = 0; i < WIDTH / 2; i++) some |= halves[i];
+    return some != 0;
+}
+
 static int may_choose(float score, int64_t id, floor_of_scores floor) {
     return score > floor.score || (score == floor.score && id < floor.tie_end);
 }
@@ -144,10 +152,14 @@ static int64_t collect(draw_scratch *s, const float *weights, band range, floor_
     int64_t num_found = 0;
     for (int64_t block = 0; block < s->num_blocks; block++) {
         if (s->block_max[block] < range.low) continue;
-        for (int64_t id = block * BLOCK; id < (block + 1) * BLOCK; id++) {
-            float score = s->scores[id];
-            if (score >= range.low && score < range.high && may_choose(score, id, floor))
-                s->candidates[num_found++] = (candidate){score, weights ? weights[id] : 1.0f};
+        for (int64_t first = block * BLOCK; first < (block + 1) * BLOCK; first += WIDTH) {
+            vec scores = load(s->scores + first);
+            if (!any_lane((scores >= range.low) & (scores < range.high))) continue;
+            for (int64_t id = first; id < first + WIDTH; id++) {
+                float score = s->scores[id];
+                if (score >= range.low && score < range.high && may_choose(score, id, floor))
+                    s->candidates[num_found++] = (candidate){score, weights ? weights[id] : 1.0f};
+            }
         }
     }
     return num_found;
@@ -204,8 +216,11 @@ static floor_of_scores raise_floor(draw_scratch *s, const float *weights, float 
     if (num_ties < 0) return floor;
     for (int64_t block = 0; block < s->num_blocks; block++) {
         if (s->block_max[block] < score) continue;
-        for (int64_t id = block * BLOCK; id < (block + 1) * BLOCK; id++)
-            if (s->scores[id] == score && --num_ties == 0) return (floor_of_scores){score, id + 1};
+        for (int64_t first = block * BLOCK; first < (block + 1) * BLOCK; first += WIDTH) {
+            if (!any_lane(load(s->scores + first) == score)) continue;
+            for (int64_t id = first; id < first + WIDTH; id++)
+                if (s->scores[id] == score && --num_ties == 0) return (floor_of_scores){score, id + 1};
+        }
     }
     return floor; /* not reached: the ties were counted among these scores */
 }
@@ -274,11 +289,7 @@ static int64_t choose(const draw_scratch *s, floor_of_scores floor, uint32_t fac
             vec reach = scores - best;
             vec bound = exp_nonpositive(blend(reach > 0.0f, (vec){0}, reach)) * 1.00001f;
             ivec passes = (uniform <= bound) & (scores >= floor.score);
-            int64_t any[WIDTH / 2];
-            memcpy(any, &passes, sizeof any);
-            int64_t some = 0;
-            for (int i = 0; i < WIDTH / 2; i++) some |= any[i];
-            if (!some) continue;
+            if (!any_lane(passes)) continue;
             for (int lane = 0; lane < WIDTH; lane++) {
                 if (!passes[lane] || !may_choose(scores[lane], first + lane, floor)) continue;
                 float sum = scores[lane] + gumbel(hashed[lane]);
