@@ -23,7 +23,13 @@ from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
 from server.http.errors import error_response, http_exception_response, request_error_of
 from server.http.ignored import IGNORED_FIELDS_HEADER
-from server.http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware, RequestContextMiddleware
+from server.http.middleware import (
+    REQUEST_ID_HEADER,
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    RequestContextMiddleware,
+    TrailingSlashMiddleware,
+)
 from server.http.openapi import DocumentedApi
 from server.http.record import record_of
 from server.openai.chat.answer import ChatCompletionChunk
@@ -96,14 +102,17 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     app.add_middleware(
         RequestContextMiddleware, observe=services.metrics.observe_http, unknown_fields=settings.unknown_fields
     )
-    if settings.cors_origins:
+    if settings.allowed_origins or settings.allowed_origin_regex:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_origins=settings.allowed_origins,
+            allow_origin_regex=settings.allowed_origin_regex,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=[REQUEST_ID_HEADER, IGNORED_FIELDS_HEADER, "Retry-After"],
         )
+    app.add_middleware(TrailingSlashMiddleware)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -116,5 +125,5 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(request_error_of(error), request_id=record_of(request.scope).request_id)
 
     @app.exception_handler(HTTPException)
-    async def on_refused_route(_: Request, error: HTTPException) -> Response:
-        return http_exception_response(error)
+    async def on_refused_route(request: Request, error: HTTPException) -> Response:
+        return http_exception_response(error, request)

@@ -13,7 +13,7 @@ from cllm_core.text.codec import TextCodec
 from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.worker.protocol import EngineClient
 from server.http.errors import ModelNotFound
-from server.settings import ServerSettings
+from server.settings import ANY_MODEL, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +122,43 @@ class ModelRegistry:
         """The base under its first name; raises as `all`."""
         return (await self.all())[0]
 
-    async def get(self, name: str | None, *, param: str = "model") -> LoadedModel:
-        """The model of that served name, the base for None; errors name the request field `param`.
+    async def get(self, name: str | None) -> LoadedModel:
+        """The model that answers requests for that name, which may be an alias; the base for None.
 
         Raises:
-            ModelNotFound: no model has it.
+            ModelNotFound: no model has the name.
             EngineUnavailable: nothing is loaded yet.
         """
+        models = {model.name: model for model in await self.all()}
         if name is None:
-            return await self.current()
+            return next(iter(models.values()))
+        if name in models:
+            return models[name]
+        aliases = self._settings.aliases
+        meant = aliases.get(name, aliases.get(ANY_MODEL))
+        if meant in models:
+            return replace(models[meant], name=name)
+        raise _not_found(name, models, meant)
+
+    async def find(self, name: str, *, param: str) -> LoadedModel:
+        """The model that has the name itself (ModelNotFound names the request field `param`)."""
         models = {model.name: model for model in await self.all()}
         if name not in models:
-            served = ", ".join(map(repr, models))
-            raise ModelNotFound(f"The model {name!r} does not exist here; this server has {served}", param=param)
+            raise _not_found(name, models, None, param=param)
         return models[name]
+
+    async def listed(self) -> list[LoadedModel]:
+        """What is there to choose from: every served model, then the aliases of those."""
+        models = {model.name: model for model in await self.all()}
+        aliases = {alias: meant for alias, meant in self._settings.aliases.items() if alias != ANY_MODEL}
+        named = [replace(models[meant], name=alias) for alias, meant in aliases.items() if meant in models]
+        return [*models.values(), *named]
+
+
+def _not_found(name: str, served: Iterable[str], meant: str | None, *, param: str = "model") -> ModelNotFound:
+    alias = "" if meant is None else f" (an alias of {meant!r})"
+    names = ", ".join(map(repr, served))
+    return ModelNotFound(f"The model {name!r}{alias} does not exist here; this server has {names}", param=param)
 
 
 def _build(info: ModelInfo, settings: ServerSettings, known: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:

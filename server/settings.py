@@ -21,6 +21,12 @@ PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
 
 ENV_PREFIX = "CLLM_"
 
+ANY_MODEL = "*"
+"""Alias of every name that no model has."""
+
+LOCALHOST, NO_ORIGIN = "localhost", "none"
+_LOCALHOST_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
 
 @dataclass(frozen=True, slots=True)
 class Panel:
@@ -36,7 +42,7 @@ SERVER = Panel("Server")
 LIMITS = Panel("Limits")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
-_COMMA_SEPARATED = ("adapters", "served_model_names", "api_keys", "cors_origins")
+_COMMA_SEPARATED = ("adapters", "served_model_names", "api_keys", "cors_origins", "model_aliases")
 
 
 class EngineSettings(BaseSettings):
@@ -233,6 +239,14 @@ class ServerSettings(EngineSettings):
             "loaded."
         ),
     ] = ()
+    model_aliases: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(
+            description="ALIAS=MODEL: answer requests for ALIAS with the served model MODEL, as in gpt-4o=cllm-chat; "
+            "*=MODEL answers those for any unknown name. Give it again for more."
+        ),
+    ] = ()
     tool_call_format: Annotated[
         ToolFormatChoice,
         SERVER,
@@ -248,8 +262,11 @@ class ServerSettings(EngineSettings):
     cors_origins: Annotated[
         CommaSeparated,
         SERVER,
-        Field(description="Web origin that browsers may call from (* for any); give it again for more."),
-    ] = ()
+        Field(
+            description="Web origin whose pages may call the server, as https://example.org; localhost: pages served "
+            "from this machine, on any port; *: any; none: no page. Give it again for more."
+        ),
+    ] = (LOCALHOST,)
     log_level: Annotated[LogLevel, SERVER, Field(description="Least severity of what is logged.")] = "info"
     log_format: Annotated[LogFormat, SERVER, Field(description="auto: console on a terminal, else JSON lines.")] = (
         "auto"
@@ -320,11 +337,41 @@ class ServerSettings(EngineSettings):
             max_tools_chars=self.max_tools_chars,
         )
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Served model by alias; ANY_MODEL stands for every unknown name."""
+        return dict(entry.split("=", 1) for entry in self.model_aliases)
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """Web origins that are allowed by name."""
+        return [origin for origin in self.cors_origins if origin not in (LOCALHOST, NO_ORIGIN)]
+
+    @property
+    def allowed_origin_regex(self) -> str | None:
+        """Pattern of the web origins that are allowed beside those, None for none."""
+        return _LOCALHOST_ORIGINS if LOCALHOST in self.cors_origins else None
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _check_aliases(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        aliases = [alias for alias, _, _ in (entry.partition("=") for entry in entries)]
+        for entry in entries:
+            alias, _, model = entry.partition("=")
+            if not alias or not model:
+                raise ConfigError(f"model_aliases={entry}: must be ALIAS=MODEL, as in gpt-4o=cllm-chat")
+            if aliases.count(alias) > 1:
+                raise ConfigError(f"model_aliases={entry}: the alias {alias!r} is given twice; leave one of them out")
+        return entries
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         taken = sorted(set(self.served_model_names) & self.to_engine_config().adapters.keys())
         if taken:
             raise ConfigError(f"served_model_names={taken[0]!r}: is the name of an adapter too; rename one of them")
+        shadowed = sorted(self.aliases.keys() & {*self.served_model_names, *self.to_engine_config().adapters})
+        if shadowed:
+            raise ConfigError(f"model_aliases={shadowed[0]}: is the name of a served model; choose another alias")
         return self
 
 

@@ -144,6 +144,7 @@ PATHS: dict[str, tuple[str, str, str]] = {
     "/detokenize": ("listed", "documented", "not listed"),
     "/health": ("listed", "documented", "not listed"),
     "/ready": ("not listed", "not listed", "not listed"),
+    "/version": ("not listed", "not listed", "not listed"),
     "/metrics": ("not listed", "documented", "not listed"),
 }
 

@@ -65,7 +65,8 @@ def load_settings(settings_type: type[Settings], given: dict[str, object]) -> Se
 
 def flag_of(name: str, info: FieldInfo) -> str:
     """The flag of a settings field; one that may be given again is named in the singular."""
-    stem = name.removesuffix("s") if _is_list(info) else name
+    plural = "es" if name.endswith("ses") else "s"
+    stem = name.removesuffix(plural) if _is_list(info) else name
     return "--" + stem.replace("_", "-")
 
 

@@ -16,6 +16,7 @@ CllmError
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -23,7 +24,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from cllm_core.errors import (
     CllmError,
@@ -114,6 +117,9 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     CllmError: INTERNAL_ERROR,
 }
 
+# Of OpenAI's endpoints.
+_BASE = "/v1"
+
 _STATUS_CODES: dict[int, str] = {404: "unknown_url", 405: "method_not_allowed"}
 
 
@@ -167,15 +173,36 @@ def internal_error_response(request_id: str) -> JSONResponse:
     return JSONResponse(internal_error_body(request_id).model_dump(), INTERNAL_ERROR.status)
 
 
-def http_exception_response(error: HTTPException) -> JSONResponse:
+def http_exception_response(error: HTTPException, request: Request) -> JSONResponse:
     """The OpenAI form of what the router itself refuses: unknown paths and methods."""
     detail = ErrorDetail(
-        message=str(error.detail),
+        message=_refused_route(error, request),
         type="invalid_request_error",
         param=None,
         code=_STATUS_CODES.get(error.status_code),
     )
     return JSONResponse(ErrorBody(error=detail).model_dump(), error.status_code, error.headers)
+
+
+def _refused_route(error: HTTPException, request: Request) -> str:
+    route = f"{request.method} {_shortened(request.url.path, _MAX_QUOTED)}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return f"{route}: there is no such endpoint; {_remedy(request)}"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{route}: the endpoint does not take this method; use {allowed}"
+    return f"{route}: {error.detail}"
+
+
+def _remedy(request: Request) -> str:
+    """What the client most likely meant: base URLs are given with /v1 where it is missing, and without it where not."""
+    path = request.url.path
+    with_base = {**request.scope, "path": _BASE + path}
+    if any(route.matches(with_base)[0] is not Match.NONE for route in request.app.routes):
+        return f"the base URL must end in {_BASE}"
+    if path.startswith(_BASE * 2):
+        return f"the base URL ends in {_BASE} already; leave the second one out"
+    return "/docs lists the endpoints"
 
 
 def request_error_of(error: RequestValidationError) -> RequestError:

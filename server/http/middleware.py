@@ -23,7 +23,7 @@ from server.http.ignored import (
 from server.http.record import RequestRecord, attach_record, record_of
 
 REQUEST_ID_HEADER = "X-Request-Id"
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics", "/version"})
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_LEFT_STATUS = 499
@@ -88,6 +88,19 @@ class RequestContextMiddleware:
             completion_tokens=record.num_completion_tokens,
             tokens_per_forward=round(record.tokens_per_forward, 3),
         )
+
+
+class TrailingSlashMiddleware:
+    """Takes a path with slashes behind it for the path: clients join base URL and path in every way."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
 
 
 class ApiKeyMiddleware:

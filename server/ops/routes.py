@@ -1,4 +1,4 @@
-"""For those who run the server: /health, /ready and /metrics. They stay open where API keys are required."""
+"""For those who run the server: /health, /ready, /metrics and the like. They stay open where API keys are required."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from cllm_core import __version__
 from cllm_core.worker.protocol import EngineState, EngineStatus
 from server.services import ServicesDep
 
@@ -27,6 +28,15 @@ class StatusBody(BaseModel):
     num_restarts: int
 
 
+class VersionBody(BaseModel):
+    """Version of the server."""
+
+    version: str
+
+
+@router.head("/ping", include_in_schema=False)
+@router.post("/ping", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=StatusBody, responses={503: {"model": StatusBody}})
 async def health(services: ServicesDep) -> Response:
@@ -41,6 +51,13 @@ async def ready(services: ServicesDep) -> Response:
     """Tell whether requests are taken now."""
     status = services.engine.status
     return _answer(status, is_good=status.state == "ready")
+
+
+@router.head("/version", include_in_schema=False)
+@router.get("/version")
+async def version() -> VersionBody:
+    """Tell the version of the server."""
+    return VersionBody(version=__version__)
 
 
 @router.head("/metrics", include_in_schema=False)

@@ -24,18 +24,20 @@ async def load_lora_adapter(body: LoadAdapterRequest, services: ServicesDep) -> 
     """Serve a LoRA adapter as a model of its own, until it is unloaded."""
     _check_name(body.lora_name)
     if body.lora_name in {model.name for model in await services.models.all()}:
-        raise InvalidRequest(f"lora_name: {body.lora_name!r} is served already; unload it first", param="lora_name")
+        raise InvalidRequest(f"lora_name: {body.lora_name!r} is already served; unload it first", param="lora_name")
     await services.engine.load_adapter(body.lora_name, body.lora_path)
     _log.info("adapter loaded", model=body.lora_name, path=body.lora_path)
-    return model_card(await services.models.get(body.lora_name))
+    return model_card(await services.models.find(body.lora_name, param="lora_name"))
 
 
 @router.post("/unload_lora_adapter")
 async def unload_lora_adapter(body: UnloadAdapterRequest, services: ServicesDep) -> UnloadedAdapter:
     """Take no more requests for an adapter; those that run finish with it."""
-    model = await services.models.get(body.lora_name, param="lora_name")
+    model = await services.models.find(body.lora_name, param="lora_name")
     if model.adapter is None:
-        raise InvalidRequest(f"lora_name: {body.lora_name!r} is the base model, no adapter", param="lora_name")
+        raise InvalidRequest(
+            f"lora_name: {body.lora_name!r} is the base model, which cannot be unloaded", param="lora_name"
+        )
     await services.engine.unload_adapter(body.lora_name)
     _log.info("adapter unloaded", model=body.lora_name)
     return UnloadedAdapter(id=body.lora_name)

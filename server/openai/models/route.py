@@ -13,8 +13,8 @@ router = APIRouter(prefix="/v1", tags=["models"])
 @router.head("/models", include_in_schema=False)
 @router.get("/models", responses=errors(503))
 async def list_models(services: ServicesDep) -> ModelList:
-    """List the served models: the base under each of its names, then the adapters."""
-    return ModelList(data=[model_card(model) for model in await services.models.all()])
+    """List the served models: the base under each of its names, then the adapters, then the aliases."""
+    return ModelList(data=[model_card(model) for model in await services.models.listed()])
 
 
 @router.head("/models/{name:path}", include_in_schema=False)

@@ -11,6 +11,7 @@ from openai import AuthenticationError
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from cllm_core import __version__
 from server.app import create_app
 from server.http.errors import HTTP_ERRORS, http_error_of
 from server.settings import ServerSettings
@@ -137,10 +138,55 @@ def test_browsers_may_call_from_the_origins_given_only() -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_cors_is_off_by_default(server: RunningServer) -> None:
-    with server.http() as http:
-        answer = http.get("/v1/models", headers={"origin": "https://page.example"})
-    assert "access-control-allow-origin" not in answer.headers
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost:3000", True), ("https://127.0.0.1", True), ("http://[::1]:8080", True),
+        ("https://page.example", False), ("http://localhost.example", False), ("null", False),
+    ],
+)  # fmt: skip
+def test_pages_of_this_machine_may_call_by_default(server: RunningServer, origin: str, is_allowed: bool) -> None:
+    answer = server.shared_http.get("/v1/models", headers={"origin": origin})
+    assert answer.headers.get("access-control-allow-origin") == (origin if is_allowed else None)
+
+
+@pytest.mark.parametrize(
+    ("given", "origin", "is_allowed"),
+    [
+        ("none", "http://localhost:3000", False),
+        ("https://page.example", "http://localhost:3000", False),
+        ("https://page.example,localhost", "http://localhost:3000", True),
+        ("https://page.example,localhost", "https://page.example", True),
+    ],
+)
+def test_the_origins_given_take_the_place_of_the_default(given: str, origin: str, is_allowed: bool) -> None:
+    with running(ScriptedEngine(), cors_origins=given) as server:
+        answer = server.shared_http.get("/v1/models", headers={"origin": origin})
+    assert ("access-control-allow-origin" in answer.headers) == is_allowed
+
+
+@pytest.mark.parametrize("headers", [{}, {"access-control-request-private-network": "true"}])
+def test_preflights_are_answered_without_a_key(headers: dict[str, str]) -> None:
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "authorization, content-type, x-stainless-lang"
+    with running(ScriptedEngine(), api_keys="secret") as server:
+        answer = server.shared_http.options(CHAT, headers={**asked, **headers})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-headers"] == asked["access-control-request-headers"]
+    assert ("access-control-allow-private-network" in answer.headers) == bool(headers)
+
+
+def test_the_version_is_told() -> None:
+    with running(ScriptedEngine(), api_keys="secret") as server:
+        assert server.shared_http.get("/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_ping_tells_what_health_tells(method: str) -> None:
+    with running(ScriptedEngine(), api_keys="secret") as server:
+        assert server.shared_http.request(method, "/ping").status_code == 200
+        server.in_loop(lambda: server.engine.become("failed"))
+        assert server.shared_http.request(method, "/ping").status_code == 503
 
 
 def test_the_openapi_schema_refers_only_to_what_it_defines() -> None:

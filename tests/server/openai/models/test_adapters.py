@@ -84,8 +84,8 @@ def test_a_loaded_adapter_serves_until_it_is_unloaded(server: RunningServer) -> 
     ("path", "body", "status", "message"),
     [
         (LOAD, {"lora_name": "x", "lora_path": "/etc"}, 400, "lies outside of the folder"),
-        (LOAD, {"lora_name": "sql", "lora_path": "sql"}, 400, "'sql' is served already"),
-        (LOAD, {"lora_name": "small", "lora_path": "sql"}, 400, "'small' is served already"),
+        (LOAD, {"lora_name": "sql", "lora_path": "sql"}, 400, "'sql' is already served"),
+        (LOAD, {"lora_name": "small", "lora_path": "sql"}, 400, "'small' is already served"),
         (LOAD, {"lora_name": "../x", "lora_path": "sql"}, 400, "adapter name '../x': must be"),
         (LOAD, {"lora_name": "x"}, 400, "lora_path: required"),
         (UNLOAD, {"lora_name": "nobody"}, 404, "'nobody' does not exist here"),
