@@ -1,104 +1,189 @@
-"""A byte-level BPE tokenizer as metadata of a GGUF file.
+"""A tokenizer as metadata of a GGUF file: byte-level BPE, or BPE over characters as SentencePiece has it.
 
 GGUF names the way a text is split before the merges by a word that llama.cpp has code for; the word follows here from
 what the tokenizer does, not from what the model is called.
 """
 
 import json
-from pathlib import Path
-from typing import Any
+import re
+from typing import Any, Final
 
 import gguf
+import numpy as np
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.export.merged import MergedModel
-from cllm_core.models.checkpoint import quiet
+from cllm_core.models.gguf.splitting import SPLITTINGS, Splitting
+from cllm_core.models.gguf.tokenizer import sentencepiece_merges
+from cllm_core.models.gguf.vocabulary import SPACE
 
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
-# What splits the text, in order, and whether a word that is a token skips the merges -> llama.cpp's word for that.
-_SPLITTINGS: dict[tuple[tuple[str, ...], bool], str] = {
-    (("bytes, GPT-2's words",), False): "gpt-2",
-    (("digits", "bytes, GPT-2's words"), False): "smollm",
-    ((_LLAMA3_PATTERN, "bytes"), True): "llama-bpe",
-}
+Description = dict[str, Any]
+"""The content of a tokenizer.json."""
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, merged: MergedModel, scratch: Path) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, merged: MergedModel) -> None:
     """Add vocabulary, merges, special tokens and chat template.
 
     Args:
         writer: of the file.
-        merged: whose tokenizer and config are written.
-        scratch: an empty folder; the tokenizer's files are written there, where the gguf library reads them.
+        merged: whose tokenizer is written.
 
     Raises:
-        ModelLoadError: this is no byte-level BPE tokenizer of a kind known here.
+        ModelLoadError: the tokenizer is of no kind that is known here.
     """
-    description = _description(merged.tokenizer)
-    with quiet():
-        merged.tokenizer.save_pretrained(scratch)
-        merged.model.config.save_pretrained(scratch)
-    tokens, types = _vocabulary(merged.tokenizer, merged.model.config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_splitting(description))
+    description = describe(merged.tokenizer)
+    tokens, types = _vocabulary(merged.tokenizer, description, merged.model.config.vocab_size)
+    if description["model"].get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_add_space_prefix(_begins_with_space(description))
+        writer.add_token_scores(_scores(description, tokens, types))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_splitting(description))
+        writer.add_token_merges([" ".join(merge) for merge in _merges(description)])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    special = gguf.SpecialVocab(scratch, load_merges=True, n_vocab=merged.model.config.vocab_size)
-    special.add_special_token["bos"] = _begins_with_bos(merged.tokenizer)
-    special.add_to_gguf(writer, quiet=True)
+    _add_special_ids(writer, merged)
+    writer.add_add_bos_token(_begins_with_bos(merged.tokenizer))
+    writer.add_add_eos_token(False)
+    _add_chat_template(writer, merged.tokenizer)
 
 
-def _description(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The content of tokenizer.json."""
+def describe(tokenizer: PreTrainedTokenizerBase) -> Description:
+    """The tokenizer as it would be saved.
+
+    Raises:
+        ModelLoadError: it is no BPE tokenizer of the `tokenizers` library.
+    """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise _unsupported(f"is Python code ({type(tokenizer).__name__})")
-    description: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    if description["model"]["type"] != "BPE" or description["model"].get("byte_fallback"):
-        raise _unsupported("is no byte-level BPE")
-    if description["normalizer"] is not None:
-        raise _unsupported(f"changes the text before ({description['normalizer']['type']})")
+    description: Description = json.loads(tokenizer.backend_tokenizer.to_str())
+    if description["model"]["type"] != "BPE":
+        raise _unsupported(f"is of the kind {description['model']['type']}, not BPE")
     return description
 
 
-def _splitting(description: dict[str, Any]) -> str:
-    splitter = description["pre_tokenizer"] or {"type": "none"}
-    parts = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
-    key = (tuple(_name_part(part) for part in parts), bool(description["model"].get("ignore_merges")))
-    if key not in _SPLITTINGS:
-        raise _unsupported("splits texts in another way than " + ", ".join(sorted(_SPLITTINGS.values())))
-    return _SPLITTINGS[key]
+def _splitting(description: Description) -> str:
+    """llama.cpp's word for what happens before the merges."""
+    whole_words = bool(description["model"].get("ignore_merges"))
+    normalizing, splitting_steps = _steps(description["normalizer"]), _steps(description["pre_tokenizer"])
+    for name, splitting in SPLITTINGS.items():
+        if splitting.whole_words == whole_words and _steps_of(splitting) == (normalizing, splitting_steps):
+            return name
+    if normalizing:
+        raise _unsupported(f"changes the text before ({', '.join(step['type'] for step in normalizing)})")
+    raise _unsupported("splits texts in another way than " + ", ".join(sorted(SPLITTINGS)))
 
 
-def _name_part(part: dict[str, Any]) -> str:
-    match part:
-        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}:
-            return "bytes, GPT-2's words" if use_regex else "bytes"
-        case {"type": "Digits", "individual_digits": True}:
-            return "digits"
-        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
-            return str(pattern)
-    return json.dumps(part)
+def _steps_of(splitting: Splitting) -> tuple[list[Description], list[Description]]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer()
+    if (normalizer := splitting.normalizer()) is not None:
+        tokenizer.normalizer = normalizer
+    description = json.loads(tokenizer.to_str())
+    return _steps(description["normalizer"]), _steps(description["pre_tokenizer"])
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[list[str], list[gguf.TokenType]]:
+def _steps(part: Description | None) -> list[Description]:
+    """Steps of a normalizer or pre-tokenizer; offsets, which `trim_offsets` is about, do not change the tokens."""
+    if part is None:
+        return []
+    steps: list[Description] = [part]
+    if part["type"] == "Sequence":
+        steps = part["normalizers"] if "normalizers" in part else part["pretokenizers"]
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+
+
+def _begins_with_space(description: Description) -> bool:
+    """Whether SentencePiece puts a space before a text, and before what follows a special token."""
+    match _steps(description["normalizer"]), _steps(description["pre_tokenizer"]):
+        case [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "content": "▁"}], []:
+            return True
+        case [{"type": "Replace", "content": "▁"}], [] | [{"type": "Split", "pattern": {"String": " "}}]:
+            return False
+        case [], [{"type": "Metaspace", "prepend_scheme": "always" | "never" as scheme, "split": False}]:
+            return bool(scheme == "always")
+    raise _unsupported("treats spaces in another way than SentencePiece in llama.cpp")
+
+
+def _merges(description: Description) -> list[tuple[str, str]]:
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in description["model"]["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def _scores(description: Description, tokens: list[str], types: list[gguf.TokenType]) -> list[float]:
+    """A score for each token that makes llama.cpp merge what the tokenizer merges, in the same order.
+
+    Raises:
+        ModelLoadError: there is none: the order of the merges does not follow from the tokens that come of them.
+    """
+    spelled = [token.replace(" ", SPACE) for token in tokens]
+    merges = _merges(description)
+    scores: dict[str, float] = {}
+    for rank, (left, right) in enumerate(merges):
+        scores.setdefault(left + right, -float(rank))
+    by_id = [scores.get(token, -float(len(merges))) for token in spelled]
+    implied = sentencepiece_merges(spelled, np.array(types), np.array(by_id, np.float32))
+    if set(implied) != set(merges) or _unlike(implied, spelled, types) != _unlike(merges, spelled, types):
+        raise _unsupported("merges in an order that does not follow from its tokens")
+    return by_id
+
+
+def _unlike(merges: list[tuple[str, str]], tokens: list[str], types: list[gguf.TokenType]) -> list[str]:
+    """What comes of the merges, in order; user-defined tokens aside, which are found before any merge."""
+    defined = {token for token, kind in zip(tokens, types, strict=True) if kind is gguf.TokenType.USER_DEFINED}
+    return [left + right for left, right in merges if left + right not in defined]
+
+
+def _vocabulary(
+    tokenizer: PreTrainedTokenizerBase, description: Description, size: int
+) -> tuple[list[str], list[gguf.TokenType]]:
     """Text and kind of every row of the embedding; rows that no token uses get names of their own."""
     texts = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
-    tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(vocab_size)]
-    types = []
-    for token_id in range(vocab_size):
+    unknown = description["model"].get("unk_token")
+    is_sentencepiece = bool(description["model"].get("byte_fallback"))
+    tokens, types = [], []
+    for token_id in range(size):
+        text = texts.get(token_id, f"[PAD{token_id}]")
         if token_id not in texts:
-            types.append(gguf.TokenType.UNUSED)
+            kind = gguf.TokenType.UNUSED
+        elif is_sentencepiece and text == unknown:
+            kind = gguf.TokenType.UNKNOWN
         elif token_id in added:
-            types.append(gguf.TokenType.CONTROL if added[token_id].special else gguf.TokenType.USER_DEFINED)
+            kind = gguf.TokenType.CONTROL if added[token_id].special else gguf.TokenType.USER_DEFINED
+        elif is_sentencepiece and _BYTE.fullmatch(text):
+            kind = gguf.TokenType.BYTE
         else:
-            types.append(gguf.TokenType.NORMAL)
+            kind = gguf.TokenType.NORMAL
+        tokens.append(text.replace(SPACE, " ") if is_sentencepiece and kind is gguf.TokenType.USER_DEFINED else text)
+        types.append(kind)
     return tokens, types
+
+
+def _add_special_ids(writer: gguf.GGUFWriter, merged: MergedModel) -> None:
+    tokenizer = merged.tokenizer
+    for name, token_id in (
+        ("bos", tokenizer.bos_token_id),
+        ("eos", tokenizer.eos_token_id),
+        ("unknown", tokenizer.unk_token_id),
+        ("padding", tokenizer.pad_token_id),
+        ("eot", next((end for end in merged.eos_token_ids if end != tokenizer.eos_token_id), None)),
+    ):
+        if token_id is not None:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
+
+
+def _add_chat_template(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
+    template: str | dict[str, str] | None = tokenizer.chat_template
+    if isinstance(template, dict):
+        writer.add_chat_template([{"name": name, "template": text} for name, text in template.items()])
+    elif template is not None:
+        writer.add_chat_template(template)
 
 
 def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -16,7 +16,7 @@ from cllm_core.models.loader import read_model, tokenizer_source
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.source import ModelSource, resolve_source
 
-_ATTENTION = "sdpa"  # never run; paged attention would be written into the model's settings
+_ATTENTION = "eager"  # never run, and known to all models; paged attention would be written into the model's settings
 _DTYPES: dict[ExportDType, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 

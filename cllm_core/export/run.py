@@ -33,7 +33,7 @@ def export_model(config: ExportConfig, on_progress: OnProgress) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
             written = Path(scratch) / output.name
             if config.format == "gguf":
-                _write_file(merged, written)
+                write_gguf(merged, written)
                 _write_card_beside(merged, output)
             else:
                 write_folder(merged, written)
@@ -41,11 +41,6 @@ def export_model(config: ExportConfig, on_progress: OnProgress) -> Path:
     except OSError as error:
         raise ConfigError(f"output={config.output}: cannot be written ({error}); name a place with room") from error
     return config.output
-
-
-def _write_file(merged: MergedModel, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        write_gguf(merged, path, Path(scratch))
 
 
 def _require_own_card(merged: MergedModel, output: Path) -> None:

@@ -20,13 +20,16 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.gguf.checkpoint import read_gguf_config, read_gguf_weights, stored_gguf_dtype
+from cllm_core.models.gguf.file import GgufFile
+from cllm_core.models.gguf.tokenizer import read_gguf_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,9 +57,8 @@ class Checkpoint:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments that every `from_pretrained` of this checkpoint takes."""
-        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
-        return options | {"gguf_file": self.gguf_file} if self.gguf_file else options
+        """Arguments that every `from_pretrained` of a folder takes."""
+        return {"trust_remote_code": self.trust_remote_code, "local_files_only": True}
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -70,6 +72,9 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.folder}: has no config.json; name a folder written by transformers' save_pretrained, "
             "a .gguf file or a Hub id"
         )
+    if checkpoint.gguf_file is not None:
+        with quiet():
+            return read_gguf_config(GgufFile(checkpoint.path))
     with _translated(checkpoint.path, "the configuration"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
     return config
@@ -83,7 +88,7 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
 def stored_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype | None:
     """Precision of the stored weights: what the config says, else what the weights are; None where quantised."""
     if checkpoint.gguf_file is not None:
-        return None
+        return stored_gguf_dtype(GgufFile(checkpoint.path))
     for part in (config, config.get_text_config(decoder=True)):
         if isinstance(part.dtype, torch.dtype):
             return part.dtype
@@ -114,13 +119,15 @@ def read_weights(
     Raises:
         ModelLoadError: weights are damaged, missing, left over or of another shape than the config says.
     """
-    options = checkpoint.options
+    options: dict[str, Any] = checkpoint.options
+    # the stubs do not know output_loading_info
+    model_class: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     if checkpoint.gguf_file is not None:
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    auto_class: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
+        options = {"state_dict": read_gguf_weights(GgufFile(checkpoint.path), config)}
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with _translated(checkpoint.path, "the weights"), quiet():
-        loaded: Any = auto_class.from_pretrained(  # the stub does not know output_loading_info
-            checkpoint.folder,
+        model, report = model_class.from_pretrained(
+            checkpoint.folder if checkpoint.gguf_file is None else None,
             config=config,
             dtype=dtype,
             # given a map, transformers marks the model as dispatched, and PEFT would hang hooks on its layers
@@ -131,10 +138,9 @@ def read_weights(
             output_loading_info=True,
             **options,
         )
-    model: PreTrainedModel
-    model, report = loaded
     _require_complete(checkpoint.path, report)
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def read_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -142,28 +148,20 @@ def read_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrain
 
     Args:
         checkpoint: that brings it.
-        config: from `read_config`; names the special tokens of a GGUF file.
+        config: from `read_config`.
 
     Raises:
         ModelLoadError: it is missing or broken.
     """
-    if checkpoint.gguf_file is None and not has_tokenizer(checkpoint.folder):
+    if checkpoint.gguf_file is not None:
+        return read_gguf_tokenizer(GgufFile(checkpoint.path))
+    if not has_tokenizer(checkpoint.folder):
         raise ModelLoadError(
             f"{checkpoint.folder}: has no tokenizer; copy tokenizer.json and tokenizer_config.json of its base there"
         )
     with _translated(checkpoint.path, "the tokenizer"), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
-        if checkpoint.gguf_file is not None:
-            _name_special_tokens(tokenizer, config)
     return tokenizer
-
-
-def _name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Take the special tokens of a GGUF file from its metadata by id; transformers 5.17 confuses some of them."""
-    for name in ("bos_token", "eos_token"):
-        token_id = getattr(config, f"{name}_id")
-        if isinstance(token_id, int):
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -211,8 +209,8 @@ def _translated(path: Path, what: str) -> Iterator[None]:
 def _require_complete(path: Path, report: dict[str, Any]) -> None:
     for kind, meaning in (
         ("missing_keys", "weights are missing, and random ones would take their place"),
-        ("mismatched_keys", "weights have another shape than config.json says"),
-        ("unexpected_keys", "weights are there that the architecture of config.json has no place for"),
+        ("mismatched_keys", "weights have another shape than the configuration says"),
+        ("unexpected_keys", "weights are there that the architecture has no place for"),
         ("error_msgs", "weights could not be read"),
     ):
         found = sorted(key if isinstance(key, str) else " ".join(map(str, key)) for key in report[kind])

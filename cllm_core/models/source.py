@@ -12,6 +12,7 @@ from cllm_core.errors import ModelLoadError
 from cllm_core.models.checkpoint import Checkpoint
 from cllm_core.models.cllm_json import CllmCard, read_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME, embedded_folder, has_embedded
+from cllm_core.models.gguf.file import is_later_part
 from cllm_core.models.hub import fetch, is_hub_id
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.shipped import DEFAULT_MODEL, shipped_adapter
@@ -135,12 +136,12 @@ def _checkpoint_or_default(model: Path | None, config: EngineConfig, on_progress
 
 
 def _as_checkpoint(path: Path, config: EngineConfig) -> Checkpoint:
-    """The checkpoint at a folder or a GGUF file; a folder with nothing but one GGUF file means that file."""
+    """The checkpoint at a folder or a GGUF file; a folder with nothing but one GGUF model means that."""
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelLoadError(f"{path}: a single file must be a .gguf; for other formats name their folder")
         return Checkpoint(path.parent, path.name, config.trust_remote_code)
-    gguf_files = sorted(path.glob("*.gguf"))
+    gguf_files = sorted(file for file in path.glob("*.gguf") if not is_later_part(file))
     if gguf_files and not (path / "config.json").exists():
         if len(gguf_files) > 1:
             names = ", ".join(file.name for file in gguf_files)

@@ -9,8 +9,9 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cllm_core.errors import ConfigError, ModelLoadError
-from cllm_core.export.gguf_file import interleave_rotary
 from cllm_core.models.cllm_json import read_card
+from cllm_core.models.gguf.architectures import interleave_rotary
+from tests.architectures import Architecture
 from tests.checkpoints import CHATML_TEMPLATE, IM_END_ID, build_model, build_tokenizer
 from tests.conftest import CheckpointFactory
 from tests.export.conftest import Export
@@ -149,22 +150,31 @@ def test_a_tokenizer_that_changes_the_text_is_refused(export: Export, tmp_path: 
         export(folder, tmp_path / "tiny.gguf", format="gguf")
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral"])
-def test_other_architectures_are_refused_with_a_remedy(
-    export: Export, tiny_checkpoint: CheckpointFactory, tmp_path: Path, architecture: str
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2-sliding"])
+def test_what_llama_cpp_has_no_place_for_is_refused_with_a_remedy(
+    export: Export, tiny_checkpoint: CheckpointFactory, tmp_path: Path, architecture: Architecture
 ) -> None:
-    with pytest.raises(ModelLoadError, match=r"qwen|sliding_window") as error:
-        export(tiny_checkpoint(architecture), tmp_path / "tiny.gguf", format="gguf")  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match=r"sliding_window 24|layer_types .*sliding_attention") as error:
+        export(tiny_checkpoint(architecture), tmp_path / "tiny.gguf", format="gguf")
     assert "convert_hf_to_gguf.py" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_scaled_rotary_embeddings_are_refused(export: Export, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "rope_type dynamic"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused_by_name(
+    export: Export, tiny_llama: Path, tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
     config = LlamaConfig.from_pretrained(tiny_llama)
-    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    config.update(changes)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "folder")
     build_tokenizer().save_pretrained(tmp_path / "folder")
-    with pytest.raises(ModelLoadError, match="rope_type linear"):
+    with pytest.raises(ModelLoadError, match=named):
         export(tmp_path / "folder", tmp_path / "tiny.gguf", format="gguf")
 
 

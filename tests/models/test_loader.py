@@ -57,7 +57,7 @@ def test_gguf_gives_the_same_logits_and_tokenizer(load: Load, tiny_llama: Path, 
     assert torch.equal(logits_of(loaded.model), plain_logits(tiny_llama))
     assert loaded.tokenizer.chat_template == original.tokenizer.chat_template
     assert loaded.tokenizer.special_tokens["eos_token"] == original.tokenizer.special_tokens["eos_token"]
-    assert loaded.eos_token_ids == (IM_END_ID,)
+    assert loaded.eos_token_ids == original.eos_token_ids == (ENDOFTEXT_ID, IM_END_ID)
     assert loaded.max_model_len == MAX_POSITIONS
 
 
