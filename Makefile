@@ -51,11 +51,17 @@ test-slow: setup ## tests that take minutes or run the embedded model
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-# The clients' own dependencies stay out of .venv: some of them pin what the server needs in other versions.
-test-clients: setup ## run clients of other makers (Node SDK, LangChain, LiteLLM, llm, lm-eval) against a server
-	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install --requirement tests/clients/requirements.txt
-	if command -v npm; then npm ci --prefix tests/clients/node; fi
+# The clients' own dependencies stay out of .venv: some of them pin what the server needs in other versions. The coding
+# agents for Node.js have no lock file: it would need their packages for every platform.
+test-clients: setup ## run clients of other makers, libraries and coding agents, against a server
+	for file in tests/clients/requirements/*.txt; do \
+		folder=.venv-clients/$$(basename $$file .txt); \
+		$(PYTHON) -m venv $$folder; \
+		$$folder/bin/pip install --requirement $$file || { echo "$$file: not for this Python, left out"; rm -rf $$folder; }; \
+	done
+	if command -v npm; then \
+		npm ci --prefix tests/clients/node && npm install --no-package-lock --prefix tests/clients/node/agents; \
+	fi
 	$(BIN)/pytest -m clients tests/clients
 
 docs: setup ## regenerate docs/settings.md and docs/compatibility.md
@@ -67,4 +73,5 @@ lock: setup ## write the installed versions to constraints.txt
 	mv constraints.new constraints.txt
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) build dist .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist .venv-clients tests/clients/node/node_modules tests/clients/node/agents/node_modules
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

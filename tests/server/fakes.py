@@ -20,6 +20,8 @@ ANSWER = "The sky is blue, très blue \N{BUTTERFLY}, and so on."
 DRAFT = "unsettled"
 """What every step but the last reports as its draft."""
 
+Answer = str | Callable[[str], str]
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -73,7 +75,7 @@ class ScriptedEngine:
     """Answers every request with the tokens of one text, some at a time, then with the end-of-sequence token.
 
     Args:
-        answer: the text.
+        answer: the text, or what writes it for the text of a prompt.
         chunk_sizes: how many tokens each step accepts, over and over; 1, 1, 1, ... would be AR.
         step_seconds: pause before each step.
         endless: say the answer again and again, until max_tokens or an abort.
@@ -83,7 +85,7 @@ class ScriptedEngine:
 
     def __init__(
         self,
-        answer: str = ANSWER,
+        answer: Answer = ANSWER,
         *,
         chunk_sizes: Sequence[int] = (1, 4, 2, 7, 3),
         step_seconds: float = 0.0,
@@ -94,7 +96,7 @@ class ScriptedEngine:
     ) -> None:
         self._info = info or make_info()
         self._codec = TextCodec(self._info.tokenizer)
-        self.say(answer)
+        self._answer = answer
         self.draft_ids = tuple(self.encode(DRAFT))
         self._chunk_sizes = tuple(chunk_sizes)
         self._step_seconds = step_seconds
@@ -162,9 +164,15 @@ class ScriptedEngine:
         self.calls.append("stop")
         self.become("stopped")
 
-    def say(self, answer: str) -> None:
+    @property
+    def answer_ids(self) -> list[int]:
+        """Tokens of the one text that answers every prompt."""
+        assert isinstance(self._answer, str), "the answer depends on the prompt"
+        return self.encode(self._answer)
+
+    def say(self, answer: Answer) -> None:
         """Answer so from now on."""
-        self.answer_ids = self.encode(answer)
+        self._answer = answer
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text that the model writes."""
@@ -219,8 +227,10 @@ class ScriptedEngine:
         if self._limit(request) == 0:
             yield ()
             return
-        endless = itertools.cycle(self.answer_ids)
-        ids = endless if self._endless else itertools.chain(self.answer_ids, self._info.eos_token_ids)
+        answer = self._answer if isinstance(self._answer, str) else self._answer(self.decode(request.prompt_ids))
+        answer_ids = self.encode(answer)
+        endless = itertools.cycle(answer_ids)
+        ids = endless if self._endless else itertools.chain(answer_ids, self._info.eos_token_ids)
         limited = itertools.islice(ids, self._limit(request))
         for size in itertools.cycle(self._chunk_sizes):
             if not (chunk := tuple(itertools.islice(limited, size))):

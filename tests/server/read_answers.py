@@ -66,7 +66,9 @@ def _read_chat_chunks(chunks: list[dict[str, Any]]) -> Answer:
         choice = chunk["choices"][0]
         if content := choice["delta"].get("content"):
             answer.text = (answer.text or "") + content
-        for call in choice["delta"].get("tool_calls") or ():
+        calls = choice["delta"].get("tool_calls") or ()
+        assert len(calls) <= 1, "LlamaIndex and avante.nvim read the first of a chunk only"
+        for call in calls:
             function = functions.setdefault(call["index"], {"name": "", "arguments": ""})
             for name, piece in call["function"].items():
                 function[name] += piece
