@@ -33,7 +33,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.evaluation.machine import Machine, describe_machine
 from cllm_core.request import NewRequest
 from server.cli.options import load_settings
-from server.settings import EngineSettings
+from server.engine_settings import EngineSettings
 
 PROMPT_SIZES = (128, 512)
 LONG_PROMPT = 4000

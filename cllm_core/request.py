@@ -110,12 +110,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"min_tokens={self.min_tokens}: must not exceed max_tokens={self.max_tokens}", param="min_tokens"
             )
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS} allowed", param="stop")
+            raise InvalidRequest(
+                f"stop: has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed", param="stop"
+            )
         if any(not text for text in self.stop):
-            raise InvalidRequest("stop holds an empty string: every stop string needs a character", param="stop")
+            raise InvalidRequest("stop: holds an empty string; every stop string needs a character", param="stop")
         if self.grammar is not None and self.ignore_eos:
             raise InvalidRequest(
-                "ignore_eos: an output that has to match a grammar ends where that does; leave ignore_eos out",
+                "ignore_eos: an output that has to match a grammar ends where the grammar does; leave ignore_eos out",
                 param="ignore_eos",
             )
 
@@ -263,5 +265,5 @@ def _check_number(field: str, value: float | int | None, bounds: Bounds) -> None
     if not bounds.include(value):
         left = "(" if bounds.above_low else "["
         raise InvalidRequest(
-            f"{field}={value}: must lie in {left}{bounds.low}, {bounds.high}]", param=field.partition(" ")[0]
+            f"{field}={value}: must be in {left}{bounds.low}, {bounds.high}]", param=field.partition(" ")[0]
         )

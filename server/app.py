@@ -21,7 +21,7 @@ import server.ops.routes as operations
 from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
-from server.http.errors import error_response, http_exception_response, request_error_of
+from server.http.errors import error_response, http_exception_response
 from server.http.ignored import IGNORED_FIELDS_HEADER
 from server.http.middleware import (
     REQUEST_ID_HEADER,
@@ -32,6 +32,7 @@ from server.http.middleware import (
 )
 from server.http.openapi import DocumentedApi
 from server.http.record import record_of
+from server.http.validation import request_error_of
 from server.openai.chat.answer import ChatCompletionChunk
 from server.openai.completions.answer import Completion
 from server.openai.responses.events import RESPONSE_EVENTS

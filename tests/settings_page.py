@@ -6,13 +6,14 @@ from typing import get_args
 from pydantic.fields import FieldInfo
 
 from server.cli.options import flag_of
-from server.settings import ENV_PREFIX, Panel, PanelName, ServerSettings
+from server.engine_settings import ENV_PREFIX, Panel, PanelName
+from server.settings import ServerSettings
 
 HEADER = """\
 # Settings
 
-Generated from `server/settings.py` by `make docs`; do not edit. Every setting of `cllm serve` is a flag and an
-environment variable; the flag wins. `cllm serve --help` prints the same.
+Generated from `server/settings.py` and `server/engine_settings.py` by `make docs`; do not edit. Every setting of
+`cllm serve` is a flag and an environment variable; the flag wins. `cllm serve --help` prints the same.
 """
 
 

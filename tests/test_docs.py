@@ -11,7 +11,8 @@ from typer.main import get_command
 
 from server.cli import app
 from server.cli.options import flag_of
-from server.settings import ENV_PREFIX, ServerSettings
+from server.engine_settings import ENV_PREFIX
+from server.settings import ServerSettings
 from tests.settings_page import render_settings_page
 
 ROOT = Path(__file__).parent.parent

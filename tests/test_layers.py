@@ -3,7 +3,8 @@
     errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
         <- worker, training, evaluation, bench, export, check <- server
 
-    server: http, settings <- served_models <- ops.metrics <- generation <- services <- openai, ops <- app <- cli
+    server: http, engine_settings, settings <- served_models <- ops.metrics <- generation <- services
+        <- openai, ops <- app <- cli
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
 one under `if TYPE_CHECKING:` never runs. Direction binds all three; what a process loads follows the eager ones.
@@ -41,7 +42,7 @@ LAYERS = (
         "cllm_core.export",
         "cllm_core.check",
     ),
-    ("server.http", "server.settings"),
+    ("server.http", "server.engine_settings", "server.settings"),
     ("server.served_models",),
     ("server.ops.metrics", "server.ops.engine_log"),
     ("server.generation",),

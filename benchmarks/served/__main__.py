@@ -39,7 +39,7 @@ from cllm_core.errors import CllmError
 from cllm_core.evaluation.machine import describe_machine
 from cllm_core.models.embedded import cache_folder
 from server.cli.options import load_settings
-from server.settings import ENV_PREFIX, EngineSettings
+from server.engine_settings import ENV_PREFIX, EngineSettings
 
 _QUESTIONS = Path(__file__).parent.parent / "prompts" / "questions.jsonl"
 

@@ -17,7 +17,8 @@ from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
 from server.cli import local
 from server.cli.options import settings_command, single_model_command
-from server.settings import EngineSettings, ServerSettings
+from server.engine_settings import EngineSettings
+from server.settings import ServerSettings
 
 app = typer.Typer(
     name="cllm",

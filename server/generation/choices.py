@@ -43,7 +43,7 @@ class ChoiceDelta:
 
     @property
     def is_text_only(self) -> bool:
-        """Whether it goes on with a text and tells nothing else."""
+        """Whether it continues a text and holds nothing else."""
         is_more = self.is_first or self.logprobs or self.finish_reason or self.calls or self.scored_prompt
         shows_more = self.draft is not None or self.token_ids is not None or self.prompt_ids is not None
         return bool(self.text) and not is_more and not shows_more
@@ -53,7 +53,7 @@ class ChoiceDelta:
         return replace(self, text=text)
 
     def split(self) -> list["ChoiceDelta"]:
-        """The same news in deltas that hold either text, or one piece of one call, or the end of calls."""
+        """The same content in deltas that hold either text, or one piece of one call, or the end of calls."""
         if not self.calls:
             return [self]
         no_ids = None if self.token_ids is None else ()

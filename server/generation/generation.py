@@ -181,7 +181,7 @@ class Generation:
                 yield delta
                 return
             yield delta
-        raise EngineFailed("the engine ended an output without saying why")
+        raise EngineFailed("the engine ended an output without a finish reason")
 
     def _take(self, choice: _Choice, output: RequestOutput, *, is_first: bool) -> ChoiceDelta:
         _raise_if_broken(output)

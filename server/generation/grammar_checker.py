@@ -91,7 +91,7 @@ class GrammarChecker:
             passed = await self._check_in_thread(form, written, vocabulary.compiler)
             vocabulary.remember(passed)
         for keyword in passed.unenforced:
-            ignore_field(keyword, place=f"{form.param}.", reason="this keyword of a schema cannot be enforced")
+            ignore_field(keyword, prefix=f"{form.param}.", reason="this keyword of a schema cannot be enforced")
         return passed.grammar
 
     async def _check_in_thread(self, form: OutputForm, written: str | None, compiler: GrammarCompiler) -> _Passed:
@@ -105,7 +105,7 @@ class GrammarChecker:
                 raise InvalidRequest(
                     f"{form.param}: takes more than {self._max_seconds} s to compile; simplify it", param=form.param
                 )
-            raise EngineBusy(f"{form.param}: others are being compiled; try again")
+            raise EngineBusy(f"{form.param}: the server is busy compiling grammars of others; try again")
         finally:
             check.cancel()
 

@@ -40,7 +40,7 @@ def check_containers(body: bytes) -> None:
     num_containers = _count_brackets(_STRING.sub(b"", body))
     if num_containers > MAX_CONTAINERS:
         raise InvalidRequest(
-            f"the request body holds {num_containers} lists and objects; this server allows {MAX_CONTAINERS}"
+            f"the request body has {num_containers} lists and objects; this server allows {MAX_CONTAINERS}: send fewer"
         )
 
 
@@ -84,7 +84,8 @@ class BodyLimits:
         while level:
             if depth > self.max_depth:
                 raise InvalidRequest(
-                    f"{field}: nested deeper than {self.max_depth} levels, the limit of this server", param=field
+                    f"{field}: nested deeper than the {self.max_depth} levels that this server allows; flatten it",
+                    param=field,
                 )
             if field in _TOKEN_ID_FIELDS:
                 level = [container for container in level if not _is_token_ids(container)]
@@ -97,7 +98,7 @@ class BodyLimits:
         if isinstance(container, dict | list) and len(container) > self.max_items:
             raise InvalidRequest(
                 f"{field or 'the request body'}: a list or object has {len(container)} entries; this server allows "
-                f"{self.max_items}",
+                f"{self.max_items}: send fewer",
                 param=field,
             )
 
@@ -106,14 +107,15 @@ class BodyLimits:
         longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
         if longest > self.max_stop_chars:
             raise InvalidRequest(
-                f"stop: a string has {longest} characters; this server allows {self.max_stop_chars}", param="stop"
+                f"stop: a string has {longest} characters; this server allows {self.max_stop_chars}: shorten it",
+                param="stop",
             )
 
     def _check_tools(self, body: Mapping[str, object]) -> None:
         tools = body.get("tools")
         if isinstance(tools, list) and len(tools) > self.max_tools:
             raise InvalidRequest(
-                f"tools: {len(tools)} tools; this server allows {self.max_tools} a request", param="tools"
+                f"tools: {len(tools)} tools; this server allows {self.max_tools} a request: send fewer", param="tools"
             )
         self._check_chars(body, "tools", self.max_tools_chars)
 
@@ -123,7 +125,7 @@ class BodyLimits:
         num_chars = len(json.dumps(body[field], ensure_ascii=False))
         if num_chars > max_chars:
             raise InvalidRequest(
-                f"{field}: {num_chars} characters of JSON; this server allows {max_chars}", param=field
+                f"{field}: {num_chars} characters of JSON; this server allows {max_chars}: shorten it", param=field
             )
 
 

@@ -14,15 +14,11 @@ CllmError
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 import structlog
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -38,14 +34,13 @@ from cllm_core.errors import (
     RequestError,
     UnsupportedParameter,
 )
-from server.http.ignored import IgnoredFieldRefused
-from server.http.validation_messages import plain_reasons
 
 UNAVAILABLE_RETRY_SECONDS = 2.0
 
-# Characters: an error quotes what the client sent, which may be megabytes.
+# An error quotes what the client sent, which may be megabytes.
 _MAX_MESSAGE = 1000
-_MAX_QUOTED = 80
+MAX_QUOTED = 80
+"""Characters of one value in a message."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -151,14 +146,14 @@ def error_body(error: CllmError, *, request_id: str) -> ErrorBody:
         return internal_error_body(request_id)
     param = error.param if isinstance(error, RequestError) else None
     if param is not None:
-        param = _shortened(param, _MAX_QUOTED)
-    message = _shortened(str(error), _MAX_MESSAGE)
+        param = shortened(param, MAX_QUOTED)
+    message = shortened(str(error), _MAX_MESSAGE)
     return ErrorBody(error=ErrorDetail(message=message, type=row.type, param=param, code=row.code))
 
 
 def internal_error_body(request_id: str) -> ErrorBody:
-    """The answer to a bug of this project: nothing but the id under which the log tells more."""
-    message = f"The server had an internal error. Its log tells more under request id {request_id}."
+    """The answer to a bug of this project: nothing but the id under which the log has the details."""
+    message = f"The server had an internal error. Its log has the details under request id {request_id}."
     return ErrorBody(error=ErrorDetail(message=message, type=INTERNAL_ERROR.type, param=None, code=INTERNAL_ERROR.code))
 
 
@@ -185,7 +180,7 @@ def http_exception_response(error: HTTPException, request: Request) -> JSONRespo
 
 
 def _refused_route(error: HTTPException, request: Request) -> str:
-    route = f"{request.method} {_shortened(request.url.path, _MAX_QUOTED)}"
+    route = f"{request.method} {shortened(request.url.path, MAX_QUOTED)}"
     if error.status_code == HTTPStatus.NOT_FOUND:
         return f"{route}: there is no such endpoint; {_remedy(request)}"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -205,56 +200,8 @@ def _remedy(request: Request) -> str:
     return "/docs lists the endpoints"
 
 
-def request_error_of(error: RequestValidationError) -> RequestError:
-    """The first thing pydantic found wrong, as an error that names the field.
-
-    A RequestError raised inside a validator comes through as it is; one that names no field gets its own.
-    """
-    first, *rest = error.errors()
-    param = _param(first, error.body)
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, IgnoredFieldRefused):
-        return cause.at(param or "")
-    if isinstance(cause, RequestError):
-        cause.param = cause.param or param
-        return cause
-    if first["type"] == "missing":
-        return InvalidRequest(f"{param or 'the request body'}: required, but missing; add it", param=param)
-    same_field = [first, *(other for other in rest if _param(other, error.body) == param)]
-    value = _shortened(repr(first.get("input")), _MAX_QUOTED)
-    return InvalidRequest(f"{param or 'body'}={value}: {plain_reasons(same_field)}", param=param)
-
-
-def _param(error: ErrorDetails, body: Any) -> str | None:
-    is_missing = error["type"] == "missing"
-    return _shortened(_field(error["loc"], body, is_missing=is_missing), _MAX_QUOTED) or None
-
-
-def _field(place: Sequence[str | int], body: Any, *, is_missing: bool) -> str:
-    """The path of a field in the body, without what pydantic adds to it: which form of a value it tried.
-
-    Args:
-        place: pydantic's path, from "body" on.
-        is_missing: the last part of the path is a field that is not there.
-    """
-    parts: list[str] = []
-    value = body
-    for num_seen, part in enumerate(place[1:], start=2):
-        if _holds(value, part):
-            value = value[part]
-        elif not (is_missing and num_seen == len(place)):
-            continue
-        parts.append(str(part))
-    return ".".join(parts)
-
-
-def _holds(value: object, part: str | int) -> bool:
-    if isinstance(value, dict):
-        return part in value
-    return isinstance(value, list) and isinstance(part, int) and part < len(value)
-
-
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """The beginning of a text that is longer than that."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 

@@ -45,9 +45,9 @@ class IgnoredFieldRefused(UnsupportedParameter):
         self.name = name
         self.reason = reason
 
-    def at(self, place: str) -> "IgnoredFieldRefused":
-        """The error for an object at another place in the body."""
-        return IgnoredFieldRefused(self.name, self.reason, param=f"{place}.{self.name}" if place else self.name)
+    def at(self, path: str) -> "IgnoredFieldRefused":
+        """The error for an object at another path in the body."""
+        return IgnoredFieldRefused(self.name, self.reason, param=f"{path}.{self.name}" if path else self.name)
 
 
 @dataclass(slots=True)
@@ -96,13 +96,13 @@ def collect_ignored(fields: IgnoredFields) -> Iterator[None]:
 
 
 def ignore_field(
-    name: str, *, place: str = "", is_known: bool = True, reason: str = "this server does not know the field"
+    name: str, *, prefix: str = "", is_known: bool = True, reason: str = "this server does not know the field"
 ) -> None:
     """Take note that a field of the request being handled has no effect.
 
     Args:
         name: within the object that holds it.
-        place: of that object in the request, with a dot behind it; "" for the body itself.
+        prefix: path of that object in the request, with a dot behind it; "" for the body itself.
         is_known: the name stands in a table here, so that there are not many of them.
 
     Raises:
@@ -112,8 +112,8 @@ def ignore_field(
     if fields is None:
         return
     if fields.policy == "refuse":
-        raise IgnoredFieldRefused(name, reason, param=place + name)
-    fields.add(place + name, is_known=is_known)
+        raise IgnoredFieldRefused(name, reason, param=prefix + name)
+    fields.add(prefix + name, is_known=is_known)
 
 
 class IgnoredFieldsLog:

@@ -163,7 +163,7 @@ class BodyLimitMiddleware:
         return receive_within_limit
 
     def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is longer than the limit of {self._max_bytes} bytes")
+        return BodyTooLarge(f"the request body is longer than the limit of {self._max_bytes} bytes: shorten it")
 
 
 class _StatusProbe:

@@ -17,25 +17,25 @@ _log = structlog.stdlib.get_logger(__name__)
 
 async def watch_engine(engine: EngineClient, models: ModelRegistry) -> None:
     """Log every change of the engine's status and build the tokenizer once a model is ready; runs until cancelled."""
-    told: EngineStatus | None = None
+    logged: EngineStatus | None = None
     while True:
         status = engine.status
-        if told is None or _is_news(told, status):
-            told = status
-            await _tell(status, engine, models)
+        if logged is None or _differs(logged, status):
+            logged = status
+            await _log_status(status, engine, models)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _is_news(told: EngineStatus, status: EngineStatus) -> bool:
+def _differs(logged: EngineStatus, status: EngineStatus) -> bool:
     return (
-        status.state != told.state
-        or status.detail != told.detail
-        or status.num_restarts != told.num_restarts
-        or status.progress - told.progress >= _PROGRESS_STEP
+        status.state != logged.state
+        or status.detail != logged.detail
+        or status.num_restarts != logged.num_restarts
+        or status.progress - logged.progress >= _PROGRESS_STEP
     )
 
 
-async def _tell(status: EngineStatus, engine: EngineClient, models: ModelRegistry) -> None:
+async def _log_status(status: EngineStatus, engine: EngineClient, models: ModelRegistry) -> None:
     match status.state:
         case "starting":
             _log.info("loading", stage=status.detail, progress=f"{status.progress:.0%}")

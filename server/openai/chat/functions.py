@@ -19,7 +19,7 @@ from server.openai.shared.tools import (
 class NamedFunctionCall(ApiModel):
     """One of the functions offered."""
 
-    place: ClassVar[str] = "function_call."
+    path_prefix: ClassVar[str] = "function_call."
 
     name: FunctionName
 

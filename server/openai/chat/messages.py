@@ -26,7 +26,7 @@ class Message(ApiModel):
         function_call: one call, as deprecated clients have it.
     """
 
-    place: ClassVar[str] = "messages."
+    path_prefix: ClassVar[str] = "messages."
     without_effect: ClassVar[Mapping[str, Neutral]] = {
         "annotations": ANY_VALUE,
         "parsed": ANY_VALUE,
@@ -52,10 +52,13 @@ class Message(ApiModel):
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if self.content is None and self.role not in ("assistant", "tool", "function"):
-            raise InvalidRequest(f"messages: a message of role {self.role!r} needs content", param="messages")
+            raise InvalidRequest(
+                f"messages: a message of role {self.role!r} has no content; send some text", param="messages"
+            )
         if (self.tool_calls or self.function_call) and self.role != "assistant":
             raise InvalidRequest(
-                f"messages: tool_calls belong to messages of role 'assistant', not {self.role!r}", param="messages"
+                f"messages: a message of role {self.role!r} has tool_calls; only role 'assistant' makes calls",
+                param="messages",
             )
         return self
 

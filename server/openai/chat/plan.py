@@ -92,7 +92,7 @@ async def _grammar(
 
 def _report_look_around(functions: Sequence[Function]) -> None:
     if any(has_look_around(function.parameters or {}) for function in functions if not function.is_strict):
-        ignore_field("pattern", place="tools.", reason="look-around in patterns cannot be enforced")
+        ignore_field("pattern", prefix="tools.", reason="look-around in patterns cannot be enforced")
 
 
 async def _prediction_ids(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:

@@ -18,7 +18,7 @@ from server.openai.shared.tools import ToolChoice, Tools, ToolUse, tool_use
 class Prediction(ApiModel):
     """What the client expects most of the answer to be; it seeds the draft and changes no token."""
 
-    place: ClassVar[str] = "prediction."
+    path_prefix: ClassVar[str] = "prediction."
 
     type: Literal["content"]
     content: Content
@@ -99,7 +99,7 @@ class ChatCompletionRequest(GenerationRequest, StructuredRequest):
         self.tool_use()
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest(
-                f"top_logprobs={self.top_logprobs}: only allowed with logprobs=true", param="top_logprobs"
+                f"top_logprobs={self.top_logprobs}: needs logprobs; set it to true", param="top_logprobs"
             )
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequest(
@@ -121,7 +121,8 @@ class ChatCompletionRequest(GenerationRequest, StructuredRequest):
         last = self.messages[-1]
         if not last.content or last.tool_calls or last.function_call:
             raise InvalidRequest(
-                "continue_final_message: the last message has no text to continue", param="continue_final_message"
+                "continue_final_message: the last message has no text to continue; leave continue_final_message out",
+                param="continue_final_message",
             )
 
     def tool_use(self) -> ToolUse | None:

@@ -48,15 +48,21 @@ class CompletionRequest(GenerationRequest, StructuredRequest):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.num_candidates < self.num_choices:
-            raise InvalidRequest(f"best_of={self.best_of}: must be at least n={self.num_choices}", param="best_of")
+            raise InvalidRequest(
+                f"best_of={self.best_of}: must be at least n={self.num_choices}, the outputs to return", param="best_of"
+            )
         if self.num_candidates > self.num_choices and self.stream:
             raise InvalidRequest(
                 f"best_of={self.best_of}: the best output is known at the end only; leave stream out", param="best_of"
             )
         if self.suffix and not isinstance(self.prompts[0], str):
-            raise UnsupportedParameter("suffix: needs the prompt as text, not as token ids", param="suffix")
+            raise UnsupportedParameter(
+                "suffix: goes with a prompt of text only; send the prompt as text or leave suffix out", param="suffix"
+            )
         if self.suffix and self.scores_prompt:
-            raise UnsupportedParameter("suffix: not supported together with echo and logprobs", param="suffix")
+            raise UnsupportedParameter(
+                "suffix: not supported together with echo and logprobs; leave one of the three out", param="suffix"
+            )
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest(
                 "max_tokens=0: leaves nothing to answer but the prompt; set echo to true or max_tokens to at least 1",

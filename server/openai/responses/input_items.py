@@ -22,7 +22,7 @@ _ITEM_LABELS = frozenset({"id", "status"})
 class InputMessage(ApiModel):
     """One message of the conversation so far."""
 
-    place: ClassVar[str] = "input."
+    path_prefix: ClassVar[str] = "input."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"content"})
 
     type: Literal["message"] = "message"
@@ -33,7 +33,7 @@ class InputMessage(ApiModel):
 class InputCall(ApiModel):
     """A call that an earlier answer made."""
 
-    place: ClassVar[str] = "input."
+    path_prefix: ClassVar[str] = "input."
 
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1)]
@@ -49,7 +49,7 @@ class InputCall(ApiModel):
 class InputResult(ApiModel):
     """The result of a call."""
 
-    place: ClassVar[str] = "input."
+    path_prefix: ClassVar[str] = "input."
 
     type: Literal["function_call_output"]
     call_id: str

@@ -95,7 +95,7 @@ ResponseToolChoice = Annotated[
 class ResponseStreamOptions(ApiModel):
     """How a stream is told: without padding against traffic analysis."""
 
-    place: ClassVar[str] = "stream_options."
+    path_prefix: ClassVar[str] = "stream_options."
     without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
 
 
@@ -111,7 +111,7 @@ TextOutputFormat = Annotated[TextFormat | JsonObjectFormat | SchemaTextFormat, F
 class TextOptions(ApiModel):
     """The form of the answer's text."""
 
-    place: ClassVar[str] = "text."
+    path_prefix: ClassVar[str] = "text."
     without_effect: ClassVar[Mapping[str, Neutral]] = {"verbosity": only("medium")}
 
     format: TextOutputFormat | None = None
@@ -127,7 +127,7 @@ class TextOptions(ApiModel):
 class ReasoningOptions(ApiModel):
     """How much the model is to reason before it answers."""
 
-    place: ClassVar[str] = "reasoning."
+    path_prefix: ClassVar[str] = "reasoning."
     without_effect: ClassVar[Mapping[str, Neutral]] = {"summary": only(), "generate_summary": only()}
 
     effort: ReasoningEffort | None = None

@@ -34,7 +34,7 @@ class AnswerHead:
 
     Attributes:
         has_logprobs: whether the client asked for them.
-        has_decoding_stats: whether usage tells how the call was decoded.
+        has_decoding_stats: whether usage shows how the call was decoded.
         streams_usage: whether a stream ends with it, which puts "usage": null into every other chunk.
         has_continuous_usage: whether every chunk of a stream has the usage so far instead.
     """

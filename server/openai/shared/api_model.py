@@ -87,7 +87,7 @@ class ApiModel(BaseModel):
     as left out. Fields that no model knows are ignored and reported.
 
     Attributes:
-        place: of the model's fields in a request, for the names of ignored ones; with a dot behind it.
+        path_prefix: path of the model in a request, with a dot behind it, for the names of ignored fields.
         without_effect: known fields that change no answer here, whatever they say. Reported, unless the value asks for
             nothing anyway.
         refused: known fields that would change it.
@@ -96,7 +96,7 @@ class ApiModel(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
 
-    place: ClassVar[str] = ""
+    path_prefix: ClassVar[str] = ""
     without_effect: ClassVar[Mapping[str, Neutral]] = {}
     refused: ClassVar[Mapping[str, Refused]] = {}
     keeps_empty: ClassVar[frozenset[str]] = frozenset()
@@ -121,12 +121,12 @@ class ApiModel(BaseModel):
         refused = cls.refused.get(name)
         if refused is not None and not refused.neutral.accepts(value):
             raise UnsupportedParameter(
-                f"{cls.place}{name}: {refused.reason}; leave it out", param=None if cls.place else name
+                f"{cls.path_prefix}{name}: {refused.reason}; leave it out", param=None if cls.path_prefix else name
             )
         neutral = cls.without_effect.get(name)
         if refused is None and not (neutral is not None and neutral.accepts(value)):
             reason = "this server does not know the field" if neutral is None else "the value has no effect here"
-            ignore_field(name, place=cls.place, is_known=neutral is not None, reason=reason)
+            ignore_field(name, prefix=cls.path_prefix, is_known=neutral is not None, reason=reason)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -23,7 +23,7 @@ Arguments = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str 
 class CalledFunction(ApiModel):
     """A function that was called."""
 
-    place: ClassVar[str] = "messages.tool_calls.function."
+    path_prefix: ClassVar[str] = "messages.tool_calls.function."
     without_effect: ClassVar[Mapping[str, Neutral]] = {"parsed_arguments": ANY_VALUE}
 
     name: str
@@ -33,7 +33,7 @@ class CalledFunction(ApiModel):
 class MessageToolCall(ApiModel):
     """A call in an earlier answer; without an id no result can refer to it."""
 
-    place: ClassVar[str] = "messages.tool_calls."
+    path_prefix: ClassVar[str] = "messages.tool_calls."
     without_effect: ClassVar[Mapping[str, Neutral]] = {"index": ANY_VALUE}
 
     id: str = ""

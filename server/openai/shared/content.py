@@ -46,7 +46,7 @@ def _text_of_part(part: object) -> str:
     if not isinstance(part, dict) or not isinstance(kind, str):
         raise InvalidRequest(f"content: a part must be an object with a type such as 'text', not {part!r:.80}")
     if kind in _THOUGHTS:
-        ignore_field(kind, place="messages.content.", reason="what an earlier answer was thought about is not read")
+        ignore_field(kind, prefix="messages.content.", reason="what an earlier answer was thought about is not read")
         return ""
     if kind not in _TEXT_FIELDS:
         raise UnsupportedParameter(
@@ -62,7 +62,7 @@ def _field_of_text_part(part: Mapping[str, object], kind: str) -> str:
         raise InvalidRequest(f"content: a part of type {kind!r} needs {name!r}, a string; {text!r:.80} is not one")
     for other in part.keys() - {"type", name}:
         if part[other] not in (None, [], {}):
-            ignore_field(other, place="messages.content.", is_known=other in ("cache_control", "annotations"))
+            ignore_field(other, prefix="messages.content.", is_known=other in ("cache_control", "annotations"))
     return text
 
 

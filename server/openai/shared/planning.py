@@ -55,23 +55,23 @@ def check_length(num_chars: int, model: LoadedModel, *, field: str) -> None:
 
 
 def fit_limit(num_prompt: int, wanted: int | None, call: Call, *, prompt_field: str) -> int | None:
-    """Output limit in tokens: what was asked for, cut to the room behind the prompt and to the server's own limit.
+    """Output limit in tokens: as requested, cut to the context left behind the prompt and to the server's own limit.
 
     None runs to the end of the context.
 
     Raises:
-        PromptTooLong: there is no room behind the prompt.
+        PromptTooLong: the prompt fills the context.
     """
     context = call.model.info.max_model_len
-    room = context - num_prompt
-    if room < (0 if wanted == 0 else 1):
+    num_left = context - num_prompt
+    if num_left < (0 if wanted == 0 else 1):
         raise PromptTooLong(
             f"{prompt_field}: has {num_prompt} tokens, which leaves no room for an answer within this model's context "
             f"of {context} tokens: shorten it",
             param=prompt_field,
         )
     limits = [limit for limit in (wanted, call.services.settings.max_output_tokens) if limit is not None]
-    return min(*limits, room) if limits else None
+    return min(*limits, num_left) if limits else None
 
 
 def check_params(params: SamplingParams, model: LoadedModel) -> None:

@@ -92,7 +92,9 @@ async def render_messages(
 
     prompt = await off_loop_if_long(_num_chars(messages, functions), render)
     if not prompt.token_ids:
-        raise InvalidRequest(f"{param}: no tokens; the model needs at least one to start from", param=param)
+        raise InvalidRequest(
+            f"{param}: the prompt has no tokens; the model needs at least one to start from", param=param
+        )
     return prompt
 
 
@@ -105,7 +107,7 @@ def _report_unused(model: LoadedModel, *, reasoning_effort: str | None, enable_t
 
 
 async def encode_text(text: str, model: LoadedModel, *, param: str, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text (InvalidRequest where it is no valid Unicode)."""
+    """Token ids of a text (InvalidRequest where it is not valid Unicode)."""
     return await off_loop_if_long(
         len(text), lambda: model.codec.encode(text, add_special_tokens=add_special_tokens, param=param)
     )
@@ -116,7 +118,9 @@ def check_token_ids(token_ids: Sequence[int] | Mapping[int, float], model: Loade
     size = model.info.vocab_size
     for token_id in token_ids:
         if not 0 <= token_id < size:
-            raise InvalidRequest(f"{param}: token id {token_id} is not in the vocabulary (0..{size - 1})", param=param)
+            raise InvalidRequest(
+                f"{param}: token id {token_id} is not in the vocabulary; ids go from 0 to {size - 1}", param=param
+            )
 
 
 async def off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:

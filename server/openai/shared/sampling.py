@@ -66,12 +66,12 @@ def capped(value: object) -> object:
 
 def _not_zero(value: int) -> int:
     if value == 0:
-        raise ValueError("must be at least 1, or -1 for as many tokens as fit")
+        raise ValueError("must be at least 1, or -1 for as many tokens as fit the context")
     return value
 
 
 TokenLimit = Annotated[int, Field(ge=_UNLIMITED), BeforeValidator(capped), AfterValidator(_not_zero)]
-"""Most tokens of an output: cut to the room there is; -1 asks for as many as fit."""
+"""Most tokens of an output: cut to the context left behind the prompt; -1 takes all of it."""
 
 
 def token_limit(*given: int | None) -> int | None:
@@ -90,7 +90,7 @@ class StreamOptions(ApiModel):
         include_draft: send with every step the text of the draft that is not accepted yet.
     """
 
-    place: ClassVar[str] = "stream_options."
+    path_prefix: ClassVar[str] = "stream_options."
     # The server adds no padding against traffic analysis.
     without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
 
@@ -105,14 +105,16 @@ def _check_stop(value: object) -> object:
         return value
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return [text for text in value if text] or None
-    raise InvalidRequest("stop: must be a string or a list of strings", param="stop")
+    raise InvalidRequest(f"stop={value!r:.80}: must be a string or a list of strings", param="stop")
 
 
 def _check_logit_bias(value: object) -> object:
     if isinstance(value, dict):
         for token_id in value:
             if not _is_token_id(token_id):
-                raise InvalidRequest(f"logit_bias: {token_id!r} is not a token id", param="logit_bias")
+                raise InvalidRequest(
+                    f"logit_bias: {token_id!r:.80} is not a token id; use whole numbers as keys", param="logit_bias"
+                )
     return value
 
 
@@ -205,7 +207,8 @@ class GenerationRequest(SamplingRequest):
             ignore_field("stream_options", reason="only a stream has options; set stream to true")
         if self.prompt_logprobs is not None and self.stream:
             raise InvalidRequest(
-                "prompt_logprobs: not available in a stream; leave it or stream out", param="prompt_logprobs"
+                "prompt_logprobs: not available in a stream; leave prompt_logprobs or stream out",
+                param="prompt_logprobs",
             )
         return self
 

@@ -31,7 +31,7 @@ class Script(Protocol):
         ...
 
     def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
-        """What tells of a delta."""
+        """The events of a delta."""
         ...
 
     def closing(self, counts: TokenCounts) -> Iterable[bytes]:
@@ -39,12 +39,12 @@ class Script(Protocol):
         ...
 
     def failure(self, error: ErrorBody) -> bytes:
-        """What tells that the stream ends early."""
+        """The event that ends the stream early."""
         ...
 
 
 class GenerationStream(EventSourceResponse):
-    """Streams a generation as its script tells it; an error event ends it early."""
+    """Streams a generation by its script; an error event ends it early."""
 
     def __init__(
         self, generation: Generation, script: Script, *, record: RequestRecord, settings: ServerSettings

@@ -26,7 +26,7 @@ JsonSchema = dict[str, JsonValue]
 class TextFormat(ApiModel):
     """Any text."""
 
-    place: ClassVar[str] = "response_format."
+    path_prefix: ClassVar[str] = "response_format."
 
     type: Literal["text"]
 
@@ -34,7 +34,7 @@ class TextFormat(ApiModel):
 class JsonObjectFormat(ApiModel):
     """Any JSON object, or one of a schema where there is one (as llama-server has it)."""
 
-    place: ClassVar[str] = "response_format."
+    path_prefix: ClassVar[str] = "response_format."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"schema"})
 
     type: Literal["json_object"]
@@ -48,7 +48,7 @@ class NamedSchema(ApiModel):
         strict: refuse a schema that cannot be enforced whole; else what cannot be is left to the model and reported.
     """
 
-    place: ClassVar[str] = "response_format.json_schema."
+    path_prefix: ClassVar[str] = "response_format.json_schema."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"schema"})  # of which {} takes any value
 
     name: str | None = None
@@ -60,7 +60,7 @@ class NamedSchema(ApiModel):
 class JsonSchemaFormat(ApiModel):
     """JSON of a schema, which llama-server takes without a name around it too."""
 
-    place: ClassVar[str] = "response_format."
+    path_prefix: ClassVar[str] = "response_format."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"json_schema", "schema"})
 
     type: Literal["json_schema"]
@@ -87,7 +87,7 @@ class StructuredOutputs(ApiModel):
         json_object: true for any JSON object.
     """
 
-    place: ClassVar[str] = "structured_outputs."
+    path_prefix: ClassVar[str] = "structured_outputs."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"json"})
 
     json_: JsonSchema | str | None = Field(default=None, alias="json")
@@ -174,7 +174,7 @@ def _json_form(param: str, schema: JsonSchema | str | None, *, is_strict: bool) 
     def write() -> str:
         parsed = _parsed(schema)
         if not is_strict and has_look_around(parsed):
-            ignore_field("pattern", place=f"{param}.", reason="look-around in patterns cannot be enforced")
+            ignore_field("pattern", prefix=f"{param}.", reason="look-around in patterns cannot be enforced")
         return json_grammar(parsed, is_strict=is_strict)
 
     return OutputForm(param, write, is_quick=True)

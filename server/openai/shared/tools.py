@@ -18,7 +18,7 @@ FunctionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 
 def _check_object_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if schema.get("type", "object") != "object":
-        raise ValueError("must be the JSON schema of an object: give it the type 'object'")
+        raise ValueError("must be the JSON schema of an object: set its type to 'object'")
     return schema
 
 
@@ -33,7 +33,7 @@ class FunctionDefinition(ApiModel):
         strict: refuse a schema that cannot be enforced whole. Calls match the schema in either case.
     """
 
-    place: ClassVar[str] = "tools.function."
+    path_prefix: ClassVar[str] = "tools.function."
     keeps_empty: ClassVar[frozenset[str]] = frozenset({"parameters"})  # of which {} takes any arguments
 
     name: FunctionName
@@ -54,7 +54,7 @@ class FunctionDefinition(ApiModel):
 class FunctionTool(ApiModel):
     """A tool of type function, the only type served."""
 
-    place: ClassVar[str] = "tools."
+    path_prefix: ClassVar[str] = "tools."
 
     type: Literal["function"] = "function"
     function: FunctionDefinition
@@ -77,7 +77,7 @@ def _is_other_tool(tool: object) -> bool:
     kind = tool.get("type") if isinstance(tool, dict) else None
     if not isinstance(kind, str) or kind == "function":
         return False
-    ignore_field(kind, place="tools.", is_known=False, reason=f"tools of type {kind!r} are not supported")
+    ignore_field(kind, prefix="tools.", is_known=False, reason=f"tools of type {kind!r} are not supported")
     return True
 
 
@@ -117,7 +117,7 @@ ChoiceMode = Literal["none", "auto", "required"]
 
 
 def parse_by_type(forms: Mapping[str, type[ApiModel]], value: object) -> ApiModel | None:
-    """The value as the form that its `type` names, None where that names none; errors tell their place in the value."""
+    """The value as the form that its `type` names, None where that names none; errors name their path in the value."""
     kind = value.get("type") if isinstance(value, dict) else None
     form = forms.get(kind) if isinstance(kind, str) else None
     return None if form is None else form.model_validate(value)
@@ -132,7 +132,8 @@ def choice_parser(forms: Mapping[str, type[ApiModel]]) -> Callable[[object, obje
         choice = parse_by_type(forms, value)
         if choice is None:
             raise UnsupportedParameter(
-                "tool_choice: must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",
+                f"tool_choice={value!r:.80}: must be 'none', 'auto', 'required', or an object of type 'function' or "
+                "'allowed_tools'",
                 param="tool_choice",
             )
         return choice
@@ -151,7 +152,7 @@ class ToolUse:
     """What tools a request offers, and which calls it wants.
 
     Attributes:
-        functions: all that the model is told of.
+        functions: all that are described to the model.
         rules: which of them it may or must call.
     """
 

@@ -34,7 +34,7 @@ class TokenizeRequest(ApiModel):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequest("prompt: exactly one of prompt and messages is needed", param="prompt")
+            raise InvalidRequest("prompt: either prompt or messages is needed, and not both", param="prompt")
         if self.messages is None:
             self._refuse("add_generation_prompt", self.add_generation_prompt, "messages")
             self._refuse("chat_template_kwargs", self.chat_template_kwargs, "messages")
@@ -44,7 +44,7 @@ class TokenizeRequest(ApiModel):
 
     def _refuse(self, name: str, value: object, only_with: str) -> None:
         if value is not None:
-            raise InvalidRequest(f"{name}: only allowed with {only_with}", param=name)
+            raise InvalidRequest(f"{name}: has no meaning without {only_with}; leave it out", param=name)
 
 
 class TokenizeResponse(BaseModel):

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from cllm_core.config import EngineConfig
 from server.cli import app
 from server.cli.options import load_settings
-from server.settings import EngineSettings, ServerSettings
+from server.engine_settings import EngineSettings
+from server.settings import ServerSettings
 
 run = CliRunner().invoke
 
