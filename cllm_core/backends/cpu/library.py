@@ -31,6 +31,7 @@ class KernelLibrary:
         path: the shared library.
 
     Attributes:
+        library: as ctypes loads it.
         isas: the instruction sets that this processor has and the library was compiled for, the best first.
 
     Raises:
@@ -38,11 +39,11 @@ class KernelLibrary:
     """
 
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+        self.library = ctypes.CDLL(str(path))
         self.isas = tuple(
             isa
             for isa in machine_isas()
-            if self._library.cllm_supports(isa.encode()) and hasattr(self._library, f"cllm_{isa}_decode")
+            if self.library.cllm_supports(isa.encode()) and hasattr(self.library, f"cllm_{isa}_decode")
         )
 
     def kernels(self, isa: CpuIsaName = "auto") -> Kernels:
@@ -57,11 +58,11 @@ class KernelLibrary:
                 f"cpu_isa={isa!r}: the C kernels can use {', '.join(self.isas)} on this processor; "
                 "give one of these, or auto"
             )
-        return Kernels(self._library, chosen)
+        return Kernels(self.library, chosen)
 
     def use_dot_products(self, use: bool) -> None:
         """Let products of 8-bit numbers use dot products that are not part of the instruction set; for tests."""
-        self._library.cllm_use_dot_products(int(use))
+        self.library.cllm_use_dot_products(int(use))
 
 
 def load_library(cache_folder: Path) -> KernelLibrary | None:
