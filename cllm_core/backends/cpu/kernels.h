@@ -36,20 +36,27 @@ typedef struct {
     int64_t num_in, num_out, is_int8;
 } linear;
 
-/* INT8_GROUP inputs of a panel in 8 bits: a weight is (number - 128) * scale of its output. */
+/* INT8_GROUP inputs of a panel in 8 bits: a weight is number * scale of its output; numbers lie in -127..127. */
 #define INT8_GROUP 64
 typedef struct {
-    uint8_t numbers[INT8_GROUP / 4][PANEL][4];
+    int8_t numbers[INT8_GROUP / 4][PANEL][4];
     bf16 scales[PANEL];
 } weight_group;
 
-/* INT8_GROUP inputs of a token in 8 bits: an input is number * scale. offset: the sum of the numbers times 128, which is
- * what the weights' 128 add to every product. */
-typedef struct {
-    int8_t numbers[INT8_GROUP];
-    float scale;
-    int32_t offset;
-} input_group;
+/* A token's inputs in 8 bits: numbers [num_groups][INT8_GROUP], then a scale and an offset of each group. An input is
+ * number * scale. The offset is the sum of the numbers times 128, which is what it adds to every product where an
+ * instruction takes weights without sign, that is weights + 128. */
+static inline int64_t int8_row_bytes(int64_t num_groups) {
+    return (num_groups * (INT8_GROUP + (int64_t)sizeof(float) + (int64_t)sizeof(int32_t)) + 63) / 64 * 64;
+}
+
+static inline float *input_scales(const int8_t *row, int64_t num_groups) {
+    return (float *)(row + num_groups * INT8_GROUP);
+}
+
+static inline int32_t *input_offsets(const int8_t *row, int64_t num_groups) {
+    return (int32_t *)(input_scales(row, num_groups) + num_groups);
+}
 
 /* How weights are prefetched. */
 typedef enum { PREFETCH_NOTHING, PREFETCH_PAST_CACHES, PREFETCH_TO_CACHES } prefetch;

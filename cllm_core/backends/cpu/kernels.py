@@ -53,7 +53,7 @@ class Kernels:
         self._linear = function("linear", _PRODUCT_TYPES)
         self._logits = function("logits", _PRODUCT_TYPES)
         self._decode = function("decode", _DECODE_TYPES)
-        self._scratch_bytes = function("scratch_bytes", [c_int64, c_int64], c_int64)
+        self._scratch_bytes = function("scratch_bytes", [c_int64, c_int64, c_int64], c_int64)
         self._draw = function("draw", [c_void_p, c_int])
         self._draw_scratch_size = function("draw_scratch_size", [c_int64], c_int64)
         self._draw_scratch = torch.empty(0)  # kept: new memory would cost as much as a draw
@@ -203,8 +203,8 @@ class Kernels:
 
     def _scratch(self, num_tokens: int, products: Sequence[LinearRecord]) -> Tensor:
         """Scratch buffer for the converted inputs of any of these products."""
-        most = max(self._scratch_bytes(product.num_in, product.is_int8) for product in products)
-        return torch.empty(num_tokens * most, dtype=torch.uint8)
+        most = max(self._scratch_bytes(num_tokens, product.num_in, product.is_int8) for product in products)
+        return torch.empty(most, dtype=torch.uint8)
 
 
 class StepTables:

@@ -2,7 +2,8 @@
  *
  * An instruction set brings two tile functions and what they need (tiles_*.h):
  *     BF16_ROWS, INT8_ROWS     the most tokens of a tile
- *     bf16_input               what bfloat16 inputs are converted to for bf16_tile: bf16 or float
+ *     bf16_input               what bfloat16 inputs are read as: bf16, where they are; or float, packed by tiles as
+ *                              [num_in][rows], so that what is read together lies together
  *     bf16_tile, int8_tile     sums [rows][PANEL] float32 of the products of `rows` tokens and one panel, by weights
  *                              prefetched PREFETCH_AHEAD bytes before they are read
  *     begin_tiles, end_tiles   called by each thread around products for num_tokens
@@ -24,9 +25,11 @@ static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 
 static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 
+static inline int reads_floats(void) { return sizeof(bf16_input) == sizeof(float); }
+
 /* Bytes of a token's inputs as tiles read them. */
 static inline int64_t input_bytes(int64_t num_in, int64_t is_int8) {
-    return is_int8 ? num_in / INT8_GROUP * (int64_t)sizeof(input_group) : num_in * (int64_t)sizeof(bf16_input);
+    return is_int8 ? int8_row_bytes(num_in / INT8_GROUP) : num_in * (int64_t)sizeof(bf16_input);
 }
 
 static inline int64_t panel_bytes(const linear *layer) {
@@ -42,12 +45,13 @@ static inline int64_t rows_per_tile(int64_t num_tokens, int64_t most_rows) {
 
 static inline vec rounded(vec x) { return x + 12582912.0f; } /* 1.5 * 2^23: the last bits are the number, ties to even */
 
-/* By each member, for its own part of the tokens: x [T, num_in] in groups of 8 bits, [T, num_in / INT8_GROUP]. */
-static void quantise(member *me, const bf16 *x, int64_t num_tokens, int64_t num_in, input_group *out) {
+/* By each member, for its own part of the tokens: x [T, num_in] in 8 bits, [T] rows of int8_row_bytes. */
+static void quantise(member *me, const bf16 *x, int64_t num_tokens, int64_t num_in, int8_t *out) {
     int64_t num_groups = num_in / INT8_GROUP;
     range tokens = own_range(me, num_tokens);
     for (int64_t index = tokens.first * num_groups; index < tokens.end * num_groups; index++) {
         const bf16 *in = x + index * INT8_GROUP;
+        int8_t *row = out + index / num_groups * int8_row_bytes(num_groups), *to = row + index % num_groups * INT8_GROUP;
         vec top = {0};
         for (int i = 0; i < INT8_GROUP; i += WIDTH) top = maximum(top, absolute(load_bf16(in + i)));
         float largest = reduce_max(top), inverse = largest > 0.0f ? 127.0f / largest : 0.0f, scaled[INT8_GROUP];
@@ -57,28 +61,41 @@ static void quantise(member *me, const bf16 *x, int64_t num_tokens, int64_t num_
         typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
         for (int i = 0; i < INT8_GROUP; i += WIDTH) {
             ivec numbers = (ivec)rounded(load(scaled + i)) - (ivec)rounded((vec){0});
-            *(bytes *)(out[index].numbers + i) = __builtin_convertvector(numbers, bytes);
+            *(bytes *)(to + i) = __builtin_convertvector(numbers, bytes);
             total += numbers;
         }
-        out[index].scale = largest / 127.0f;
-        out[index].offset = 0;
-        for (int i = 0; i < WIDTH; i++) out[index].offset += 128 * total[i];
+        int32_t offset = 0;
+        for (int i = 0; i < WIDTH; i++) offset += 128 * total[i];
+        input_scales(row, num_groups)[index % num_groups] = largest / 127.0f;
+        input_offsets(row, num_groups)[index % num_groups] = offset;
+    }
+}
+
+/* By each member, for its own part of the tokens: x [T, num_in] as float32, packed by tiles. Tokens that the last tile
+ * computes again are in both. */
+static void pack_floats(member *me, const bf16 *x, int64_t num_tokens, int64_t num_in, float *out) {
+    int64_t rows = rows_per_tile(num_tokens, BF16_ROWS), last = num_tokens - rows;
+    range tokens = own_range(me, num_tokens);
+    for (int64_t token = tokens.first; token < tokens.end; token++) {
+        const bf16 *in = x + token * num_in;
+        float *to = out + token / rows * rows * num_in + token % rows;
+        if (token / rows * rows <= last)
+            for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(in[k]);
+        if (token < last || last % rows == 0) continue;
+        to = out + divide_up(last, rows) * rows * num_in + token - last;
+        for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(in[k]);
     }
 }
 
 /* By each member, for its own part of the tokens: x as the layer's product reads it. It is written to `scratch`, or x
  * itself where tiles read bfloat16. */
 static const void *to_inputs(member *me, const linear *layer, const bf16 *x, int64_t num_tokens, void *scratch) {
-    if (layer->is_int8) {
+    if (layer->is_int8)
         quantise(me, x, num_tokens, layer->num_in, scratch);
-        return scratch;
-    }
-    if (sizeof(bf16_input) == sizeof(bf16)) return x;
-    range tokens = own_range(me, num_tokens);
-    int64_t i = tokens.first * layer->num_in, end = tokens.end * layer->num_in;
-    float *out = scratch;
-    for (; i + WIDTH <= end; i += WIDTH) store(out + i, load_bf16(x + i));
-    for (; i < end; i++) out[i] = bf16_to_float(x[i]);
+    else if (reads_floats())
+        pack_floats(me, x, num_tokens, layer->num_in, scratch);
+    else
+        return x;
     return scratch;
 }
 
@@ -116,12 +133,13 @@ ALWAYS_INLINE void multiply_block(use what, const linear *layer, const char *inp
         int64_t row = smaller(done, block.end_row - block.rows);
         prefetch how = done == block.first_row ? processor.prefetch : PREFETCH_NOTHING;
         for (int64_t p = block.first_panel; p < block.end_panel; p++) {
-            const char *panel = (const char *)layer->panels + p * bytes, *x = inputs + row * row_bytes;
+            const char *panel = (const char *)layer->panels + p * bytes;
             if (layer->is_int8)
-                int8_tile((const input_group *)x, (const weight_group *)panel, how, layer->num_in / INT8_GROUP,
-                          (int)block.rows, sums);
+                int8_tile((const int8_t *)inputs + row * row_bytes, (const weight_group *)panel, how,
+                          layer->num_in / INT8_GROUP, (int)block.rows, sums);
             else
-                bf16_tile((const bf16_input *)x, (const bf16 *)panel, how, layer->num_in, (int)block.rows, sums);
+                bf16_tile((const bf16_input *)(inputs + (reads_floats() ? done : row) * row_bytes), (const bf16 *)panel,
+                          how, layer->num_in, (int)block.rows, sums);
             for (int64_t i = done; i < smaller(done + block.rows, block.end_row); i++)
                 use_sums(layer, what, sums + (i - row) * PANEL, i, p * PANEL, out);
         }
@@ -179,9 +197,11 @@ static void run_product(member *me, void *argument) {
     end_tiles();
 }
 
-/* Bytes of a token's inputs in the scratch buffer; 0 where bfloat16 ones are read where they are. */
-int64_t EXPORT(scratch_bytes)(int64_t num_in, int64_t is_int8) {
-    return !is_int8 && sizeof(bf16_input) == sizeof(bf16) ? 0 : input_bytes(num_in, is_int8);
+/* Bytes that a product's inputs take in the scratch buffer; 0 where bfloat16 ones are read where they are. */
+int64_t EXPORT(scratch_bytes)(int64_t num_tokens, int64_t num_in, int64_t is_int8) {
+    int64_t rows = rows_per_tile(num_tokens, BF16_ROWS);
+    if (is_int8) return num_tokens * input_bytes(num_in, 1);
+    return reads_floats() && rows ? divide_up(num_tokens, rows) * rows * input_bytes(num_in, 0) : 0;
 }
 
 /* out [T, num_out] of x [T, num_in]; num_in is even, or of int8 weights a multiple of INT8_GROUP, num_out of PANEL. */

@@ -13,6 +13,8 @@
 #define BF16_ROWS (2 * TILE_ROWS)
 #define INT8_ROWS (2 * TILE_ROWS)
 #define TILE_BYTES 64 /* of a row of a tile */
+#define GROUPS_AT_ONCE 4 /* of 8-bit weights: multiplied by tiles, then scaled by vectors */
+#define ROWS_AT_ONCE 8   /* whose sums are kept in registers while they are scaled */
 #define PANEL_STRIDE 128 /* bytes from a pair or four of inputs to the next, in a panel and in sums */
 
 typedef bf16 bf16_input;
@@ -106,48 +108,71 @@ static void bf16_tile(const bf16_input *x, const bf16 *panel, prefetch how, int6
         bf16_rows(x, panel, how, num_in, rows, 0, out);
 }
 
-/* out += the sums of a group times the scales of weights and inputs. */
-static inline void scale_groups(const input_group *x, const weight_group *group, int64_t num_groups, int rows,
-                                int32_t (*sums)[PANEL], float *out) {
-    vec first_scale = load_bf16(group->scales), last_scale = load_bf16(group->scales + LANES);
-    for (int i = 0; i < rows; i++, x += num_groups, out += PANEL) {
-        __m512i offset = _mm512_set1_epi32(x->offset);
-        __m512 first = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums[i]), offset));
-        __m512 last = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums[i] + LANES), offset));
-        __m512 scale = _mm512_set1_ps(x->scale);
-        _mm512_storeu_ps(out, _mm512_fmadd_ps(first, (__m512)first_scale * scale, _mm512_loadu_ps(out)));
-        _mm512_storeu_ps(out + LANES,
-                         _mm512_fmadd_ps(last, (__m512)last_scale * scale, _mm512_loadu_ps(out + LANES)));
+/* sums [rows][PANEL] of inputs of up to two tiles, `stride` bytes from token to token, times a group of weights. */
+ALWAYS_INLINE void multiply_int8(const int8_t *x, int64_t stride, const weight_group *group, int rows, int has_second,
+                                 int32_t (*sums)[PANEL]) {
+    zero_sums(has_second);
+    _tile_loadd(4, x, stride);
+    _tile_loadd(6, group->numbers, PANEL_STRIDE);
+    _tile_loadd(7, group->numbers[0] + LANES, PANEL_STRIDE);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    if (has_second) {
+        _tile_loadd(5, x + first_rows(rows) * stride, stride);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
     }
+    store_sums(rows, has_second, sums);
 }
 
-ALWAYS_INLINE void int8_rows(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+/* out [ROWS_AT_ONCE][PANEL] += sums of GROUPS_AT_ONCE or fewer groups, in turn, times the scales of weights and inputs. */
+ALWAYS_INLINE void add_scaled(const int8_t *x, int64_t num_groups, const weight_group *panel, int64_t first, int count,
+                              int rows, int32_t (*sums)[INT8_ROWS][PANEL], float *out) {
+    int64_t stride = int8_row_bytes(num_groups);
+    __m512 totals[ROWS_AT_ONCE][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < 2; v++) totals[i][v] = _mm512_loadu_ps(out + i * PANEL + v * LANES);
+    for (int g = 0; g < count; g++) {
+        vec scales[2] = {load_bf16(panel[first + g].scales), load_bf16(panel[first + g].scales + LANES)};
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            float scale = input_scales(x + i * stride, num_groups)[first + g];
+            for (int v = 0; v < 2; v++) {
+                __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums[g][i] + v * LANES));
+                totals[i][v] = _mm512_fmadd_ps(sum, (__m512)(scales[v] * scale), totals[i][v]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+        for (int v = 0; v < 2; v++) _mm512_storeu_ps(out + i * PANEL + v * LANES, totals[i][v]);
+}
+
+ALWAYS_INLINE void int8_rows(const int8_t *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
                              int has_second, float *out) {
-    int64_t stride = num_groups * (int64_t)sizeof(input_group);
-    const input_group *second = x + first_rows(rows) * num_groups;
-    int32_t sums[2][INT8_ROWS][PANEL];
+    int64_t stride = int8_row_bytes(num_groups);
+    int32_t sums[GROUPS_AT_ONCE][INT8_ROWS][PANEL] __attribute__((aligned(64)));
     memset(out, 0, sizeof(float) * PANEL * (size_t)rows);
     memory_barrier();
-    for (int64_t g = 0; g < num_groups; g++, panel++) {
-        zero_sums(has_second);
-        prefetch_rows(panel, how);
-        if (how != PREFETCH_NOTHING) prefetch_weights(panel->scales, how);
-        _tile_loadd(4, x[g].numbers, stride);
-        _tile_loadd(6, panel->numbers, PANEL_STRIDE);
-        _tile_loadd(7, panel->numbers[0] + LANES, PANEL_STRIDE);
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        if (has_second) {
-            _tile_loadd(5, second[g].numbers, stride);
-            _tile_dpbsud(2, 5, 6);
-            _tile_dpbsud(3, 5, 7);
+    for (int64_t first = 0; first < num_groups; first += GROUPS_AT_ONCE) {
+        int count = num_groups - first < GROUPS_AT_ONCE ? (int)(num_groups - first) : GROUPS_AT_ONCE;
+        for (int64_t g = first; g < first + count; g++) {
+            multiply_int8(x + g * INT8_GROUP, stride, panel + g, rows, has_second, sums[g - first]);
+            prefetch_rows(panel + g, how);
+            if (how != PREFETCH_NOTHING) prefetch_weights(panel[g].scales, how);
         }
-        store_sums(rows, has_second, sums[g % 2]);
-        scale_groups(x + g, panel, num_groups, rows, sums[g % 2], out);
+        int i = 0;
+        for (; i + ROWS_AT_ONCE <= rows; i += ROWS_AT_ONCE)
+            add_scaled(x + i * stride, num_groups, panel, first, count, ROWS_AT_ONCE,
+                       (int32_t(*)[INT8_ROWS][PANEL])sums[0][i], out + i * PANEL);
+        for (; i < rows; i++)
+            add_scaled(x + i * stride, num_groups, panel, first, count, 1, (int32_t(*)[INT8_ROWS][PANEL])sums[0][i],
+                       out + i * PANEL);
     }
 }
 
-static void int8_tile(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+static void int8_tile(const int8_t *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
                       float *out) {
     if (rows > TILE_ROWS)
         int8_rows(x, panel, how, num_groups, rows, 1, out);

@@ -11,7 +11,7 @@
 static inline void begin_tiles(int64_t num_tokens) { (void)num_tokens; }
 static inline void end_tiles(void) {}
 
-static void int8_tile(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+static void int8_tile(const int8_t *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
                       float *out) {
     if (processor.has_avx512_vnni)
         int8_tile_vnni(x, panel, how, num_groups, rows, out);

@@ -47,7 +47,7 @@ static void bf16_tile(const bf16_input *x, const bf16 *panel, prefetch how, int6
 
 #include "tiles_avx512_int8.h"
 
-static void int8_tile(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+static void int8_tile(const int8_t *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
                       float *out) {
     int8_tile_vnni(x, panel, how, num_groups, rows, out);
 }

@@ -8,7 +8,7 @@
 
 typedef float bf16_input;
 
-/* sums [rows][columns] of x [rows, num_in] and columns of a panel, of which `panel` is the first. */
+/* sums [rows][columns] of x [num_in][rows] and columns of a panel, of which `panel` is the first. */
 ALWAYS_INLINE void fma_columns(const float *x, const bf16 *panel, prefetch how, int64_t num_in, int rows, int columns,
                                float *out) {
     vec sums[BF16_ROWS][PANEL / WIDTH];
@@ -16,17 +16,24 @@ ALWAYS_INLINE void fma_columns(const float *x, const bf16 *panel, prefetch how, 
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
         for (int v = 0; v < columns / WIDTH; v++) sums[i][v] = (vec){0};
-    for (int64_t k = 0; k < num_in; k += 2, panel += 2 * PANEL) {
+    for (int64_t k = 0; k < num_in; k += 2, panel += 2 * PANEL, x += 2 * rows) {
         for (int c = 0; c < columns; c += LANES) prefetch_weights(panel + 2 * c, how);
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            vec weights[PANEL / WIDTH];
 #pragma GCC unroll 8
-        for (int v = 0; v < columns / WIDTH; v++) {
-            uvec pairs = *(const uvec *)(panel + 2 * v * WIDTH);
-            vec first = (vec)(pairs << 16), second = (vec)(pairs & 0xffff0000);
-#pragma GCC unroll 12
-            for (int i = 0; i < rows; i++) {
-                sums[i][v] += first * x[i * num_in + k];
-                sums[i][v] += second * x[i * num_in + k + 1];
+            for (int v = 0; v < columns / WIDTH; v++) {
+                uvec bits = *(const uvec *)(panel + 2 * v * WIDTH);
+                if (odd)
+                    bits &= 0xffff0000;
+                else
+                    bits <<= 16;
+                weights[v] = (vec)bits;
             }
+#pragma GCC unroll 12
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+                for (int v = 0; v < columns / WIDTH; v++) sums[i][v] += weights[v] * x[odd * rows + i];
         }
     }
 #pragma GCC unroll 12

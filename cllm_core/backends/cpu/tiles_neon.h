@@ -27,22 +27,23 @@ ALWAYS_INLINE void add_fours_pairwise(int32x4_t *sums, int8x16_t weights, int8x1
 }
 
 /* out [rows][columns] += a group's sums times the scales of weights and inputs. */
-ALWAYS_INLINE void int8_group(int has_dot, const input_group *x, const weight_group *group, int column, prefetch how,
-                              int64_t num_groups, int rows, float *out) {
+ALWAYS_INLINE void int8_group(int has_dot, const int8_t *x, const weight_group *group, int column, prefetch how,
+                              int64_t num_groups, int64_t g, int rows, float *out) {
     enum { VECTORS_OF_COLUMNS = INT8_COLUMNS / WIDTH };
+    int64_t stride = int8_row_bytes(num_groups);
     int32x4_t sums[INT8_ROWS][VECTORS_OF_COLUMNS];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < VECTORS_OF_COLUMNS; v++) sums[i][v] = vdupq_n_s32(0);
     for (int64_t k = 0; k < INT8_GROUP / 4; k++) {
-        const uint8_t *numbers = group->numbers[k][column];
+        const int8_t *numbers = group->numbers[k][column];
         prefetch_weights(numbers, how);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS_OF_COLUMNS; v++) {
-            int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(numbers + 16 * v), vdupq_n_u8(128)));
+            int8x16_t weights = vld1q_s8(numbers + 16 * v);
 #pragma GCC unroll 4
             for (int i = 0; i < rows; i++) {
                 int32_t four;
-                memcpy(&four, x[i * num_groups].numbers + 4 * k, sizeof four);
+                memcpy(&four, x + i * stride + g * INT8_GROUP + 4 * k, sizeof four);
                 int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(four));
                 if (has_dot)
                     add_fours_dot(&sums[i][v], weights, inputs);
@@ -55,20 +56,20 @@ ALWAYS_INLINE void int8_group(int has_dot, const input_group *x, const weight_gr
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < VECTORS_OF_COLUMNS; v++) {
             float *to = out + i * PANEL + column + v * WIDTH;
-            vec scale = load_bf16(group->scales + column + v * WIDTH) * x[i * num_groups].scale;
+            vec scale = load_bf16(group->scales + column + v * WIDTH) * input_scales(x + i * stride, num_groups)[g];
             vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(sums[i][v]), (float32x4_t)scale));
         }
 }
 
-ALWAYS_INLINE void int8_panel(int has_dot, const input_group *x, const weight_group *panel, prefetch how,
+ALWAYS_INLINE void int8_panel(int has_dot, const int8_t *x, const weight_group *panel, prefetch how,
                               int64_t num_groups, int rows, float *out) {
     for (int i = 0; i < rows * PANEL; i += WIDTH) store(out + i, (vec){0});
     for (int64_t g = 0; g < num_groups; g++)
         for (int column = 0; column < PANEL; column += INT8_COLUMNS)
-            int8_group(has_dot, x + g, panel + g, column, how, num_groups, rows, out);
+            int8_group(has_dot, x, panel + g, column, how, num_groups, g, rows, out);
 }
 
-static void int8_tile(const input_group *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
+static void int8_tile(const int8_t *x, const weight_group *panel, prefetch how, int64_t num_groups, int rows,
                       float *out) {
 #define ROWS(n) \
     case n: \

@@ -15,7 +15,6 @@ INPUT_UNIT = 32  # inputs that a panel has a multiple of, as AMX multiplies so m
 INT8_GROUP = 64  # inputs with one scale
 
 _LARGEST = 127
-_ZERO = 128  # what stands for 0: the instruction takes one signed and one unsigned factor
 _NUMBER_BYTES = INT8_GROUP * PANEL
 
 
@@ -50,8 +49,8 @@ class PanelWeight:
         groups = self.panels.unflatten(1, (-1, INT8_GROUP // 2)).transpose(2, 3).flatten(3).float()
         scales = (groups.abs().amax(dim=-1) / _LARGEST).bfloat16()  # [panels, groups, PANEL]
         steps = scales.float().clamp_min(torch.finfo(torch.bfloat16).tiny)[..., None]
-        numbers = (groups / steps).round_().clamp_(-_LARGEST, _LARGEST).add_(_ZERO).byte()
-        fours = numbers.unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2)
+        numbers = (groups / steps).round_().clamp_(-_LARGEST, _LARGEST).char()
+        fours = numbers.unflatten(-1, (-1, 4)).transpose(2, 3).flatten(2).view(torch.uint8)
         return PanelWeight(torch.cat((fours, scales.view(torch.uint8)), dim=-1), self.num_in, self.bias)
 
     @property
@@ -81,9 +80,10 @@ class PanelWeight:
         if not self.is_int8:
             weights: Tensor = self.panels[panel, :, place]
             return weights.flatten(-2)[..., : self.num_in]
-        numbers: Tensor = self.panels[..., :_NUMBER_BYTES].unflatten(-1, (-1, PANEL, 4))[panel, :, :, place]
+        fours = self.panels[..., :_NUMBER_BYTES].view(torch.int8).unflatten(-1, (-1, PANEL, 4))
+        numbers: Tensor = fours[panel, :, :, place]
         scales: Tensor = self.panels[..., _NUMBER_BYTES:].view(torch.bfloat16)[panel, :, place]
-        return ((numbers.flatten(-2).float() - _ZERO) * scales.float()[..., None]).flatten(-2).bfloat16()
+        return (numbers.flatten(-2).float() * scales.float()[..., None]).flatten(-2).bfloat16()
 
 
 def pad_outputs(weight: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ static test_layer make_layer(int64_t num_out, int64_t num_in, int has_bias, int 
                 weight_group *group = (weight_group *)panel + i / INT8_GROUP;
                 if (i % INT8_GROUP == 0) group->scales[o % PANEL] = float_to_bf16(scale / 64 * (1.5f + noise() / 4));
                 int number = (int)(127.99f * (noise() / 3.5f));
-                group->numbers[i % INT8_GROUP / 4][o % PANEL][i % 4] = (uint8_t)(number + 128);
+                group->numbers[i % INT8_GROUP / 4][o % PANEL][i % 4] = (int8_t)number;
                 out.weight[o * num_in + i] = number * (double)bf16_to_float(group->scales[o % PANEL]);
             } else {
                 bf16 value = float_to_bf16(scale * noise());
@@ -75,7 +75,7 @@ static test_layer make_layer(int64_t num_out, int64_t num_in, int has_bias, int 
 }
 
 static float *run_logits(const linear *layer, const bf16 *x, int64_t num_tokens, int num_threads) {
-    void *scratch = zeros(num_tokens * EXPORT_NAME(scratch_bytes)(layer->num_in, layer->is_int8) + 1);
+    void *scratch = zeros(EXPORT_NAME(scratch_bytes)(num_tokens, layer->num_in, layer->is_int8) + 1);
     float *out = zeros(num_tokens * layer->num_out * 4);
     EXPORT_NAME(logits)(layer, x, num_tokens, num_threads, scratch, out);
     free(scratch);
@@ -97,7 +97,7 @@ static float int8_product(const test_layer *t, const bf16 *x, int64_t output) {
         int32_t total = 0;
         for (int i = 0; i < INT8_GROUP; i++) {
             volatile float scaled = bf16_to_float(x[g * INT8_GROUP + i]) * inverse;
-            total += (group->numbers[i / 4][output % PANEL][i % 4] - 128) * (int32_t)lrintf(scaled);
+            total += group->numbers[i / 4][output % PANEL][i % 4] * (int32_t)lrintf(scaled);
         }
         volatile float scale = bf16_to_float(group->scales[output % PANEL]) * (largest / 127.0f);
         sum = fmaf((float)total, scale, sum);
@@ -216,13 +216,13 @@ static void run_step(const test_model *m, bf16 *const *keys, bf16 *const *values
     int64_t scratch_bytes = 0;
     const linear *products[] = {&layer->qkv, &layer->out, &layer->gate_up, &layer->down};
     for (int i = 0; i < 4; i++)
-        scratch_bytes = larger(scratch_bytes, EXPORT_NAME(scratch_bytes)(products[i]->num_in, products[i]->is_int8));
+        scratch_bytes = larger(scratch_bytes, EXPORT_NAME(scratch_bytes)(num_tokens, products[i]->num_in, products[i]->is_int8));
     decoder_buffers buffers = {residual,
                                zeros(2 * num_tokens * m->hidden_size),
                                zeros(2 * num_tokens * layer->qkv.num_out),
                                zeros(2 * num_tokens * layer->out.num_in),
                                zeros(2 * num_tokens * m->intermediate_size),
-                               zeros(num_tokens * scratch_bytes + 1)};
+                               zeros(scratch_bytes + 1)};
     EXPORT_NAME(decode)(m->layers, NUM_LAYERS, &step, num_threads, &buffers);
     memcpy(out + first * m->hidden_size, residual + other * m->hidden_size,
            sizeof(float) * (size_t)((end - first) * m->hidden_size));

@@ -24,8 +24,12 @@ def product_in_whole_numbers(x: Tensor, weight: PanelWeight) -> Tensor:
     groups = x.float().unflatten(1, (-1, INT8_GROUP))
     peaks = groups.abs().amax(dim=-1, keepdim=True)
     inputs = (groups * torch.where(peaks > 0, torch.full_like(peaks, 127) / peaks, 0)).round()
-    numbers = weight.panels[..., : PANEL * INT8_GROUP].view(*weight.panels.shape[:2], INT8_GROUP // 4, PANEL, 4)
-    numbers = numbers.permute(0, 3, 1, 2, 4).reshape(weight.num_out, -1, INT8_GROUP).double() - 128
+    numbers = (
+        weight.panels[..., : PANEL * INT8_GROUP]
+        .view(torch.int8)
+        .view(*weight.panels.shape[:2], INT8_GROUP // 4, PANEL, 4)
+    )
+    numbers = numbers.permute(0, 3, 1, 2, 4).reshape(weight.num_out, -1, INT8_GROUP).double()
     scales = weight.panels[..., PANEL * INT8_GROUP :].view(torch.bfloat16).transpose(1, 2).reshape(weight.num_out, -1)
     out = torch.zeros(len(x), weight.num_out)
     for group in range(groups.shape[1]):
