@@ -1,15 +1,18 @@
 """Merging a PEFT adapter into the weights of its base, once and for all."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
+from cllm_core.models.adapter_vocabulary import grow_vocabulary, is_redundant, read_shapes
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MAX_DETAIL = 300  # characters of another library's message
@@ -31,7 +34,15 @@ def merge_adapter(model: PreTrainedModel, folder: Path, *, base_name: str) -> Pr
     """
     tuned = attach_adapter(model, folder, base_name=base_name)
     _require_untied(model, tuned, folder)
-    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    replication = getattr(tuned.peft_config["default"], "layer_replication", None)
+    if replication:
+        _separate_replicas(model, replication)
+    try:
+        merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT refuses kinds of layers and broken numbers, each in its own way
+        detail = shorten(str(error), _MAX_DETAIL, placeholder=" ...")
+        raise ModelLoadError(f"{folder}: the adapter cannot be merged into {base_name}: {detail}") from error
+    _tell_untied(merged)
     return merged
 
 
@@ -73,7 +84,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trai
     """Put the adapter's layers into the model, beside its weights.
 
     Args:
-        model: the base, changed in place.
+        model: the base, changed in place; its vocabulary grows to that of the adapter.
         folder: of the adapter.
         base_name: what the base is called, for messages.
         trainable: whether the adapter's weights shall learn; they are float32 then.
@@ -84,6 +95,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trai
     config = read_adapter_config(folder)
     if config.is_prompt_learning:
         raise ModelLoadError(f"{folder}: a {adapter_kind(config)} adapter adds to the prompt and cannot be merged")
+    grow_vocabulary(model, folder, config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is checked here and raised
@@ -95,13 +107,40 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base_name: str, trai
         raise ModelLoadError(
             f"{folder}: the adapter does not fit {base_name}; was it trained on another base? ({detail})"
         ) from error
-    unmatched = sorted({*result.missing_keys, *result.unexpected_keys})
+    shapes = read_shapes(folder)
+    unexpected = [name for name in result.unexpected_keys if not is_redundant(name, shapes)]
+    unmatched = sorted({*result.missing_keys, *unexpected})
     if unmatched:
         raise ModelLoadError(
             f"{folder}: the adapter does not fit {base_name}; was it trained on another base? "
             f"({len(unmatched)} of its weights have no counterpart: {unmatched[0]}, ...)"
         )
     return tuned
+
+
+def _separate_replicas(model: PreTrainedModel, replication: Sequence[tuple[int, int]]) -> None:
+    """Give each of the layers that PEFT made of one its own weights: merging would change shared ones more than once.
+
+    Args:
+        model: the base, its layers replicated by PEFT.
+        replication: ranges of the original layers that follow one another now.
+    """
+    owned: set[int] = set()
+    for module in model.get_decoder().modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in owned:
+                setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
+            owned.add(id(weight))
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "layer_types", None):  # PEFT updates the number of layers alone
+        config.layer_types = [config.layer_types[layer] for first, end in replication for layer in range(first, end)]
+
+
+def _tell_untied(model: PreTrainedModel) -> None:
+    """Let the config say so where an adapter trained embedding or output layer apart from the other."""
+    config, head = model.config.get_text_config(decoder=True), model.get_output_embeddings()
+    if config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+        config.tie_word_embeddings = False
 
 
 def _require_untied(model: PreTrainedModel, tuned: peft.PeftModel, folder: Path) -> None:

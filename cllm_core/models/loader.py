@@ -112,7 +112,7 @@ def load_model(
     return LoadedModel(
         model=model,
         tokenizer=bundle,
-        eos_token_ids=find_eos_token_ids(source.checkpoint, model_config, tokenizer),
+        eos_token_ids=find_eos_token_ids(source.checkpoint, model.config, tokenizer),
         name=source.name,
         block_length=source.card.block_length if source.card else None,
         domain=source.card.domain if source.card else None,

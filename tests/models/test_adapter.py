@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.cllm_json import CllmCard, write_card
+from tests.architectures import Architecture
 from tests.checkpoints import write_adapter
 from tests.conftest import CheckpointFactory
 from tests.models.conftest import Load, logits_of, plain_logits
@@ -110,3 +111,31 @@ def test_adapter_of_a_tied_embedding_is_refused(load: Load, tiny_llama: Path, tm
     adapter = write_adapter(tmp_path / "adapter", base, target_modules=["embed_tokens"])
     with pytest.raises(ModelLoadError, match="embed_tokens, which the base ties to another layer"):
         load(adapter)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_replicated_layers_get_their_own_change_once(
+    load: Load, tiny_checkpoint: CheckpointFactory, tmp_path: Path, architecture: Architecture
+) -> None:
+    """PEFT lets copies of a layer share their weights, and a merge changed these once for each copy."""
+    base = tiny_checkpoint(architecture)
+    adapter = write_adapter(tmp_path, base, layer_replication=[(0, 2), (1, 2)])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    unmerged = peft.PeftModel.from_pretrained(model, adapter)
+    if architecture == "qwen3":  # which PEFT leaves at two
+        model.config.layer_types = ["full_attention"] * 3
+    loaded = load(adapter)
+    assert loaded.model.config.num_hidden_layers == 3
+    torch.testing.assert_close(logits_of(loaded.model), logits_of(unmerged), atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT takes biases for broken matrices, and says what it will refuse
+def test_biases_of_an_adapter_are_merged_where_the_base_has_some(
+    load: Load, tiny_checkpoint: CheckpointFactory, tiny_llama: Path, tmp_path: Path
+) -> None:
+    qwen2, targets = tiny_checkpoint("qwen2"), ["q_proj", "v_proj"]
+    adapter = write_adapter(tmp_path / "qwen2", qwen2, lora_bias=True, target_modules=targets)
+    unmerged = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(qwen2), adapter)
+    torch.testing.assert_close(logits_of(load(adapter).model), logits_of(unmerged), atol=1e-3, rtol=0)
+    with pytest.raises(ModelLoadError, match=r"cannot be merged into .*: Impossible to merge .*lora_bias"):
+        load(write_adapter(tmp_path / "llama", tiny_llama, lora_bias=True, target_modules=targets))
