@@ -12,7 +12,7 @@ from cllm_core.text.lark import Vocabulary
 from cllm_core.text.tools.formats import DEFAULT_FORMAT
 from cllm_core.text.tools.functions import Function, FunctionCall
 from cllm_core.text.tools.grammar import CallRules, calls_grammar
-from cllm_core.text.tools.skeleton import ToolFormat
+from cllm_core.text.tools.skeleton import MAX_CALLS, ToolFormat
 from tests.text.factories import byte_level, id_of
 from tests.text.tool_functions import SEQUENTIAL
 
@@ -97,6 +97,15 @@ def test_one_call_is_all_where_calls_are_not_parallel(
     grammar = make_grammar(tool_format, tokenizer, is_required=is_required, is_parallel=False)
     assert accepts(grammar, tool_format.write([CALL]), tokenizer)
     assert not accepts(grammar, tool_format.write([CALL, NOW]), tokenizer)
+
+
+@pytest.mark.parametrize("is_required", [False, True])
+def test_parallel_calls_come_to_an_end(is_required: bool) -> None:
+    """Small models repeat a call for as long as they may."""
+    tokenizer = make_tokenizer(())
+    grammar = make_grammar(DEFAULT_FORMAT, tokenizer, is_required=is_required)
+    assert accepts(grammar, DEFAULT_FORMAT.write([NOW] * MAX_CALLS), tokenizer)
+    assert not accepts(grammar, DEFAULT_FORMAT.write([NOW] * (MAX_CALLS + 1)), tokenizer)
 
 
 @every_format
