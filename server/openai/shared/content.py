@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from server.http.ignored import ignore_field
+from server.openai.shared.api_model import is_empty
 
 # By type of part: the field that holds its text. The types of chat completions, of responses, and refusals.
 _TEXT_FIELDS: Mapping[str, str] = {
@@ -17,6 +18,8 @@ _TEXT_FIELDS: Mapping[str, str] = {
 }
 # What models thought before an earlier answer; not part of what they said.
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
+# Of parts of answers, which clients send back.
+_ANSWER_FIELDS = frozenset({"annotations", "logprobs", "parsed"})
 
 
 class TextPart(BaseModel):
@@ -46,7 +49,7 @@ def _text_of_part(part: object) -> str:
     if not isinstance(part, dict) or not isinstance(kind, str):
         raise InvalidRequest(f"content: a part must be an object with a type such as 'text', not {part!r:.80}")
     if kind in _THOUGHTS:
-        ignore_field(kind, prefix="messages.content.", reason="what an earlier answer was thought about is not read")
+        ignore_field(kind, prefix="messages.content.", reason="thoughts before an earlier answer are not read")
         return ""
     if kind not in _TEXT_FIELDS:
         raise UnsupportedParameter(
@@ -60,9 +63,9 @@ def _field_of_text_part(part: Mapping[str, object], kind: str) -> str:
     text = part.get(name)
     if not isinstance(text, str):
         raise InvalidRequest(f"content: a part of type {kind!r} needs {name!r}, a string; {text!r:.80} is not one")
-    for other in part.keys() - {"type", name}:
-        if part[other] not in (None, [], {}):
-            ignore_field(other, prefix="messages.content.", is_known=other in ("cache_control", "annotations"))
+    for other in part.keys() - {"type", name} - _ANSWER_FIELDS:
+        if not is_empty(part[other]):
+            ignore_field(other, prefix="messages.content.", is_known=other == "cache_control")
     return text
 
 
