@@ -167,7 +167,7 @@ class SamplingRequest(ApiModel):
         given = {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": None if self.top_k == _OFF else self.top_k,
+            "top_k": 0 if self.top_k == _OFF else self.top_k,
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,

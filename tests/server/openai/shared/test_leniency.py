@@ -84,6 +84,12 @@ def test_a_field_without_effect_is_reported_and_the_request_answered(
     assert reported == ignored
 
 
+def test_a_stream_reports_them_before_it_begins(server: RunningServer) -> None:
+    body = {"model": MODEL_NAME, "messages": [USER], "stream": True, "reasoning_effort": "low", "colour": "red"}
+    with server.shared_http.stream("POST", CHAT, json=body) as response:
+        assert response.headers[IGNORED_FIELDS_HEADER] == "colour, reasoning_effort"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
