@@ -16,6 +16,7 @@ import server.openai.completions.route as completions
 import server.openai.models.adapter_route as adapters
 import server.openai.models.route as models
 import server.openai.responses.route as responses
+import server.openai.responses.stored_route as stored_responses
 import server.openai.tokens.route as tokens
 import server.ops.routes as operations
 from cllm_core import __version__
@@ -71,6 +72,7 @@ def _add_routes(app: FastAPI, settings: ServerSettings) -> None:
     app.include_router(responses.router, dependencies=with_key)
     app.include_router(models.router, dependencies=with_key)
     app.include_router(tokens.router, dependencies=with_key)
+    app.include_router(stored_responses.router, dependencies=with_key)
     if settings.adapter_root is not None:
         app.include_router(adapters.router, dependencies=with_key)
     app.include_router(operations.router)
@@ -90,6 +92,8 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
             if engine.status.state != "draining":
                 await engine.drain(services.settings.drain_seconds)
             await engine.stop()
+            if services.responses is not None:
+                await services.responses.close()
 
     return lifespan
 

@@ -1,6 +1,7 @@
 """What routes need, injected: built once by the app factory, handed out by FastAPI dependencies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -8,26 +9,39 @@ from fastapi import Depends, Request
 from cllm_core.worker.protocol import EngineClient
 from server.generation.grammar_checker import GrammarChecker
 from server.ops.metrics import Metrics
+from server.response_store import ResponseStore
 from server.served_models import ModelRegistry
 from server.settings import ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of one app."""
+    """The parts of one app.
+
+    Attributes:
+        responses: stored for clients, None where none are.
+    """
 
     engine: EngineClient
     settings: ServerSettings
     models: ModelRegistry
     metrics: Metrics
     grammars: GrammarChecker
+    responses: ResponseStore | None
 
 
 def build_services(engine: EngineClient, settings: ServerSettings) -> Services:
     """The parts of an app that serves this engine."""
     models = ModelRegistry(engine, settings)
     grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds)
-    return Services(engine, settings, models, Metrics(engine, models), grammars)
+    return Services(engine, settings, models, Metrics(engine, models), grammars, _response_store(settings))
+
+
+def _response_store(settings: ServerSettings) -> ResponseStore | None:
+    if settings.response_store == "off":
+        return None
+    path = None if settings.response_store == "memory" else Path(settings.response_store)
+    return ResponseStore(path, max_responses=settings.response_store_size, max_days=settings.response_store_days)
 
 
 def services_of(request: Request) -> Services:

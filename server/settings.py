@@ -47,6 +47,15 @@ class ServerSettings(EngineSettings):
         SERVER,
         Field(description="How the model writes calls of functions. auto: as its chat template shows, else hermes."),
     ] = "auto"
+    response_store: Annotated[
+        str,
+        SERVER,
+        Field(
+            min_length=1,
+            description="Where /v1/responses keeps answers that clients may continue or ask for again. memory: until "
+            "the server ends; off: nowhere; else the path of a SQLite file, which several servers may share.",
+        ),
+    ] = "memory"
     host: Annotated[str, SERVER, Field(description="Address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1"
     port: Annotated[int, SERVER, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     api_keys: Annotated[
@@ -105,6 +114,12 @@ class ServerSettings(EngineSettings):
         int, LIMITS, Field(ge=0, description="Longest chat_template_kwargs, in characters of JSON.")
     ] = 16384
 
+    response_store_size: Annotated[
+        int, LIMITS, Field(ge=1, description="Most responses stored; those unused for longest are dropped first.")
+    ] = 1000
+    response_store_days: Annotated[
+        float, LIMITS, Field(gt=0, description="Days after which a stored response that nobody used is dropped.")
+    ] = 30.0
     max_tools: Annotated[int, LIMITS, Field(ge=0, description="Most tools that one request may offer.")] = 128
     max_tools_chars: Annotated[
         int, LIMITS, Field(ge=0, description="Longest tools of one request together, in characters of JSON.")

@@ -136,6 +136,8 @@ PATHS: dict[str, tuple[str, str, str]] = {
     "/v1/chat/completions": ("listed", "documented", "documented"),
     "/v1/completions": ("listed", "documented", "documented"),
     "/v1/responses": ("listed", "documented", "documented"),
+    "/v1/responses/{response_id}": ("listed", "unknown", "not listed"),
+    "/v1/responses/{response_id}/input_items": ("not listed", "unknown", "not listed"),
     "/v1/models": ("not listed", "documented", "documented"),
     "/v1/embeddings": ("listed", "documented", "not listed"),
     "/v1/audio/transcriptions": ("listed", "unknown", "documented"),

@@ -3,7 +3,7 @@
     errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
         <- worker, training, evaluation, bench, export, check <- server
 
-    server: http, engine_settings, settings <- served_models <- ops.metrics <- generation <- services
+    server: http, engine_settings, settings <- served_models, response_store <- ops.metrics <- generation <- services
         <- openai, ops <- app <- cli
 
 An import at module level or in a class body is *eager*: it runs when the module is imported. One in a function is lazy,
@@ -43,7 +43,7 @@ LAYERS = (
         "cllm_core.check",
     ),
     ("server.http", "server.engine_settings", "server.settings"),
-    ("server.served_models",),
+    ("server.served_models", "server.response_store"),
     ("server.ops.metrics", "server.ops.engine_log"),
     ("server.generation",),
     ("server.services",),

@@ -115,6 +115,8 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
 # Of OpenAI's endpoints.
 _BASE = "/v1"
 
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
+
 _STATUS_CODES: dict[int, str] = {404: "unknown_url", 405: "method_not_allowed"}
 
 
@@ -176,7 +178,20 @@ def http_exception_response(error: HTTPException, request: Request) -> JSONRespo
         param=None,
         code=_STATUS_CODES.get(error.status_code),
     )
-    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed_methods(request)
+    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status_code, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Those of all routes at the path; the router names those of the first one."""
+    with_methods = [{**request.scope, "method": method} for method in _METHODS]
+    return ", ".join(
+        scope["method"]
+        for scope in with_methods
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    )
 
 
 def _refused_route(error: HTTPException, request: Request) -> str:
@@ -184,8 +199,7 @@ def _refused_route(error: HTTPException, request: Request) -> str:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return f"{route}: there is no such endpoint; {_remedy(request)}"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return f"{route}: the endpoint does not take this method; use {allowed}"
+        return f"{route}: the endpoint does not take this method; use {_allowed_methods(request)}"
     return f"{route}: {error.detail}"
 
 

@@ -72,9 +72,11 @@ def _field(place: Sequence[str | int], body: Any, *, is_missing: bool) -> str:
     """The path of a field in the body, without what pydantic adds to it: which form of a value it tried.
 
     Args:
-        place: pydantic's path, from "body" on.
+        place: pydantic's path, from "body", "query" or "path" on.
         is_missing: the last part of the path is a field that is not there.
     """
+    if place[0] != "body":
+        return ".".join(map(str, place[1:]))
     parts: list[str] = []
     value = body
     for num_seen, part in enumerate(place[1:], start=2):

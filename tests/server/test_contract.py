@@ -82,8 +82,9 @@ def test_answers_to_many_requests_are_as_documented(
 
 
 OPERATIONS = {
-    "create_chat_completion", "create_completion", "create_response", "detokenize", "get_model", "health",
-    "list_models", "metrics", "ready", "render_chat_completion", "tokenize", "version",
+    "create_chat_completion", "create_completion", "create_response", "delete_response", "detokenize", "get_model",
+    "get_response", "health", "list_input_items", "list_models", "metrics", "ready", "render_chat_completion",
+    "tokenize", "version",
 }  # fmt: skip
 
 

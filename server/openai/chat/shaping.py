@@ -49,7 +49,7 @@ class ChatAnswer:
         self._calling: set[int] = set()  # choices whose calls have begun in the stream
         self._texts = TextFrames(self._delta_chunk)
 
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
+    async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
         call = self._head.call
         completion = ChatCompletion(
@@ -165,7 +165,7 @@ class ChatAnswer:
         if not self._head.has_logprobs:
             return None
         codec = self._head.call.model.codec
-        return ChatLogprobs(content=[_chosen_token(entry, codec) for entry in entries], refusal=None)
+        return ChatLogprobs(content=[chosen_token(entry, codec) for entry in entries], refusal=None)
 
 
 def _call_delta(call: CallDelta) -> ToolCallDelta:
@@ -181,7 +181,8 @@ def _function_delta(call: CallDelta) -> FunctionDelta:
     return FunctionDelta(name=call.name, arguments=call.arguments)
 
 
-def _chosen_token(entry: PlacedLogprobs, codec: TextCodec) -> ChosenTokenLogprob:
+def chosen_token(entry: PlacedLogprobs, codec: TextCodec) -> ChosenTokenLogprob:
+    """A token of an answer with its alternatives."""
     tops = zip(entry.logprobs.top_ids, entry.logprobs.top_logprobs, strict=True)
     return ChosenTokenLogprob(
         token=codec.token_text(entry.token_id),

@@ -27,7 +27,7 @@ class CompletionAnswer:
         self._scores_prompt = scores_prompt
         self._texts = TextFrames(self._delta_chunk)
 
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
+    async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
         """The body of an answer that is not streamed."""
         completion = self._completion([self._choice(result) for result in results])
         completion.usage = self._head.usage(counts)

@@ -1,106 +1,67 @@
-"""The body of a response request: text and calls of functions, nothing stored."""
+"""The body of a response request."""
 
-from collections.abc import Iterable, Mapping
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from cllm_core.errors import InvalidRequest
+from server.http.ignored import ignore_field
 from server.openai.chat.messages import Message
-from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort
-from server.openai.responses.input_items import Input, InputCall, InputItem, InputMessage, InputResult
+from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort, TemplateKwargs
+from server.openai.responses.input_items import Input
+from server.openai.responses.tools import ResponseToolChoice, ResponseTools
 from server.openai.shared.api_model import (
+    ANY_VALUE,
     EXAMPLE_MODEL,
     REQUEST_LABELS,
-    SERVICE_FIELDS,
     ApiModel,
     Integer,
     Neutral,
+    NumLogprobs,
     Refused,
-    TopK,
     only,
 )
-from server.openai.shared.sampling import TokenLimit
-from server.openai.shared.structured import JsonObjectFormat, JsonSchemaFormat, NamedSchema, ResponseFormat, TextFormat
-from server.openai.shared.tools import (
-    AllowedChoice,
-    AllowedTools,
-    ChoiceMode,
-    FunctionDefinition,
-    FunctionName,
-    FunctionTool,
-    NamedChoice,
-    NamedFunction,
-    OtherTool,
-    choice_parser,
-    skip_other_tools,
-    tool_use,
+from server.openai.shared.sampling import SAMPLER_FIELDS, TokenLimit
+from server.openai.shared.structured import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    ResponseFormat,
+    StructuredRequest,
+    TextFormat,
 )
+from server.openai.shared.tools import AllowedChoice, ChoiceMode, FunctionTool, NamedChoice, tool_use
+
+LOGPROBS = "message.output_text.logprobs"
+"""Entry of `include` that asks for log-probabilities."""
+
+# Entries about items that no answer here has.
+_OTHER_INCLUDES = frozenset({
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+    "message.input_image.image_url", "reasoning.encrypted_content", "web_search_call.action.sources",
+    "web_search_call.results",
+})  # fmt: skip
 
 
-class ResponseTool(FunctionDefinition):
-    """A tool of type function, the only type served."""
-
-    type: Literal["function"]
-
-    def to_chat(self) -> FunctionTool:
-        """The tool in the words of chat completions."""
-        definition = FunctionDefinition(
-            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
-        )
-        return FunctionTool(type="function", function=definition)
-
-
-ResponseTools = Annotated[
-    list[ResponseTool], BeforeValidator(skip_other_tools, json_schema_input_type=list[ResponseTool | OtherTool])
-]
-
-
-class ResponseNamedChoice(ApiModel):
-    """One of the tools offered."""
-
-    type: Literal["function"]
-    name: FunctionName
-
-    def to_chat(self) -> NamedChoice:
-        """The choice in the words of chat completions."""
-        return NamedChoice(type="function", function=NamedFunction(name=self.name))
-
-
-class ResponseAllowedChoice(ApiModel):
-    """Some of the tools offered; with mode "required" one has to be called."""
-
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[ResponseNamedChoice], Field(min_length=1)]
-
-    def to_chat(self) -> AllowedChoice:
-        """The choice in the words of chat completions."""
-        allowed = AllowedTools(mode=self.mode, tools=[tool.to_chat() for tool in self.tools])
-        return AllowedChoice(type="allowed_tools", allowed_tools=allowed)
-
-
-ResponseToolChoice = Annotated[
-    ChoiceMode | ResponseNamedChoice | ResponseAllowedChoice,
-    WrapValidator(choice_parser({"function": ResponseNamedChoice, "allowed_tools": ResponseAllowedChoice})),
-]
+def _report_includes(names: list[str]) -> list[str]:
+    for name in names:
+        if name != LOGPROBS:
+            ignore_field(name, prefix="include.", is_known=name in _OTHER_INCLUDES, reason="answers have no such part")
+    return names
 
 
 class ResponseStreamOptions(ApiModel):
-    """How a stream is told: without padding against traffic analysis."""
+    """How a stream is sent: without padding against traffic analysis, with the usage in its last event."""
 
     path_prefix: ClassVar[str] = "stream_options."
-    without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False), "include_usage": only(True)}
 
 
 class SchemaTextFormat(NamedSchema):
     """JSON of a schema."""
+
+    path_prefix: ClassVar[str] = "text.format."
 
     type: Literal["json_schema"]
 
@@ -125,62 +86,93 @@ class TextOptions(ApiModel):
 
 
 class ReasoningOptions(ApiModel):
-    """How much the model is to reason before it answers."""
+    """How the model is to reason before it answers.
+
+    Attributes:
+        summary, generate_summary: of any value: give the reasoning as a summary, which is the whole of it.
+    """
 
     path_prefix: ClassVar[str] = "reasoning."
-    without_effect: ClassVar[Mapping[str, Neutral]] = {"summary": only(), "generate_summary": only()}
+    without_effect: ClassVar[Mapping[str, Neutral]] = {"context": only("auto"), "mode": only("standard")}
 
     effort: ReasoningEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class ResponseRequest(ApiModel):
+class ResponseRequest(StructuredRequest):
     """Body of a response request; the last group are extensions of open servers."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": EXAMPLE_MODEL, "input": "Who was Jacobi?", "max_output_tokens": 8}]}
     )
 
+    format_field: ClassVar[str] = "text.format"
     without_effect: ClassVar[Mapping[str, Neutral]] = {
-        **{name: neutral for name, neutral in REQUEST_LABELS.items() if name != "metadata"},
-        **SERVICE_FIELDS,
-        "include": only(),
+        **{name: REQUEST_LABELS[name] for name in ("prompt_cache_options",)},
+        **SAMPLER_FIELDS,
+        "client_metadata": ANY_VALUE,
+        "service_tier": only("auto", "default"),
         "truncation": only("disabled"),
-        "max_tool_calls": only(),
     }
     refused: ClassVar[Mapping[str, Refused]] = {
         "background": Refused("this server answers while the client waits", only(False)),
-        "top_logprobs": Refused("responses have no log-probabilities here", only(0)),
-        "previous_response_id": Refused("this server stores no responses", only()),
-        "conversation": Refused("this server stores no conversations", only()),
-        "prompt": Refused("this server stores no prompts", only()),
+        "conversation": Refused("this server keeps no conversations; continue by previous_response_id", only()),
+        "prompt": Refused("this server keeps no prompt templates; send its text as instructions", only()),
+        "n": Refused("there is one answer to a request", only(1)),
     }
 
-    model: str | None = None
     input: Input
+    previous_response_id: str | None = None
+    store: bool | None = None
     tools: ResponseTools | None = None
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    max_tool_calls: Integer | None = None
     instructions: str | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     max_output_tokens: TokenLimit | None = None
+    include: Annotated[list[str], AfterValidator(_report_includes)] | None = None
+    top_logprobs: NumLogprobs | None = None
     metadata: dict[str, str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     stream_options: ResponseStreamOptions | None = None
 
-    top_k: TopK | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: Integer | None = None
-    block_length: Integer | None = None
-    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+    enable_thinking: bool | None = None
 
     @model_validator(mode="after")
-    def _check_tools(self) -> Self:
+    def _check_combinations(self) -> Self:
         tool_use(self._chat_tools(), self._chat_choice(), is_parallel=True)
+        if self.top_logprobs and not self.wants_logprobs:
+            ignore_field("top_logprobs", reason=f"log-probabilities are wanted by include: [{LOGPROBS!r}]")
         return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer shall have log-probabilities."""
+        return LOGPROBS in (self.include or ())
+
+    @property
+    def summarizes(self) -> bool:
+        """Whether reasoning shall be given as a summary."""
+        options = self.reasoning
+        return options is not None and (options.summary or options.generate_summary) is not None
+
+    @property
+    def wanted_format(self) -> ResponseFormat | None:
+        """As StructuredRequest; InvalidRequest where it is demanded twice."""
+        own = None if self.text is None else self.text.to_chat()
+        if own is not None and self.response_format is not None:
+            raise InvalidRequest(
+                "response_format: text.format already sets the form of the output; leave one of them out",
+                param="response_format",
+            )
+        return own or self.response_format
 
     def _chat_tools(self) -> list[FunctionTool]:
         return [tool.to_chat() for tool in self.tools or ()]
@@ -189,53 +181,23 @@ class ResponseRequest(ApiModel):
         choice = self.tool_choice
         return choice if choice is None or isinstance(choice, str) else choice.to_chat()
 
-    def to_chat(self) -> "ResponseAsChat":
-        """The chat completion request that asks the same (InvalidRequest where a value is out of range)."""
+    def to_chat(self, messages: Sequence[Message]) -> "ResponseAsChat":
+        """The chat completion request that asks the same of this conversation."""
+        shared = {name: getattr(self, name) for name in StructuredRequest.model_fields if name != "response_format"}
         return ResponseAsChat(
-            model=self.model,
-            messages=_with_instructions(self.instructions, _to_messages(self.input)),
+            **shared,
+            response_format=self.wanted_format,
+            messages=list(messages),
             tools=self._chat_tools(),
             tool_choice=self._chat_choice(),
             parallel_tool_calls=self.parallel_tool_calls,
-            response_format=None if self.text is None else self.text.to_chat(),
             reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
+            enable_thinking=self.enable_thinking,
+            chat_template_kwargs=self.chat_template_kwargs,
             max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            block_length=self.block_length,
-            cache_salt=self.cache_salt,
+            logprobs=self.wants_logprobs,
+            top_logprobs=self.top_logprobs if self.wants_logprobs else None,
         )
-
-
-def _to_messages(items: Iterable[InputItem]) -> list[Message]:
-    """Chat messages; a call is part of the assistant's message before it, where there is one."""
-    messages: list[Message] = []
-    for item in items:
-        match item:
-            case InputMessage():
-                messages.append(Message(role=item.role, content=item.content))
-            case InputResult():
-                messages.append(Message(role="tool", content=item.output, tool_call_id=item.call_id))
-            case InputCall():
-                if not messages or messages[-1].role != "assistant":
-                    messages.append(Message(role="assistant", content="", tool_calls=[]))
-                calls = [*(messages[-1].tool_calls or ()), item.to_chat()]
-                messages[-1] = messages[-1].model_copy(update={"tool_calls": calls})
-    return messages
-
-
-def _with_instructions(instructions: str | None, messages: list[Message]) -> list[Message]:
-    """The conversation with one system message at its beginning: many chat templates allow no more."""
-    leading = list(takewhile(lambda message: message.role in ("system", "developer"), messages))
-    texts = [] if instructions is None else [instructions]
-    texts += [message.content or "" for message in leading]
-    if not texts:
-        return messages
-    return [Message(role="developer", content="\n\n".join(texts)), *messages[len(leading) :]]
 
 
 class ResponseAsChat(ChatCompletionRequest):

@@ -1,4 +1,4 @@
-"""/v1/responses: text only, nothing stored."""
+"""POST /v1/responses."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -6,9 +6,11 @@ from server.http.json_body import JsonRoute
 from server.http.openapi import GENERATION_ERRORS, event_stream
 from server.openai.chat.plan import plan_chat
 from server.openai.responses.answer import ResponseBody
+from server.openai.responses.conversation import to_messages
 from server.openai.responses.events import RESPONSE_EVENTS
+from server.openai.responses.memory import recall
 from server.openai.responses.request import ResponseRequest
-from server.openai.responses.shaping import ResponseShaper
+from server.openai.responses.shaping import ResponseAnswer
 from server.openai.shared.call import begin_call, respond, start_generation
 from server.services import ServicesDep
 
@@ -21,9 +23,11 @@ router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
     responses=GENERATION_ERRORS | event_stream(*RESPONSE_EVENTS, ends_with_done=False),
 )
 async def create_response(body: ResponseRequest, request: Request, services: ServicesDep) -> Response:
-    """Answer a text or a conversation."""
+    """Answer a text or a conversation, and keep the answer unless the request says otherwise."""
     call = await begin_call(request, services, model=body.model, id_prefix="resp_")
-    plan = await plan_chat(body.to_chat(), call)
+    memory = await recall(body, request, services)
+    messages = to_messages(memory.items, instructions=body.instructions)
+    plan = await plan_chat(body.to_chat(messages), call)
     generation = await start_generation(call, plan)
-    shaper = ResponseShaper(body, call)
-    return await respond(call, generation, shaper, is_stream=bool(body.stream))
+    answer = ResponseAnswer(body, call, plan.requests[0].params, memory)
+    return await respond(call, generation, answer, is_stream=bool(body.stream))

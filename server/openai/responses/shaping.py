@@ -1,273 +1,179 @@
-"""From a generation to the body and the events of /v1/responses."""
+"""From a generation to the body of a response, and whether it is kept."""
 
-import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from cllm_core.request import FinishReason
-from cllm_core.text.tools.reader import CallDelta
-from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
-from server.http.errors import ErrorBody
-from server.http.sse import encode_event
+from cllm_core.request import FinishReason, SamplingParams
+from cllm_core.text.stream import PlacedLogprobs
+from server.generation.choices import ChoiceResult, TokenCounts
+from server.http.errors import ErrorDetail
+from server.openai.chat.answer import ChosenTokenLogprob
+from server.openai.chat.shaping import chosen_token
 from server.openai.responses.answer import (
     AllowedChoiceBody,
-    FunctionCallItem,
     IncompleteDetails,
     InputTokensDetails,
+    ItemStatus,
     NamedChoiceBody,
-    OutputItem,
-    OutputMessage,
-    OutputText,
     OutputTokensDetails,
+    PlainFormatBody,
+    ReasoningBody,
     ResponseBody,
+    ResponseError,
     ResponseUsage,
+    SchemaFormatBody,
+    Status,
+    TextBody,
     ToolBody,
 )
-from server.openai.responses.events import (
-    ArgumentsDeltaEvent,
-    ArgumentsDoneEvent,
-    ErrorEvent,
-    ItemEvent,
-    PartEvent,
-    ResponseEvent,
-    StatusEvent,
-    TextDeltaEvent,
-    TextDoneEvent,
-)
-from server.openai.responses.request import ResponseAllowedChoice, ResponseNamedChoice, ResponseRequest, ResponseTool
-from server.openai.shared.answers import new_call_id
+from server.openai.responses.items import GrowingCall, GrowingItem, GrowingText
+from server.openai.responses.memory import Memory
+from server.openai.responses.request import ResponseRequest
+from server.openai.responses.script import ResponseScript
+from server.openai.responses.tools import ResponseAllowedChoice, ResponseNamedChoice
 from server.openai.shared.call import Call
-from server.openai.shared.text_frames import as_json
+from server.openai.shared.structured import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from server.openai.shared.tools import ChoiceMode
 
-Status = Literal["in_progress", "completed", "incomplete"]
 
+@dataclass(frozen=True, slots=True)
+class ResponseAnswer:
+    """Shapes the answer to one response request.
 
-class InItem(TypedDict):
-    """Fields of every event about an item."""
+    Attributes:
+        params: that it was decoded with.
+        memory: keeps it where it is to be stored.
+    """
 
-    sequence_number: int
-    item_id: str
-    output_index: int
+    request: ResponseRequest
+    call: Call
+    params: SamplingParams
+    memory: Memory
 
-
-@dataclass(slots=True)
-class TextItem:
-    """The text of an answer while it grows."""
-
-    text: str = ""
-    item_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
-
-    def body(self, status: Status) -> OutputMessage:
-        """The item, with its only part unless it has just begun."""
-        content = [] if status == "in_progress" else [self.part()]
-        return OutputMessage(type="message", id=self.item_id, status=status, role="assistant", content=content)
-
-    def part(self) -> OutputText:
-        """The text."""
-        return OutputText(type="output_text", text=self.text, annotations=[], logprobs=[])
-
-
-@dataclass(slots=True)
-class CallItem:
-    """A call of a function while it grows."""
-
-    name: str
-    arguments: str = ""
-    item_id: str = field(default_factory=lambda: f"fc_{uuid.uuid4().hex}")
-    call_id: str = field(default_factory=new_call_id)
-
-    def body(self, status: Status) -> FunctionCallItem:
-        """The item."""
-        return FunctionCallItem(
-            type="function_call",
-            id=self.item_id,
-            call_id=self.call_id,
-            name=self.name,
-            arguments=self.arguments,
-            status=status,
-        )
-
-
-AnswerItem = TextItem | CallItem
-
-
-class ResponseShaper:
-    """Shapes the answer to one response request."""
-
-    def __init__(self, body: ResponseRequest, call: Call) -> None:
-        self._body = body
-        self._call = call
-
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ResponseBody:
+    async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ResponseBody:
         """The body of an answer that is not streamed."""
-        result = results[0]
-        items: list[AnswerItem] = [CallItem(call.name, call.arguments) for call in result.calls]
-        if result.text or not items:
-            items.insert(0, TextItem(result.text))
-        return self.ended(items, result.finish_reason, counts)
+        [result] = results
+        items: list[GrowingItem] = []
+        if result.text or not result.calls:
+            text = GrowingText(index=len(items), text=result.text, logprobs=self.logprobs(result.logprobs))
+            items.append(text)
+        items += [
+            GrowingCall(index=index, name=call.name, arguments=call.arguments)
+            for index, call in enumerate(result.calls, start=len(items))
+        ]
+        return await self.ended(items, result.finish_reason, counts)
 
-    def script(self, _: Callable[[], TokenCounts]) -> "ResponseScript":
+    def script(self, _: Callable[[], TokenCounts]) -> ResponseScript:
         """The events of a streamed answer."""
-        return ResponseScript(self)
+        return ResponseScript(self, summarizes=self.request.summarizes)
+
+    def logprobs(self, entries: Sequence[PlacedLogprobs]) -> list[ChosenTokenLogprob]:
+        """Log-probabilities of tokens; none where the client did not ask."""
+        return [chosen_token(entry, self.call.model.codec) for entry in entries]
 
     def begun(self) -> ResponseBody:
         """The response before anything was decoded."""
-        return self._response("in_progress", [], None)
+        return self._body("in_progress")
 
-    def ended(self, items: Sequence[AnswerItem], finish_reason: FinishReason, counts: TokenCounts) -> ResponseBody:
+    async def ended(
+        self, items: Sequence[GrowingItem], finish_reason: FinishReason, counts: TokenCounts
+    ) -> ResponseBody:
         """The response as it is in the end; where it was cut, its last item was."""
         status = status_of(finish_reason)
-        *whole, last = items
-        output = [*(item.body("completed") for item in whole), last.body(status)]
-        return self._response(status, output, _usage(counts))
+        return await self._kept(self._body(status, items, counts, last=status))
 
-    def _response(self, status: Status, output: list[OutputItem], usage: ResponseUsage | None) -> ResponseBody:
-        body = self._body
+    async def failed(self, items: Sequence[GrowingItem], error: ErrorDetail) -> ResponseBody:
+        """The response as far as it came before the engine failed."""
+        body = self._body("failed", items, last="incomplete")
+        is_clients = error.type == "invalid_request_error"
+        body.error = ResponseError(code="invalid_prompt" if is_clients else "server_error", message=error.message)
+        return await self._kept(body)
+
+    async def cancelled(self, items: Sequence[GrowingItem], counts: TokenCounts) -> ResponseBody:
+        """The response as far as it came before its client left."""
+        return await self._kept(self._body("cancelled", items, counts, last="incomplete"))
+
+    async def _kept(self, body: ResponseBody) -> ResponseBody:
+        if body.store:
+            body.store = await self.memory.keep(body)
+        return body
+
+    def _body(
+        self,
+        status: Status,
+        items: Sequence[GrowingItem] = (),
+        counts: TokenCounts | None = None,
+        *,
+        last: ItemStatus = "completed",
+    ) -> ResponseBody:
+        request = self.request
+        is_last = len(items) - 1
         return ResponseBody(
-            id=self._call.id,
-            object="response",
-            created_at=self._call.created,
+            id=self.call.id,
+            created_at=self.call.created,
+            completed_at=int(time.time()) if status == "completed" else None,
             status=status,
             error=None,
-            incomplete_details=IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None,
-            instructions=body.instructions,
-            max_output_tokens=body.max_output_tokens,
-            metadata=body.metadata or {},
-            model=self._call.model.name,
-            output=output,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
-            previous_response_id=None,
-            store=False,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            tool_choice=_choice_body(body.tool_choice),
-            tools=[_tool_body(tool) for tool in body.tools or ()],
-            top_p=1.0 if body.top_p is None else body.top_p,
-            truncation="disabled",
-            usage=usage,
+            incomplete_details=IncompleteDetails() if status == "incomplete" else None,
+            instructions=request.instructions,
+            max_output_tokens=request.max_output_tokens,
+            max_tool_calls=request.max_tool_calls,
+            metadata=request.metadata or {},
+            model=self.call.model.name,
+            output=[item.body(last if item.index == is_last else "completed") for item in items],
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            previous_response_id=request.previous_response_id,
+            prompt_cache_key=request.prompt_cache_key,
+            prompt_cache_retention=request.prompt_cache_retention,
+            reasoning=_reasoning_body(request),
+            safety_identifier=request.safety_identifier,
+            store=self.memory.keeps,
+            temperature=self.params.temperature,
+            text=TextBody(format=_format_body(request.wanted_format)),
+            tool_choice=_choice_body(request.tool_choice),
+            tools=_tool_bodies(request),
+            top_logprobs=(request.top_logprobs or 0) if request.wants_logprobs else 0,
+            top_p=self.params.top_p,
+            presence_penalty=self.params.presence_penalty,
+            frequency_penalty=self.params.frequency_penalty,
+            usage=None if counts is None else _usage(counts),
+            user=request.user,
         )
 
 
-class ResponseScript:
-    """The events of a streamed response, from response.created to response.completed or response.incomplete."""
-
-    def __init__(self, shaper: ResponseShaper) -> None:
-        self._shaper = shaper
-        self._num_sent = 0
-        self._items: list[AnswerItem] = []  # of which the last is open
-        self._finish_reason: FinishReason = "stop"
-
-    def opening(self) -> Iterable[bytes]:
-        """The response begins."""
-        for kind in ("response.created", "response.in_progress"):
-            yield self._sent(StatusEvent(type=kind, sequence_number=self._num_sent, response=self._shaper.begun()))
-
-    def events(self, delta: ChoiceDelta) -> Iterable[bytes]:
-        """New text and calls, if any."""
-        self._finish_reason = delta.finish_reason or self._finish_reason
-        if delta.text:
-            yield from self._text(delta.text)
-        for call in delta.calls:
-            yield from self._call(call)
-
-    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
-        """The last item and the response end."""
-        if not self._items:
-            yield from self._begin(TextItem())
-        status = status_of(self._finish_reason)
-        yield from self._end(self._items[-1], status)
-        response = self._shaper.ended(self._items, self._finish_reason, counts)
-        yield self._sent(StatusEvent(type=f"response.{status}", sequence_number=self._num_sent, response=response))
-
-    def _text(self, text: str) -> Iterable[bytes]:
-        if not self._items:
-            yield from self._begin(TextItem())
-        item = self._items[-1]
-        assert isinstance(item, TextItem)  # text comes before every call
-        item.text += text
-        yield self._sent(
-            TextDeltaEvent(
-                type="response.output_text.delta", **self._in_item(item), content_index=0, delta=text, logprobs=[]
-            )
-        )
-
-    def _call(self, delta: CallDelta) -> Iterable[bytes]:
-        if delta.name is not None:
-            if self._items:
-                yield from self._end(self._items[-1], "completed")
-            yield from self._begin(CallItem(delta.name))
-        if delta.arguments:
-            item = self._items[-1]
-            assert isinstance(item, CallItem)  # its name came first
-            item.arguments += delta.arguments
-            kind = "response.function_call_arguments.delta"
-            yield self._sent(ArgumentsDeltaEvent(type=kind, **self._in_item(item), delta=delta.arguments))
-
-    def _begin(self, item: AnswerItem) -> Iterable[bytes]:
-        self._items.append(item)
-        yield self._item("response.output_item.added", item.body("in_progress"))
-        if isinstance(item, TextItem):
-            yield self._part("response.content_part.added", item)
-
-    def _end(self, item: AnswerItem, status: Status) -> Iterable[bytes]:
-        match item:
-            case TextItem():
-                kind = "response.output_text.done"
-                yield self._sent(
-                    TextDoneEvent(type=kind, **self._in_item(item), content_index=0, text=item.text, logprobs=[])
-                )
-                yield self._part("response.content_part.done", item)
-            case CallItem():
-                kind = "response.function_call_arguments.done"
-                yield self._sent(ArgumentsDoneEvent(type=kind, **self._in_item(item), arguments=item.arguments))
-        yield self._item("response.output_item.done", item.body(status))
-
-    def _in_item(self, item: AnswerItem) -> InItem:
-        return {
-            "sequence_number": self._num_sent,
-            "item_id": item.item_id,
-            "output_index": len(self._items) - 1,
-        }
-
-    def failure(self, error: ErrorBody) -> bytes:
-        """The error."""
-        detail = error.error
-        return self._sent(
-            ErrorEvent(
-                type="error",
-                sequence_number=self._num_sent,
-                code=detail.code,
-                message=detail.message,
-                param=detail.param,
-            )
-        )
-
-    def _item(self, kind: str, body: OutputItem) -> bytes:
-        output_index = len(self._items) - 1
-        return self._sent(ItemEvent(type=kind, sequence_number=self._num_sent, output_index=output_index, item=body))
-
-    def _part(self, kind: str, item: TextItem) -> bytes:
-        return self._sent(PartEvent(type=kind, **self._in_item(item), content_index=0, part=item.part()))
-
-    def _sent(self, event: ResponseEvent) -> bytes:
-        self._num_sent += 1
-        return encode_event(as_json(event), name=event.type)
-
-
-def status_of(finish_reason: FinishReason) -> Literal["completed", "incomplete"]:
+def status_of(finish_reason: FinishReason) -> ItemStatus:
     """Whether the model came to an end of its own."""
     return "incomplete" if finish_reason == "length" else "completed"
 
 
-def _tool_body(tool: ResponseTool) -> ToolBody:
-    return ToolBody(
-        type="function",
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.strict,
-    )
+def _reasoning_body(request: ResponseRequest) -> ReasoningBody:
+    options = request.reasoning
+    if options is None:
+        return ReasoningBody(effort=None, summary=None)
+    return ReasoningBody(effort=options.effort, summary=options.summary or options.generate_summary)
+
+
+def _format_body(wanted: ResponseFormat | None) -> PlainFormatBody | SchemaFormatBody:
+    match wanted:
+        case JsonSchemaFormat(named=named):
+            return SchemaFormatBody(
+                name=named.name or "",
+                description=named.description,
+                schema_=named.schema_ or {},
+                strict=named.strict,
+            )
+        case JsonObjectFormat():
+            return PlainFormatBody(type="json_object")
+        case _:
+            return PlainFormatBody(type="text")
+
+
+def _tool_bodies(request: ResponseRequest) -> list[ToolBody]:
+    return [
+        ToolBody(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
+        for tool in request.tools or ()
+    ]
 
 
 def _choice_body(
@@ -277,10 +183,9 @@ def _choice_body(
         case None:
             return "auto"
         case ResponseNamedChoice():
-            return NamedChoiceBody(type="function", name=choice.name)
+            return NamedChoiceBody(name=choice.name)
         case ResponseAllowedChoice():
-            tools = [NamedChoiceBody(type="function", name=tool.name) for tool in choice.tools]
-            return AllowedChoiceBody(type="allowed_tools", mode=choice.mode, tools=tools)
+            return AllowedChoiceBody(mode=choice.mode, tools=[NamedChoiceBody(name=tool.name) for tool in choice.tools])
         case _:
             return choice
 
@@ -288,7 +193,7 @@ def _choice_body(
 def _usage(counts: TokenCounts) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=counts.num_prompt,
-        input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached, cache_write_tokens=0),
+        input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached),
         output_tokens=counts.num_completion,
         output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
         total_tokens=counts.num_prompt + counts.num_completion,

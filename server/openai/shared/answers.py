@@ -110,14 +110,17 @@ class ChunkScript:
             return ()
         return map(encode_event, self._answer.chunks(delta, None if self._counts is None else self._counts()))
 
-    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
+    async def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """The usage, and the end mark."""
         usage = (encode_event(self._answer.usage_chunk(counts)),) if self._usage else ()
         return (*usage, encode_event(b"[DONE]"))
 
-    def failure(self, error: ErrorBody) -> bytes:
+    async def failure(self, error: ErrorBody) -> bytes:
         """The error object."""
         return encode_event(as_json(error))
+
+    async def cut(self, counts: TokenCounts) -> None:
+        """Nothing: there is nothing to keep."""
 
 
 def answer_head(call: Call, body: GenerationRequest, *, has_logprobs: bool) -> AnswerHead:

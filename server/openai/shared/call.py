@@ -50,7 +50,7 @@ class Call:
 class Answer(Protocol):
     """Shapes the answer to one call: as one body, or as the events of a stream."""
 
-    def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> BaseModel:
+    async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> BaseModel:
         """The body of an answer that is not streamed."""
         ...
 
@@ -92,5 +92,5 @@ async def respond(call: Call, generation: Generation, answer: Answer, *, is_stre
         raise
     finally:
         await generation.aclose()
-    body = answer.whole(results, generation.counts)
+    body = await answer.whole(results, generation.counts)
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")

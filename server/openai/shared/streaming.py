@@ -24,7 +24,10 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Script(Protocol):
-    """The events of one stream, encoded. Called in this order: opening, events of each delta, closing; or failure."""
+    """The events of one stream, encoded.
+
+    Called in this order: opening, events of each delta, and one of closing, failure and cut.
+    """
 
     def opening(self) -> Iterable[bytes]:
         """What is sent before anything is decoded."""
@@ -34,12 +37,16 @@ class Script(Protocol):
         """The events of a delta."""
         ...
 
-    def closing(self, counts: TokenCounts) -> Iterable[bytes]:
+    async def closing(self, counts: TokenCounts) -> Iterable[bytes]:
         """What is sent after the last delta."""
         ...
 
-    def failure(self, error: ErrorBody) -> bytes:
-        """The event that ends the stream early."""
+    async def failure(self, error: ErrorBody) -> bytes:
+        """What tells that the stream ends early."""
+        ...
+
+    async def cut(self, counts: TokenCounts) -> None:
+        """Called where the client left before the last delta; nothing can be sent any more."""
         ...
 
 
@@ -69,6 +76,9 @@ class GenerationStream(EventSourceResponse):
             # Not in the events' generator: one that was never begun would not run its cleanup.
             self._record.is_aborted = self._record.error is None and not self._generation.is_complete
             await self._generation.aclose()
+            if self._record.is_aborted:
+                with anyio.CancelScope(shield=True):
+                    await self._script.cut(self._generation.counts)
 
     async def _events(self) -> AsyncGenerator[bytes]:
         try:
@@ -80,11 +90,11 @@ class GenerationStream(EventSourceResponse):
                     events = b"".join(self._script.events(delta))
                     num_open -= delta.finish_reason is not None
                     if not num_open:  # in one piece with the last delta: each piece costs both sides about as much
-                        events += b"".join(self._script.closing(self._generation.counts))
+                        events += b"".join(await self._script.closing(self._generation.counts))
                     if events:
                         yield events
         except Exception as error:  # the status line is sent: this event is the only way left to tell
-            yield self._script.failure(self._error(error))
+            yield await self._script.failure(self._error(error))
 
     def _error(self, error: Exception) -> ErrorBody:
         if isinstance(error, CllmError):

@@ -97,14 +97,20 @@ def test_instructions_and_the_messages_of_developers_are_one_system_message(
 
 
 def test_sampling_fields_reach_the_engine(server: RunningServer) -> None:
-    fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 5}
-    post(server, **fields, max_output_tokens=9, block_length=4, cache_salt="mine")
+    fields = {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 5,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "min_tokens": 1, "ignore_eos": True,
+    }  # fmt: skip
+    body = post(server, **fields, stop="x", logit_bias={"5": 1}, max_output_tokens=9, block_length=4, cache_salt="mine")
     request = server.engine.requests[-1]
     assert {name: getattr(request.params, name) for name in fields} == fields
+    assert (request.params.stop, request.params.logit_bias) == (("x",), {5: 1})
+    shown = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens")
+    assert {name: body[name] for name in shown} == {name: fields.get(name, 9) for name in shown}
     assert (request.params.max_tokens, request.params.block_length, request.cache_salt) == (9, 4, "mine")
 
 
-def test_a_dead_worker_ends_the_stream_in_an_error_event() -> None:
+def test_a_dead_worker_ends_the_stream_in_a_failed_response() -> None:
     with running(ScriptedEngine(endless=True, step_seconds=0.01)) as server:
         body = {"model": MODEL_NAME, "input": "Hi", "stream": True}
         with server.shared_http.stream("POST", RESPONSES, json=body) as response:
@@ -112,7 +118,10 @@ def test_a_dead_worker_ends_the_stream_in_an_error_event() -> None:
             server.in_loop(server.engine.kill_worker)
             text = response.read().decode()
     last = json.loads(text.split("\n\n")[-2].split("data: ")[1])
-    assert (last["type"], last["code"]) == ("error", "engine_failed")
+    response = last["response"]
+    assert (last["type"], response["status"], response["error"]["code"]) == (
+        "response.failed", "failed", "server_error",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -123,6 +132,8 @@ def test_a_dead_worker_ends_the_stream_in_an_error_event() -> None:
         ({"input": [5]}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
+        ({"input": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}]}, "input"),
+        ({"input": [{"type": 5}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0.content"),
         ({"input": "x" * 600}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -133,6 +144,14 @@ def test_a_dead_worker_ends_the_stream_in_an_error_event() -> None:
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ({"n": 2}, "n"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "guided_regex"),
+        ({"text": {"format": {"type": "json_object"}}, "response_format": {"type": "text"}}, "response_format"),
+        ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),
         ({"model": "other"}, "model"),

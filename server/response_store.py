@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,6 @@ _Result = TypeVar("_Result")
 # One process writes, others of the same server wait for it.
 _BUSY_SECONDS = 5.0
 _SECONDS_PER_DAY = 86400.0
-# SQLite binds no more values in one statement, in builds of some systems.
-_MAX_VALUES = 500
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
@@ -39,8 +37,8 @@ CREATE TABLE IF NOT EXISTS responses (
 CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used_at);
 CREATE TABLE IF NOT EXISTS items (
     id TEXT NOT NULL, owner TEXT NOT NULL, response_id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
-    item TEXT NOT NULL, PRIMARY KEY (owner, id)
-);
+    PRIMARY KEY (owner, id, response_id)
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS items_by_response ON items (response_id);
 """
 
@@ -67,10 +65,17 @@ class StoredResponse:
         """The items of the answer."""
         return self.body["output"]  # type: ignore[return-value]
 
+    @property
+    def items(self) -> dict[str, Item]:
+        """All items that have an id, by it."""
+        items = (*self.input, *self.output)
+        return {item["id"]: item for item in items if isinstance(item.get("id"), str)}  # type: ignore[misc]
+
 
 def owner_of(authorization: str | None) -> str:
-    """Whose responses a request may see: a digest of what it authenticates with, "" where that is nothing."""
-    return hashlib.sha256(authorization.encode()).hexdigest() if authorization else ""
+    """Whose responses a request may see: a digest of the key that it authenticates with, "" for none."""
+    _, _, key = (authorization or "").partition(" ")
+    return hashlib.sha256(key.strip().encode()).hexdigest() if key else ""
 
 
 class ResponseStore:
@@ -149,10 +154,10 @@ class ResponseStore:
         """The result of work in a transaction of its own."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             _log.warning("response store failed", path=str(self._path or "memory"), error=str(error))
             raise StoreUnavailable(
-                "stored responses cannot be read or written at the moment; send the whole conversation with store=false"
+                "stored responses cannot be read or written at the moment; send the whole conversation as input"
             ) from error
 
     def _transact(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -179,12 +184,7 @@ class ResponseStore:
             (response.id, owner, now, response.previous_id, json.dumps(response.input), json.dumps(response.body)),
         )
         connection.executemany(
-            "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)",
-            [
-                (item["id"], owner, response.id, json.dumps(item))
-                for item in (*response.input, *response.output)
-                if isinstance(item.get("id"), str)
-            ],
+            "INSERT INTO items VALUES (?, ?, ?)", [(item_id, owner, response.id) for item_id in response.items]
         )
         connection.execute("DELETE FROM responses WHERE used_at < ?", (now - self._max_seconds,))
         connection.execute(
@@ -211,15 +211,21 @@ class ResponseStore:
         connection.executemany("UPDATE responses SET used_at = ? WHERE id = ?", [(now, one.id) for one in chain])
         return chain
 
-    @staticmethod
-    def _items(connection: sqlite3.Connection, owner: str, item_ids: Sequence[str]) -> dict[str, Item]:
+    def _items(self, connection: sqlite3.Connection, owner: str, item_ids: Sequence[str]) -> dict[str, Item]:
+        """The items that are stored; those of several responses as the latest of them has them."""
+        holders: dict[str, set[str]] = {}
+        for item_id in item_ids:
+            row = connection.execute(
+                "SELECT response_id FROM items JOIN responses ON responses.id = response_id "
+                "WHERE items.owner = ? AND items.id = ? ORDER BY used_at DESC LIMIT 1",
+                (owner, item_id),
+            ).fetchone()
+            if row is not None:
+                holders.setdefault(row[0], set()).add(item_id)
         found: dict[str, Item] = {}
-        for first in range(0, len(item_ids), _MAX_VALUES):
-            some = item_ids[first : first + _MAX_VALUES]
-            rows: Iterable[tuple[str, str]] = connection.execute(
-                f"SELECT id, item FROM items WHERE owner = ? AND id IN ({', '.join('?' * len(some))})", (owner, *some)
-            )
-            found |= {item_id: json.loads(item) for item_id, item in rows}
+        for response_id, held in holders.items():
+            for response in self._chain(connection, owner, response_id, 1):
+                found |= {item_id: item for item_id, item in response.items.items() if item_id in held}
         return found
 
 

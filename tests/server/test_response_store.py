@@ -1,13 +1,14 @@
 """Stored responses: what was put in comes out, for its owner alone, within bounds of number and age."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from server.http.errors import ItemNotFound, PreviousResponseNotFound, ResponseNotFound, StoreUnavailable
-from server.openai.responses.store import ResponseStore, StoredResponse, owner_of
+from server.response_store import ResponseStore, StoredResponse, owner_of
 
 DAY = 86400.0
 
@@ -122,10 +123,29 @@ async def test_two_processes_share_one_file(make_store: MakeStore, tmp_path: Pat
     assert [response.id for response in await one.conversation("me", "resp_2")] == ["resp_1", "resp_2"]
 
 
+async def test_an_item_outlives_one_of_two_responses_that_hold_it(make_store: MakeStore) -> None:
+    store = make_store()
+    again = make_response(1).output[0]
+    await store.put("me", make_response(1))
+    await store.put("me", replace(make_response(2), input=[again]))
+    await store.delete("me", "resp_2")
+    assert await store.items("me", ["msg_1"]) == {"msg_1": again}
+
+
+async def test_one_key_is_one_owner_however_it_is_sent() -> None:
+    assert owner_of("Bearer key") == owner_of("bearer  key ") != owner_of("Bearer other")
+
+
+async def test_a_store_whose_folder_cannot_be_made_is_an_error(make_store: MakeStore, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnavailable):
+        await make_store(tmp_path / "file" / "responses.db").put("me", make_response(1))
+
+
 async def test_a_file_that_is_no_database_is_an_error_that_says_what_to_do(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
     (tmp_path / "responses.db").write_bytes(b"not a database" * 1000)
     store = make_store(tmp_path / "responses.db")
-    with pytest.raises(StoreUnavailable, match="store=false"):
+    with pytest.raises(StoreUnavailable, match="send the whole conversation"):
         await store.put("me", make_response(1))
