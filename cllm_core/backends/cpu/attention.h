@@ -22,7 +22,8 @@
 #define VECTORS (WIDTH == 8 ? 2 : 4) /* of sums per query, likewise: AVX2 has half as many registers */
 
 /* Attention of one layer. Tokens are query_stride numbers apart in query, num_heads * size in out. window: a token sees
- * itself and the window - 1 tokens before it; 0: all. */
+ * itself and the window - 1 tokens before it; 0: all. softcap: scores s become softcap * tanh(s / softcap); 0: they stay.
+ * sinks: a score of each head that takes its part of the softmax and brings no value; NULL: none. */
 typedef struct {
     const bf16 *query;
     const bf16 *keys;
@@ -31,7 +32,8 @@ typedef struct {
     const int64_t *block_ids;
     bf16 *out;
     int64_t query_stride, num_rows, block_size, num_heads, num_kv_heads, size, window;
-    float scale;
+    float scale, softcap;
+    const float *sinks;
 } attention;
 
 /* A query as its products read it: as it is stored where an instruction multiplies bfloat16, else as float32. */
@@ -49,6 +51,7 @@ typedef struct {
     int64_t kv_head, count;
     query_vector queries[GROUP];
     bf16 *outs[GROUP];
+    int64_t heads[GROUP];
     int32_t first_key[GROUP], end_key[GROUP]; /* the keys each query sees */
     int32_t begin, end;                       /* those that any sees, from the beginning of a chunk on */
 } query_group;
@@ -131,14 +134,15 @@ ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, 
 }
 
 /* Turns a query's scores of a chunk into weights, relative to the largest score so far. */
-static void update_softmax(int64_t size, const key_chunk *chunk, int32_t first_key, int32_t end_key, float scale,
+static void update_softmax(const attention *a, const key_chunk *chunk, int32_t first_key, int32_t end_key,
                            float *scores, softmax_state *state) {
     ivec lanes;
     for (int i = 0; i < WIDTH; i++) lanes[i] = i;
     vec top = broadcast(UNSEEN);
     int sees_all = first_key <= chunk->first && end_key >= chunk->first + CHUNK;
     for (int k = 0; k < CHUNK; k += WIDTH) {
-        vec scaled = load(scores + k) * scale;
+        vec scaled = load(scores + k) * a->scale;
+        if (a->softcap > 0) scaled = hyperbolic_tangent(scaled * (1.0f / a->softcap)) * a->softcap;
         if (!sees_all) {
             ivec position = lanes + (chunk->first + k);
             scaled = blend((position >= first_key) & (position < end_key), scaled, broadcast(UNSEEN));
@@ -150,7 +154,7 @@ static void update_softmax(int64_t size, const key_chunk *chunk, int32_t first_k
     if (largest > state->running_max) {
         vec rescale = exp_nonpositive(broadcast(state->running_max - largest));
         state->weight *= rescale;
-        for (int64_t d = 0; d < size; d += WIDTH) store(state->sums + d, load(state->sums + d) * rescale);
+        for (int64_t d = 0; d < a->size; d += WIDTH) store(state->sums + d, load(state->sums + d) * rescale);
         state->running_max = largest;
     }
     for (int k = 0; k < CHUNK; k += WIDTH) {
@@ -171,8 +175,7 @@ ALWAYS_INLINE void attend_some(const attention *a, const query_group *group, con
         score_keys(a->size, queries, group->queries + first, chunk->key_tiles + k / LANES, part);
     }
     for (int i = 0; i < queries; i++)
-        update_softmax(a->size, chunk, group->first_key[first + i], group->end_key[first + i], a->scale, scores[i],
-                       states + first + i);
+        update_softmax(a, chunk, group->first_key[first + i], group->end_key[first + i], scores[i], states + first + i);
     int64_t d = 0;
     for (; d + VECTORS * WIDTH <= a->size; d += VECTORS * WIDTH)
         add_values(queries, VECTORS, chunk, scores, states + first, d);
@@ -199,7 +202,8 @@ static void attend_group(const attention *a, const row_span *row, const query_gr
     softmax_state states[GROUP];
     for (int64_t i = 0; i < group->count; i++) {
         states[i].weight = (vec){0};
-        states[i].running_max = UNSEEN;
+        states[i].weight[0] = a->sinks ? 1.0f : 0.0f; /* e^0: the sink's score is the largest so far */
+        states[i].running_max = a->sinks ? a->sinks[group->heads[i]] : UNSEEN;
         memset(states[i].sums, 0, sizeof(float) * (size_t)a->size);
     }
     for (int32_t first = group->begin; first < group->end; first += CHUNK) {
@@ -227,6 +231,7 @@ static void make_group(const attention *a, const row_span *row, int64_t kv_head,
         int64_t token = (first_query + i) / repeat, position = row->first_position + token;
         int64_t head = kv_head * repeat + (first_query + i) % repeat, index = row->first_index + token;
         set_query(&group->queries[i], a->query + index * a->query_stride + head * a->size, a->size);
+        group->heads[i] = head;
         group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
         group->end_key[i] = (int32_t)(position + 1);
         group->first_key[i] = a->window && position >= a->window ? (int32_t)(position + 1 - a->window) : 0;
@@ -270,10 +275,11 @@ static void attend_team(member *me, void *a) { attend_rows(me, a); }
  * [T, num_kv_heads, size], tokens `strides` numbers apart in each; slots [T]. */
 void EXPORT(attend)(const bf16 *query, const bf16 *key, const bf16 *value, const int64_t *strides, bf16 *keys,
                     bf16 *values, const int64_t *slots, int64_t num_tokens, int64_t block_size, int64_t num_heads,
-                    int64_t num_kv_heads, int64_t size, float scale, int64_t window, const row_span *rows,
-                    int64_t num_rows, const int64_t *block_ids, int num_threads, bf16 *out) {
-    attention a = {query,    keys,       values,    rows,         block_ids, out,    strides[0],
-                   num_rows, block_size, num_heads, num_kv_heads, size,      window, scale};
+                    int64_t num_kv_heads, int64_t size, float scale, int64_t window, float softcap,
+                    const float *sinks, const row_span *rows, int64_t num_rows, const int64_t *block_ids,
+                    int num_threads, bf16 *out) {
+    attention a = {query,     keys,         values, rows,   block_ids, out,     strides[0], num_rows, block_size,
+                   num_heads, num_kv_heads, size,   window, scale,     softcap, sinks};
     for (int64_t token = 0; token < num_tokens; token++)
         store_kv(&a, key + token * strides[1], value + token * strides[2], slots[token], keys, values);
     run_team(num_threads, attend_team, &a);

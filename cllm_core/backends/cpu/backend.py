@@ -131,7 +131,9 @@ class CpuBackend:
             if replace_decoder_layers(model, ops.kernels):
                 forward_pass = prove_native_model(model, native, layers)
             else:
-                no_single_call = no_single_call or "the decoder layers differ in heads, sizes or RoPE"
+                no_single_call = (
+                    no_single_call or "the decoder layers differ in heads, sizes or RoPE, or have a softcap or sinks"
+                )
         no_int8 = no_int8 or no_single_call
         layers_path = ComputePath(f"{_KERNELS if ops.gap is None else self._others}, {fusion}", no_single_call)
         paths = ComputePaths(

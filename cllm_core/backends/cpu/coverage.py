@@ -22,8 +22,6 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, *, block_size
     if block_size % LANES:
         return f"cache blocks of {block_size} tokens: the C kernels take multiples of {LANES}"
     for spec in layers:
-        if spec.features:
-            return f"the C kernels have no {' and no '.join(spec.features)}"
         size = spec.key_size
         if spec.value_size != size or size > MAX_HEAD_SIZE or size % HEAD_SIZE_UNIT:
             return (

@@ -79,6 +79,7 @@ def _is_covered(layer: FusedLayer, *, like: FusedLayer) -> bool:
         all(isinstance(product, PanelProduct | PanelGate) for product in products)
         and layer.rope is like.rope
         and layer.call.heads == like.call.heads
+        and not layer.call.scoring.features
         and layer.mlp_size == like.mlp_size
     )
 

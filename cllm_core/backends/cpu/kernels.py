@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cllm_core.backends.cpu.records import BuffersRecord, DrawRecord, LayerRecord, LinearRecord, StepRecord
 from cllm_core.backends.cpu.weights import PanelWeight
+from cllm_core.models.attention import Scoring
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
@@ -23,7 +24,7 @@ _ROPE_TYPES = [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int64]
 _ATTEND_TYPES = [
     *([c_void_p] * 7),
     *([c_int64] * 5),
-    *(c_float, c_int64, c_void_p, c_int64, c_void_p, c_int, c_void_p),
+    *(c_float, c_int64, c_float, c_void_p, c_void_p, c_int64, c_void_p, c_int, c_void_p),
 ]
 _PRODUCT_TYPES = [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]
 _DECODE_TYPES = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
@@ -85,8 +86,7 @@ class Kernels:
         *,
         cache: tuple[Tensor, Tensor],
         step: "StepTables",
-        scale: float,
-        window: int | None,
+        scoring: Scoring,
     ) -> Tensor:
         """Store the step's keys and values, attend from every row to its context.
 
@@ -95,7 +95,7 @@ class Kernels:
             key, value: [T, H_kv, D].
             cache: keys and values of one layer, [num_blocks, block_size, H_kv, D] each; written.
             step: the step's rows.
-            scale, window: as in PagedAttention.
+            scoring: as in PagedAttention.
 
         Returns:
             [T, H, D].
@@ -105,6 +105,7 @@ class Kernels:
         num_tokens, num_heads, size = query.shape
         strides = (c_int64 * 3)(query.stride(0), key.stride(0), value.stride(0))
         out = query.new_empty(query.shape)
+        sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
         is_large = step.num_pairs * num_heads * size > _WORTH_THREADS
         self._attend(
             query.data_ptr(),
@@ -119,8 +120,10 @@ class Kernels:
             num_heads,
             key.shape[1],
             size,
-            scale,
-            window or 0,
+            scoring.scale,
+            scoring.window or 0,
+            scoring.softcap or 0.0,
+            None if sinks is None else sinks.data_ptr(),
             step.rows_address,
             step.num_rows,
             step.block_ids_address,

@@ -61,9 +61,7 @@ class NativeStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """See PagedAttention.attend."""
         cache = self._cache.keys[layer], self._cache.values[layer]
-        return self._kernels.attend(
-            query, key, value, cache=cache, step=self.tables, scale=scoring.scale, window=scoring.window
-        )
+        return self._kernels.attend(query, key, value, cache=cache, step=self.tables, scoring=scoring)
 
     def cache_addresses(self, layers: Sequence[int]) -> tuple[Addresses, Addresses]:
         """Where the keys and the values of these layers begin."""

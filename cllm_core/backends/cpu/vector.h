@@ -98,6 +98,14 @@ static inline vec exp_nonpositive(vec x) {
     return (vec)((ivec)(p * power) & ~tiny);
 }
 
+/* tanh x, absolute error below 2e-7. */
+static inline vec hyperbolic_tangent(vec x) {
+    ivec positive = x > 0.0f;
+    vec small = exp_nonpositive(2.0f * blend(positive, -x, x));
+    vec result = (1.0f - small) / (1.0f + small);
+    return blend(positive, result, -result);
+}
+
 static inline vec silu(vec x) {
     ivec positive = x > 0.0f;
     vec small = exp_nonpositive(blend(positive, -x, x));

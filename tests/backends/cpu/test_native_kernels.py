@@ -69,6 +69,25 @@ def test_attention_equals_the_slow_path(
     torch.testing.assert_close(cache.values[0].float(), exact_cache.values[0])
 
 
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("softcap", [None, 0.7, 30.0])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_softcap_and_sinks_equal_the_slow_path(
+    kernels: Kernels, has_sinks: bool, softcap: float | None, window: int | None
+) -> None:
+    rows = [RowSpan(0, 9, 130, tuple(range(9))), RowSpan(9, 2, 0, (9,))]
+    query, key, value = (torch.randn(11, heads, 64).bfloat16() for heads in (6, 2, 2))
+    sinks = torch.tensor([-2.0, 0.0, 1.0, 3.0, 6.0, 60.0]).bfloat16() if has_sinks else None
+    scoring = Scoring(64**-0.5, window, softcap, sinks)
+    exact = PagedStep(make_cache(16, 64, torch.float32), rows, torch.device("cpu")).attend(
+        0, query.float(), key.float(), value.float(), scoring
+    )
+    cache = make_cache(16, 64, torch.bfloat16)
+    cache.keys[0].copy_(to_tiles(cache.keys[0]))
+    out = NativeStep(kernels, cache, rows).attend(0, query, key, value, scoring)
+    torch.testing.assert_close(out.float(), exact, rtol=BF16_ROUNDING, atol=1e-5)
+
+
 def test_attention_stays_exact_where_scores_are_large(kernels: Kernels) -> None:
     """Scores of some hundreds: the sums of later chunks outweigh earlier ones entirely."""
     rows = [RowSpan(0, 8, 192, tuple(range(13)))]
