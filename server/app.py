@@ -83,6 +83,8 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         engine = services.engine
         await engine.start()
+        if services.responses is not None:
+            await services.responses.open()
         watcher = asyncio.create_task(watch_engine(engine, services.models))
         try:
             yield

@@ -6,6 +6,7 @@ keeps all of its responses in use.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -98,6 +99,11 @@ class ResponseStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="responses")
         self._connection: sqlite3.Connection | None = None
 
+    async def open(self) -> None:
+        """Open the database now rather than with the first request; where that fails, the log says so."""
+        with contextlib.suppress(StoreUnavailable):
+            await self._run(lambda _: None)
+
     async def put(self, owner: str, response: StoredResponse) -> None:
         """Keep a response, or its newer state under the same id (StoreUnavailable)."""
         await self._run(lambda connection: self._put(connection, owner, response))
@@ -163,17 +169,27 @@ class ResponseStore:
     def _transact(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         if self._connection is None:
             self._connection = self._open()
-        with self._connection:  # commits, or rolls back
-            return work(self._connection)
+        try:
+            with self._connection:  # commits, or rolls back
+                return work(self._connection)
+        except sqlite3.Error:
+            if self._path is not None:  # the file may be whole again when it is opened next
+                self._connection.close()
+                self._connection = None
+            raise
 
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self._path or ":memory:", timeout=_BUSY_SECONDS, check_same_thread=False)
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_SCHEMA)
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     def _put(self, connection: sqlite3.Connection, owner: str, response: StoredResponse) -> None:

@@ -40,7 +40,7 @@ def build_services(engine: EngineClient, settings: ServerSettings) -> Services:
 def _response_store(settings: ServerSettings) -> ResponseStore | None:
     if settings.response_store == "off":
         return None
-    path = None if settings.response_store == "memory" else Path(settings.response_store)
+    path = None if settings.response_store == "memory" else Path(settings.response_store).expanduser()
     return ResponseStore(path, max_responses=settings.response_store_size, max_days=settings.response_store_days)
 
 

@@ -1,5 +1,6 @@
 """The settings of the HTTP server, beside those of the engine: flags and the CLLM_* environment are made from them."""
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -173,6 +174,13 @@ class ServerSettings(EngineSettings):
             if aliases.count(alias) > 1:
                 raise ConfigError(f"model_aliases={entry}: the alias {alias!r} is given twice; leave one of them out")
         return entries
+
+    @field_validator("response_store")
+    @classmethod
+    def _check_response_store(cls, value: str) -> str:
+        if Path(value).expanduser().is_dir():
+            raise ConfigError(f"response_store={value}: is a folder; give the path of a file in it, memory or off")
+        return value.lower() if value.lower() in ("memory", "off") else value
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -9,6 +9,7 @@ import pytest
 
 from server.http.errors import ItemNotFound, PreviousResponseNotFound, ResponseNotFound, StoreUnavailable
 from server.response_store import ResponseStore, StoredResponse, owner_of
+from server.settings import ServerSettings
 
 DAY = 86400.0
 
@@ -149,3 +150,21 @@ async def test_a_file_that_is_no_database_is_an_error_that_says_what_to_do(
     store = make_store(tmp_path / "responses.db")
     with pytest.raises(StoreUnavailable, match="send the whole conversation"):
         await store.put("me", make_response(1))
+
+
+async def test_a_store_works_again_as_soon_as_its_file_does(make_store: MakeStore, tmp_path: Path) -> None:
+    path = tmp_path / "responses.db"
+    path.write_bytes(b"not a database" * 1000)
+    store = make_store(path)
+    await store.open()  # says so in the log only
+    with pytest.raises(StoreUnavailable):
+        await store.put("me", make_response(1))
+    path.unlink()
+    await store.put("me", make_response(1))
+    assert (await store.get("me", "resp_1")).id == "resp_1"
+
+
+def test_a_folder_is_no_place_for_a_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder"):
+        ServerSettings(response_store=str(tmp_path))
+    assert ServerSettings(response_store="OFF").response_store == "off"
