@@ -34,7 +34,7 @@ from cllm_core.text.tools.conversation import (
 from cllm_core.text.tools.formats import DEFAULT_FORMAT, find_format
 from cllm_core.text.tools.functions import Function
 from cllm_core.text.tools.skeleton import ToolFormat, ToolFormatChoice
-from cllm_core.text.tools.template_support import TemplateSupport, find_support
+from cllm_core.text.tools.template_support import TemplateSupport, find_support, writes_calls_in
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,8 +137,10 @@ def find_dialect(
     """
     source = None if template is None else template.source
     shown = find_format(tool_format, source)
-    calls = shown or DEFAULT_FORMAT
     support = find_support(template)
+    if template is not None and shown is not None and tool_format == "auto" and support.calls:
+        shown = shown if writes_calls_in(template, shown) else None
+    calls = shown or DEFAULT_FORMAT
     if shown is None:
         # It writes functions and calls in a format that could not be read.
         support = TemplateSupport(system=support.system, reasoning_fields=support.reasoning_fields)

@@ -110,6 +110,18 @@ def test_a_template_shows_what_it_writes_by_writing_it(source: str, support: Tem
     assert find_support(ChatTemplate(source)) == support
 
 
+def test_a_template_for_tools_may_want_some_in_every_conversation() -> None:
+    source = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + QWEN3_CODER
+    assert find_support(ChatTemplate(source)).calls
+
+
+def test_a_template_that_mentions_a_format_and_writes_another_has_none() -> None:
+    source = QWEN3_CODER.replace("'<tool_call>\\n<function=' +", "'<call>' +") + "{# <tool_call>\n<function= #}"
+    dialect = make_dialect(source)
+    assert dialect.tool_format.name == "hermes"
+    assert dialect.support == TemplateSupport(system=True)
+
+
 def test_a_model_without_a_template_supports_nothing() -> None:
     assert find_support(None) == TemplateSupport()
 

@@ -12,6 +12,7 @@ import msgspec
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.json_text import to_json
+from cllm_core.text.tools.skeleton import ToolFormat
 
 Message = Mapping[str, object]
 
@@ -78,6 +79,12 @@ def find_support(template: ChatTemplate | None) -> TemplateSupport:
     )
 
 
+def writes_calls_in(template: ChatTemplate, tool_format: ToolFormat) -> bool:
+    """Whether the calls that a template writes begin as in this format; templates may only mention one."""
+    texts = [text for as_text in (False, True) for text in _Probe(template).calls(as_text=as_text)]
+    return any(marker in text for text in texts for marker in tool_format.markers([_NAME]))
+
+
 def _reads(source: str, field: str) -> bool:
     """Whether a template reads a field of something: `m.thinking` or `m['thinking']`, not a variable `thinking`."""
     return re.search(rf"\.\s*{field}\b|['\"]{field}['\"]", source) is not None
@@ -98,16 +105,16 @@ class _Probe:
 
     def writes_functions_in_system(self) -> bool:
         system = {"role": "system", "content": _SYSTEM, "tools": to_json([_TOOL["function"]])}
-        return self.finds(_NAME, [system, _USER])
+        return self.finds(_NAME, [system, _USER], [])
 
     def writes_call(self, *, as_text: bool, num_calls: int = 1) -> bool:
         """Whether it writes all calls of a message, their arguments as JSON or in a form of its own."""
-        wanted = _VALUES[:num_calls]
-        return any(
-            all(value in text for value in wanted) and not _is_mangled(text)
-            for messages in _conversations(as_text=as_text, num_calls=num_calls)
-            for text in [self._render(messages)]
-        )
+        return any(not _is_mangled(text) for text in self.calls(as_text=as_text, num_calls=num_calls))
+
+    def calls(self, *, as_text: bool, num_calls: int = 1) -> list[str]:
+        """Prompts that hold all calls of a message."""
+        texts = [self._render(messages) for messages in _conversations(as_text=as_text, num_calls=num_calls)]
+        return [text for text in texts if all(value in text for value in _VALUES[:num_calls])]
 
     def prefers_null(self, *, as_text: bool) -> bool:
         """Whether a content of null leaves out something that an empty one does not, and writes nothing for it."""
@@ -116,10 +123,13 @@ class _Probe:
         return is_written and (len(null) < len(empty) or _VALUES[0] not in empty)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> str:
-        try:
-            return self._template.render(messages, tools).text
-        except InvalidRequest:
-            return ""
+        """The prompt, empty where there is none; some templates that are for tools want some in any case."""
+        for given in (tools, [_TOOL]) if tools is None else (tools,):
+            try:
+                return self._template.render(messages, given).text
+            except InvalidRequest:
+                continue
+        return ""
 
 
 def _is_mangled(text: str) -> bool:
