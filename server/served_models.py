@@ -208,7 +208,7 @@ def _tools(
         template,
         codec,
         tool_format=settings.tool_call_format,
-        reasoning_format="none",
+        reasoning_format=settings.reasoning_format,
         end_ids=end_ids,
     )
     return TextTools(bundle, codec, template, dialect)

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
+from cllm_core.text.reasoning.formats import ReasoningFormatChoice
 from cllm_core.text.tools.skeleton import ToolFormatChoice
 from server.engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings
 from server.http.body_limits import BodyLimits
@@ -47,6 +48,14 @@ class ServerSettings(EngineSettings):
         ToolFormatChoice,
         SERVER,
         Field(description="How the model writes calls of functions. auto: as its chat template shows, else hermes."),
+    ] = "auto"
+    reasoning_format: Annotated[
+        ReasoningFormatChoice,
+        SERVER,
+        Field(
+            description="How the model marks what it thinks before it answers. auto: as its chat template shows; none: "
+            "it is part of the answer."
+        ),
     ] = "auto"
     response_store: Annotated[
         str,

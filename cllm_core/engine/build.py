@@ -202,6 +202,17 @@ def _describe(
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,
-        sampling_defaults=loaded.sampling_defaults if config.generation_config == "auto" else SamplingDefaults(),
+        sampling_defaults=_sampling_defaults(loaded, config),
         paths=model.paths,
     )
+
+
+def _sampling_defaults(loaded: LoadedModel, config: EngineConfig) -> SamplingDefaults:
+    if config.generation_config == "none":
+        return SamplingDefaults()
+    stated = [f"{name} {value}" for name, value in loaded.sampling_defaults.values().items()]
+    if stated:
+        logger.info(
+            "requests that say nothing else are sampled as generation_config.json has it: %s", ", ".join(stated)
+        )
+    return loaded.sampling_defaults

@@ -59,11 +59,15 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     spelled: dict[int, str]
     marks: dict[int, str]
 
-    def answer_to(self, prompt: str) -> ExpectedAnswer:
-        """What the answer to a prompt may look like."""
+    def answer_to(self, prompt: str, *, continued: str | None = None) -> ExpectedAnswer:
+        """What the answer to a prompt may look like.
+
+        Args:
+            continued: text of the answer that the prompt has begun with, None where it has begun none.
+        """
         return ExpectedAnswer(
             tool_format=self.tool_format,
-            reasoning=None if self.reasoning is None else expect_reasoning(self.reasoning, prompt),
+            reasoning=None if self.reasoning is None else expect_reasoning(self.reasoning, prompt, continued),
             separates_reasoning=self.separates_reasoning,
             call_vocabulary=self.call_vocabulary,
             reasoning_vocabulary=self.reasoning_vocabulary,

@@ -17,6 +17,7 @@ class ChoiceDelta:
 
     Attributes:
         text: that comes before every call.
+        reasoning: what the model thinks, which comes before the text.
         calls: what is new of calls of functions.
         draft: what may follow the text so far, None where the client did not ask.
         token_ids: that the step added, None where the client did not ask.
@@ -30,6 +31,7 @@ class ChoiceDelta:
     logprobs: tuple[PlacedLogprobs, ...]
     finish_reason: FinishReason | None
     calls: tuple[CallDelta, ...] = ()
+    reasoning: str = ""
     draft: str | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
@@ -38,30 +40,38 @@ class ChoiceDelta:
     @property
     def has_content(self) -> bool:
         """Whether a client that streams has to get it."""
-        has_more = self.is_first or self.text or self.logprobs or self.finish_reason or self.token_ids or self.calls
-        return bool(has_more) or self.draft is not None
+        has_text = self.is_first or self.text or self.reasoning or self.calls
+        return bool(has_text or self.logprobs or self.finish_reason or self.token_ids) or self.draft is not None
 
     @property
     def is_text_only(self) -> bool:
         """Whether it continues a text and holds nothing else."""
         is_more = self.is_first or self.logprobs or self.finish_reason or self.calls or self.scored_prompt
         shows_more = self.draft is not None or self.token_ids is not None or self.prompt_ids is not None
-        return bool(self.text) and not is_more and not shows_more
+        return bool(self.text) and not self.reasoning and not is_more and not shows_more
 
     def with_text(self, text: str) -> "ChoiceDelta":
         """The same with another text."""
         return replace(self, text=text)
 
     def split(self) -> list["ChoiceDelta"]:
-        """The same content in deltas that hold either text, or one piece of one call, or the end of calls."""
+        """The same content in deltas that hold reasoning, or text, or one piece of one call, or the end of calls."""
+        if self.reasoning and (self.text or self.calls):
+            rest = replace(self._emptied(), text=self.text, logprobs=self.logprobs, calls=self.calls, draft=self.draft)
+            head = replace(self, text="", logprobs=(), calls=(), draft=None, finish_reason=None)
+            return [head, *replace(rest, finish_reason=self.finish_reason).split()]
         if not self.calls:
             return [self]
-        no_ids = None if self.token_ids is None else ()
         head = replace(self, finish_reason=None, calls=())
-        empty = replace(head, is_first=False, text="", logprobs=(), token_ids=no_ids, prompt_ids=None)
+        empty = replace(self._emptied(), draft=self.draft)
         pieces = [replace(empty, calls=(call,)) for call in self.calls]
         end = [] if self.finish_reason is None else [replace(empty, finish_reason=self.finish_reason)]
         return [part for part in (head, *pieces, *end) if part.has_content]
+
+    def _emptied(self) -> "ChoiceDelta":
+        """A delta of the same choice, with nothing new."""
+        no_ids = None if self.token_ids is None else ()
+        return ChoiceDelta(self.index, is_first=False, text="", logprobs=(), finish_reason=None, token_ids=no_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,7 @@ class ChoiceResult:
     token_ids: tuple[int, ...] | None
     prompt_ids: tuple[int, ...] | None
     scored_prompt: ScoredPrompt | None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class TokenCounts:
     """Tokens of the call so far; a prompt counts once, however many choices it has.
 
     Attributes:
+        num_reasoning: of the completion.
         num_accepted_prediction, num_rejected_prediction: as PredictionAligner counts them.
         num_decoded: tokens that the engine accepted, those behind a stop string included.
     """
@@ -90,6 +102,7 @@ class TokenCounts:
     num_prompt: int
     num_cached: int
     num_completion: int
+    num_reasoning: int
     num_accepted_prediction: int
     num_rejected_prediction: int
     num_decoded: int
@@ -117,4 +130,5 @@ def join_deltas(deltas: Sequence[ChoiceDelta]) -> ChoiceResult:
         token_ids=tuple(token_id for ids in shown for token_id in ids) if shown else None,
         prompt_ids=deltas[0].prompt_ids,
         scored_prompt=deltas[0].scored_prompt,
+        reasoning="".join(delta.reasoning for delta in deltas),
     )

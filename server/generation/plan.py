@@ -15,6 +15,7 @@ class GenerationPlan:
             same prediction.
         echoes: per choice, the text that its answer starts with; empty where nothing is echoed.
         continues_text: outputs go on where the prompt's text ends, so a leading space is part of them.
+        shows_reasoning: what the model thinks is given, else it is left out.
         syntax: how reasoning and calls of functions look in the outputs, None where neither is read.
         num_best: how many choices of each prompt to return, those of the highest mean log-probability per token; None
             returns all. Needs requests with log-probabilities.
@@ -26,6 +27,7 @@ class GenerationPlan:
     echoes: tuple[str, ...]
     continues_text: bool
     syntax: OutputSyntax | None = None
+    shows_reasoning: bool = True
     num_best: int | None = None
     scores_echo: bool = False
     shows_token_ids: bool = False

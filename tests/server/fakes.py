@@ -8,7 +8,7 @@ import msgspec
 
 from cllm_core.errors import EngineBusy, EngineUnavailable, InvalidRequest
 from cllm_core.info import AdapterInfo, EngineStats, ModelInfo, TokenizerBundle
-from cllm_core.request import DecodingStats, NewRequest, RequestOutput, TokenLogprobs
+from cllm_core.request import DecodingStats, NewRequest, RequestOutput, SamplingDefaults, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.worker.messages import StepReport
 from cllm_core.worker.protocol import EngineState, EngineStatus
@@ -29,7 +29,11 @@ CHAT_TEMPLATE = (
 
 
 def make_info(
-    *, max_model_len: int = 512, chat_template: str | None = CHAT_TEMPLATE, more_tokens: Sequence[str] = ()
+    *,
+    max_model_len: int = 512,
+    chat_template: str | None = CHAT_TEMPLATE,
+    more_tokens: Sequence[str] = (),
+    sampling_defaults: SamplingDefaults | None = None,
 ) -> ModelInfo:
     """A model with a byte-level tokenizer, so that any text has tokens and characters span several of them."""
     tokenizer = byte_level()
@@ -54,6 +58,7 @@ def make_info(
             chat_template=chat_template,
             special_tokens={"bos_token": BOS, "eos_token": END},
         ),
+        sampling_defaults=sampling_defaults or SamplingDefaults(),
     )
 
 

@@ -161,8 +161,11 @@ def find_reasoning_format(chosen: ReasoningFormatChoice, template: str | None) -
     return _DEFAULTS[chosen]
 
 
-def expect_reasoning(format: ReasoningFormat, prompt: str) -> Reasoning:
-    """What to expect behind a prompt."""
+def expect_reasoning(format: ReasoningFormat, prompt: str, continued: str | None = None) -> Reasoning:
+    """What to expect behind a prompt, of which `continued` is the beginning of an answer, None for none."""
+    if continued is not None and not format.has_channels:
+        is_open = continued.rfind(format.start) > continued.rfind(format.end)
+        return Reasoning(format=format, state="open" if is_open else "ended")
     tail = prompt.rstrip()
     for text in _BEHIND_START:
         tail = tail.removesuffix(text)

@@ -48,11 +48,13 @@ class AnswerMessage(BaseModel):
     """The model's answer; content is null where it only calls functions, tool_calls are there where it calls any.
 
     Attributes:
+        reasoning_content: what a model that reasons thought before; left out where there is none.
         function_call: in place of tool_calls, for requests with the deprecated `functions`.
     """
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[ToolCallBody] | None = None
     function_call: CalledFunctionBody | None = None
@@ -110,6 +112,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
     function_call: FunctionDelta | None = None
 

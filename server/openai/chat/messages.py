@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.tools.conversation import MadeCall, Turn
@@ -17,12 +17,21 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 _TEMPLATE_ROLES: Mapping[str, str] = {"developer": "system", "function": "tool"}
 
 
+def _text_or_none(value: object) -> object:
+    """Some servers have other things than text under these names."""
+    return value if isinstance(value, str) else None
+
+
+Thought = Annotated[str | None, BeforeValidator(_text_or_none)]
+
+
 class Message(ApiModel):
     """One message of the conversation.
 
     Attributes:
         content: may be left out of an assistant's message, which may hold calls, a refusal or nothing at all.
         refusal: of an assistant, read where there is no content.
+        reasoning_content, reasoning: what a model thought before this answer, by either name.
         function_call: one call, as deprecated clients have it.
     """
 
@@ -31,8 +40,6 @@ class Message(ApiModel):
         "annotations": ANY_VALUE,
         "parsed": ANY_VALUE,
         "finish_reason": ANY_VALUE,
-        "reasoning": only(),
-        "reasoning_content": only(),
         "reasoning_details": only(),
         "thinking_blocks": only(),
         "provider_specific_fields": only(),
@@ -44,6 +51,8 @@ class Message(ApiModel):
     role: Role
     content: Content | None = None
     refusal: str | None = None
+    reasoning_content: Thought = None
+    reasoning: Thought = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
@@ -66,7 +75,12 @@ class Message(ApiModel):
     def num_chars(self) -> int:
         """About as many characters as the message has in a prompt."""
         called = sum(len(call.function.arguments) for call in self.tool_calls or ())
-        return len(self.content or self.refusal or "") + called
+        return len(self.content or self.refusal or "") + len(self.thought or "") + called
+
+    @property
+    def thought(self) -> str | None:
+        """What the model thought before, None where the message does not tell."""
+        return self.reasoning_content or self.reasoning
 
     def to_turn(self) -> Turn:
         """The message as chat templates know it."""
@@ -78,6 +92,7 @@ class Message(ApiModel):
             calls=tuple(self._calls()),
             # Templates that know tools count on an id; a result without one may have lost its call.
             call_id=(self.tool_call_id or "") if role == "tool" else None,
+            reasoning=self.thought if role == "assistant" else None,
         )
 
     def _calls(self) -> list[MadeCall]:

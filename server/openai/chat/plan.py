@@ -33,12 +33,16 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
     check_length(num_chars, model, field=body.prompt_field)
     prompt = await render_chat(body, model)
     prompt_ids = prompt.token_ids
-    max_tokens = fit_limit(len(prompt_ids), body.output_limit, call, prompt_field=body.prompt_field)
+    defaults = model.info.sampling_defaults
+    wanted = body.output_limit(defaults.max_tokens)
     params = body.sampling_params(
-        max_tokens=max_tokens, logprobs=body.num_alternatives, prompt_logprobs=body.prompt_logprobs
+        defaults=defaults,
+        max_tokens=fit_limit(len(prompt_ids), wanted, call, prompt_field=body.prompt_field),
+        logprobs=body.num_alternatives,
+        prompt_logprobs=body.prompt_logprobs,
     )
     use = body.tool_use()
-    expected = model.dialect.answer_to(prompt.text)
+    expected = model.dialect.answer_to(prompt.text, continued=body.continued_text)
     grammar = await _grammar(body, use, expected, model, grammars)
     params = msgspec.structs.replace(params, grammar=grammar)
     check_params(params, model)
@@ -49,6 +53,7 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
         echoes=("",) * len(requests),
         continues_text=bool(body.continue_final_message),
         syntax=expected.syntax() if use is None else use.syntax(expected),
+        shows_reasoning=body.include_reasoning is not False,
         shows_token_ids=bool(body.return_token_ids),
     )
 

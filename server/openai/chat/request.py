@@ -91,6 +91,7 @@ class ChatCompletionRequest(GenerationRequest, StructuredRequest):
     chat_template_kwargs: TemplateKwargs | None = None
     reasoning_effort: ReasoningEffort | None = None
     enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -142,9 +143,13 @@ class ChatCompletionRequest(GenerationRequest, StructuredRequest):
         return self.add_generation_prompt is not False and not self.continue_final_message
 
     @property
-    def output_limit(self) -> int | None:
-        """Output limit in tokens, None for the end of the context."""
-        return token_limit(self.max_completion_tokens, self.max_tokens, self.n_predict)
+    def continued_text(self) -> str | None:
+        """The text that the answer goes on with, None where it is a message of its own."""
+        return self.messages[-1].content if self.continue_final_message else None
+
+    def output_limit(self, default: int | None) -> int | None:
+        """Output limit in tokens, the default where the request names none; None for the end of the context."""
+        return token_limit(self.max_completion_tokens, self.max_tokens, self.n_predict, default)
 
     @property
     def num_alternatives(self) -> int | None:

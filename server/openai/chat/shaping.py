@@ -105,6 +105,8 @@ class ChatAnswer:
         if delta.is_first:
             body.role = "assistant"
             body.content = None if self._may_call else ""
+        if delta.reasoning:
+            body.reasoning_content = delta.reasoning
         if delta.text:
             body.content = delta.text
         if delta.calls and self._calls_by_functions:
@@ -135,6 +137,8 @@ class ChatAnswer:
 
     def _message(self, result: ChoiceResult) -> AnswerMessage:
         message = AnswerMessage(role="assistant", content=result.text, refusal=None)
+        if result.reasoning:
+            message.reasoning_content = result.reasoning
         if not result.calls:
             return message
         message.content = result.text or None

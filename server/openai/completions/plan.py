@@ -40,6 +40,7 @@ async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan
     for ids in prompt_ids:
         max_tokens = fit_limit(len(ids), body.output_limit, call, prompt_field="prompt")
         params = body.sampling_params(
+            defaults=model.info.sampling_defaults,
             max_tokens=max_tokens,
             logprobs=logprobs,
             prompt_logprobs=logprobs if body.scores_prompt else body.prompt_logprobs,

@@ -195,6 +195,6 @@ def _usage(counts: TokenCounts) -> ResponseUsage:
         input_tokens=counts.num_prompt,
         input_tokens_details=InputTokensDetails(cached_tokens=counts.num_cached),
         output_tokens=counts.num_completion,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=counts.num_reasoning),
         total_tokens=counts.num_prompt + counts.num_completion,
     )

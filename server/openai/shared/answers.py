@@ -57,7 +57,7 @@ class AnswerHead:
             total_tokens=counts.num_prompt + counts.num_completion,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=counts.num_cached, audio_tokens=0),
             completion_tokens_details=CompletionTokensDetails(
-                reasoning_tokens=0,
+                reasoning_tokens=counts.num_reasoning,
                 audio_tokens=0,
                 accepted_prediction_tokens=counts.num_accepted_prediction,
                 rejected_prediction_tokens=counts.num_rejected_prediction,

@@ -65,6 +65,9 @@ async def render_messages(
             "--chat-template",
             param=param,
         )
+    if any(message.thought for message in messages) and not model.dialect.support.reasoning_fields:
+        reason = f"the chat template of {model.name!r} does not look at earlier reasoning"
+        ignore_field("reasoning_content", prefix="messages.", reason=reason)
     reasoning_kwargs = template.reasoning_kwargs(effort=reasoning_effort, is_enabled=enable_thinking)
     if not reasoning_kwargs:
         _report_unused(model, reasoning_effort=reasoning_effort, enable_thinking=enable_thinking)

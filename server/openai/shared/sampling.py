@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
-from cllm_core.request import SamplingParams
+from cllm_core.request import SamplingDefaults, SamplingParams
 from server.http.ignored import ignore_field
 from server.openai.shared.api_model import (
     MAX_COUNT,
@@ -154,11 +154,17 @@ class SamplingRequest(ApiModel):
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
 
     def sampling_params(
-        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+        self,
+        *,
+        defaults: SamplingDefaults,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        """The engine's parameters; a null or missing field takes the engine's default (InvalidRequest if out of range).
+        """The engine's parameters (InvalidRequest if out of range).
 
         Args:
+            defaults: of the model, for null or missing fields; where it sets none, the engine's are taken.
             max_tokens: output limit in tokens, None for the end of the context.
             logprobs: alternatives to report per token, None for no log-probabilities.
             prompt_logprobs: the same for the tokens of the prompt.
@@ -183,7 +189,9 @@ class SamplingRequest(ApiModel):
             "prompt_logprobs": prompt_logprobs,
             "block_length": self.block_length,
         }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        own = {name: value for name, value in given.items() if value is not None}
+        set_by_model = {name: value for name, value in defaults.values().items() if name != "max_tokens"}
+        return SamplingParams(**{**set_by_model, **own})  # type: ignore[arg-type]
 
 
 class GenerationRequest(SamplingRequest):

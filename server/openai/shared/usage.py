@@ -22,11 +22,12 @@ class CompletionTokensDetails(BaseModel):
     """What of the completion tokens is special; `server.generation.prediction` defines the accepted ones.
 
     Attributes:
+        reasoning_tokens: those that the model thought before it answered, the marks of that included.
         accepted_prediction_tokens: output tokens taken over from the prediction.
         rejected_prediction_tokens: predicted tokens that the output did not take over; no part of completion_tokens.
     """
 
-    reasoning_tokens: Literal[0]
+    reasoning_tokens: int
     audio_tokens: Literal[0]
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int

@@ -47,7 +47,8 @@ async def detokenize(body: DetokenizeRequest, services: ServicesDep) -> Detokeni
 async def render_chat_completion(body: ChatCompletionRequest, services: ServicesDep) -> RenderResponse:
     """Show the prompt that a chat completion request leads to, however long, and generate nothing."""
     model = await services.models.get(body.model)
-    body.sampling_params(max_tokens=None, logprobs=None)  # a value out of range is an error here too
+    defaults = model.info.sampling_defaults
+    body.sampling_params(defaults=defaults, max_tokens=None, logprobs=None)  # a value out of range is an error here too
     prompt = await render_chat(body, model)
     return RenderResponse(
         prompt=prompt.text,
