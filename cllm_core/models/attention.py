@@ -18,6 +18,9 @@ from cllm_core.models.checkpoint import quiet
 
 PAGED_ATTENTION = "cllm_paged"
 
+SOFTCAP, SINKS = "logit softcap", "attention sinks"
+"""Features of a layer's scores, see Scoring."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
@@ -38,7 +41,7 @@ class Scoring:
     @property
     def features(self) -> tuple[str, ...]:
         """Names of what goes beyond scale and window, which not every kernel has."""
-        wanted = {"logit softcap": self.softcap, "attention sinks": self.sinks}
+        wanted = {SOFTCAP: self.softcap, SINKS: self.sinks}
         return tuple(name for name, value in wanted.items() if value is not None)
 
 

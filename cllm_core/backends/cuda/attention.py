@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, pack_tables
-from cllm_core.models.attention import Scoring
+from cllm_core.models.attention import SINKS, SOFTCAP, Scoring
 from cllm_core.models.paged import LayerSpec, RowSpan
 
 _MAX_HEAD_SIZE = 256
@@ -49,9 +49,6 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch
         return "Triton is missing: install triton"
     if dtype not in _DTYPES:
         return f"the kernels do not compute in {dtype}"
-    features = sorted({feature for spec in layers for feature in spec.features})
-    if features:
-        return f"the kernels have no {' and no '.join(features)}"
     largest = max(max(spec.key_size, spec.value_size) for spec in layers)
     if largest > _MAX_HEAD_SIZE:
         return f"heads of {largest}: the kernels take up to {_MAX_HEAD_SIZE}"
@@ -70,10 +67,19 @@ def trial_error(
             query = torch.zeros(1, spec.num_kv_heads, spec.key_size, dtype=dtype, device=device)
             keys = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.key_size)
             values = query.new_zeros(2, _MIN_TILE, spec.num_kv_heads, spec.value_size)
-            attention(query, keys, values, tables, Scoring(1.0))
+            attention(query, keys, values, tables, _trial_scoring(spec, query))
     except Exception as error:  # of the compiler, the driver, or Triton: whatever it is, there is another way
         return f"the kernels cannot be used: {error}"
     return None
+
+
+def _trial_scoring(spec: LayerSpec, query: Tensor) -> Scoring:
+    """Of the kinds that the layer has."""
+    return Scoring(
+        scale=1.0,
+        softcap=1.0 if SOFTCAP in spec.features else None,
+        sinks=query.new_zeros(query.shape[1]) if SINKS in spec.features else None,
+    )
 
 
 class KernelAttention:
@@ -122,7 +128,9 @@ class KernelAttention:
             tables.context_lengths,
             tables.block_starts,
             tables.block_ids,
+            maxima if scoring.sinks is None else scoring.sinks.float().contiguous(),
             scoring.scale,
+            scoring.softcap or 1.0,
             _UNLIMITED_WINDOW if scoring.window is None else scoring.window,
             tables.num_rows,
             num_splits,
@@ -139,6 +147,8 @@ class KernelAttention:
             PADDED_KEY=padded_key,
             PADDED_VALUE=padded_value,
             IS_WHOLE=is_whole,
+            HAS_SOFTCAP=scoring.softcap is not None,
+            HAS_SINKS=scoring.sinks is not None,
             num_stages=2,
         )
         if not is_whole:

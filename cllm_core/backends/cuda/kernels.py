@@ -51,6 +51,12 @@ def _softmax_update(scores, values, maximum, total, weighted):
     return new_maximum, total * kept + tl.sum(weights, 1), weighted
 
 
+@triton.jit
+def _cap(scores, softcap):
+    """softcap * tanh(scores / softcap)."""
+    return softcap * (2.0 * tl.sigmoid(2.0 / softcap * scores) - 1.0)
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_splits", "window"])
 def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one by one
     query_ptr,  # [T, H, D_k]
@@ -63,7 +69,9 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     context_lengths_ptr,  # [num_rows] int32
     block_starts_ptr,  # [num_rows] int32
     block_ids_ptr,  # int32
+    sinks_ptr,  # [H] float32 where HAS_SINKS
     scale,
+    softcap,  # where HAS_SOFTCAP
     window,  # tokens that a token sees, itself included
     num_rows,
     num_splits,
@@ -80,6 +88,8 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     PADDED_KEY: tl.constexpr,  # noqa: N803 - sizes rounded up to a power of two
     PADDED_VALUE: tl.constexpr,  # noqa: N803
     IS_WHOLE: tl.constexpr,  # noqa: N803 - there is one split, which finishes the result
+    HAS_SOFTCAP: tl.constexpr,  # noqa: N803
+    HAS_SINKS: tl.constexpr,  # noqa: N803
 ):
     """Attention of one tile over one split of its row's context; see the module and `TableAttention`."""
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -113,6 +123,10 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     weighted = tl.zeros([BLOCK_M, PADDED_VALUE], tl.float32)
+    if HAS_SINKS:  # the first split begins with them: their scores are the largest so far
+        sinks = tl.load(sinks_ptr + head, mask=is_query, other=0.0) * _LOG2_E
+        maximum = tl.where(split == 0, sinks, maximum)
+        total += (split == 0).to(tl.float32)
     for key_block in range(first_block, end_block):
         key_position = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
         is_key = key_position < end
@@ -123,7 +137,8 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
             mask=is_key[None, :] & (key_dim < KEY_SIZE)[:, None],
             other=0.0,
         )
-        scores = tl.dot(queries, keys, input_precision="ieee") * (scale * _LOG2_E)
+        scores = tl.dot(queries, keys, input_precision="ieee")
+        scores = _cap(scores * scale, softcap) * _LOG2_E if HAS_SOFTCAP else scores * (scale * _LOG2_E)
         behind = position[:, None] - key_position[None, :]
         scores = tl.where((behind >= 0) & (behind < window) & is_query[:, None], scores, float("-inf"))
         values = tl.load(

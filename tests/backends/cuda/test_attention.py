@@ -27,6 +27,8 @@ class Case:
     value_size: int = 16
     block_size: int = 4
     window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
     num_processors: int = 1
     dtype: torch.dtype = torch.float32
     is_strided: bool = False  # the queries' elements do not lie side by side
@@ -42,6 +44,10 @@ CASES = [
     pytest.param(Case(4, 2, 128, 128, dtype=torch.bfloat16, num_processors=132), marks=pytest.mark.gpu),
     Case(num_heads=1, num_kv_heads=1, key_size=160, value_size=160),
     Case(is_strided=True),
+    Case(softcap=1.5),
+    Case(has_sinks=True),
+    Case(num_heads=6, num_kv_heads=2, window=5, softcap=20.0, has_sinks=True, num_processors=12),
+    Case(has_sinks=True, num_processors=16, dtype=torch.float16),
 ]
 
 
@@ -60,9 +66,10 @@ def attend(case: Case, rows: list[RowSpan], shape: StepShape, device: torch.devi
         query = query.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     keys = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.key_size)
     values = draw(NUM_BLOCKS + 1, case.block_size, case.num_kv_heads, case.value_size)
-    scale = case.key_size**-0.5
-    found = KernelAttention(case.num_processors)(query, keys, values, tables, Scoring(scale, case.window))
-    exact = attend_plainly(query.float(), keys.float(), values.float(), tables, Scoring(scale, case.window))
+    sinks = torch.linspace(-2, 4, case.num_heads, device=device) if case.has_sinks else None
+    scoring = Scoring(case.key_size**-0.5, case.window, case.softcap, sinks)
+    found = KernelAttention(case.num_processors)(query, keys, values, tables, scoring)
+    exact = attend_plainly(query.float(), keys.float(), values.float(), tables, scoring)
     assert found.dtype == case.dtype
     return found.float(), exact
 
