@@ -28,7 +28,11 @@ class _Turn:
 
     def to_message(self) -> Message:
         return Message(
-            role=self.role, content=self.content, tool_calls=self.calls or None, tool_call_id=self.call_id or None
+            role=self.role,
+            content=self.content,
+            reasoning_content="\n".join(filter(None, self.thoughts)) or None,
+            tool_calls=self.calls or None,
+            tool_call_id=self.call_id or None,
         )
 
 

@@ -12,7 +12,7 @@ from server.http.sse import encode_event
 from server.openai.chat.answer import ChosenTokenLogprob
 from server.openai.responses.answer import ItemStatus, ResponseBody
 from server.openai.responses.events import ItemEvent, ResponseEvent, StatusEvent
-from server.openai.responses.items import GrowingCall, GrowingItem, GrowingText
+from server.openai.responses.items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
 from server.openai.shared.text_frames import as_json
 
 
@@ -67,6 +67,8 @@ class ResponseScript:
         """What is new, if anything."""
         self._finish_reason = delta.finish_reason or self._finish_reason
         events: list[ResponseEvent] = []
+        if delta.reasoning:
+            events += self._reasoning(delta.reasoning)
         if delta.text:
             events += self._text(delta)
         for call in delta.calls:
@@ -92,6 +94,13 @@ class ResponseScript:
     async def cut(self, counts: TokenCounts) -> None:
         """Keep what there is."""
         await self._bodies.cancelled(self._items, counts)
+
+    def _reasoning(self, text: str) -> Iterable[ResponseEvent]:
+        item = self._items[-1] if self._items else None
+        if not isinstance(item, GrowingReasoning):
+            item = GrowingReasoning(index=len(self._items), is_summary=self._summarizes)
+            yield from self._begin(item)
+        yield item.grown(text)
 
     def _text(self, delta: ChoiceDelta) -> Iterable[ResponseEvent]:
         item = self._items[-1] if self._items else None

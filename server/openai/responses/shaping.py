@@ -27,7 +27,7 @@ from server.openai.responses.answer import (
     TextBody,
     ToolBody,
 )
-from server.openai.responses.items import GrowingCall, GrowingItem, GrowingText
+from server.openai.responses.items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
 from server.openai.responses.memory import Memory
 from server.openai.responses.request import ResponseRequest
 from server.openai.responses.script import ResponseScript
@@ -55,7 +55,10 @@ class ResponseAnswer:
         """The body of an answer that is not streamed."""
         [result] = results
         items: list[GrowingItem] = []
-        if result.text or not result.calls:
+        if result.reasoning:
+            summarizes = self.request.summarizes
+            items.append(GrowingReasoning(index=0, is_summary=summarizes, text=result.reasoning))
+        if result.text or not (items or result.calls):
             text = GrowingText(index=len(items), text=result.text, logprobs=self.logprobs(result.logprobs))
             items.append(text)
         items += [
