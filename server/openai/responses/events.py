@@ -2,24 +2,25 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from server.openai.responses.answer import (
     OutputItem,
     OutputText,
     ReasoningText,
     ResponseBody,
-    Shown,
     SummaryText,
 )
 
 
-class ResponseEvent(Shown):
+class ResponseEvent(BaseModel):
     """One event of a stream.
 
     Attributes:
         sequence_number: counts the events of a stream from 0; set where the event is sent.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     type: str
     sequence_number: int = 0

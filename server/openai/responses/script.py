@@ -13,7 +13,6 @@ from server.openai.chat.answer import ChosenTokenLogprob
 from server.openai.responses.answer import ItemStatus, ResponseBody
 from server.openai.responses.events import ItemEvent, ResponseEvent, StatusEvent
 from server.openai.responses.items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
-from server.openai.shared.text_frames import as_json
 
 
 class Bodies(Protocol):
@@ -135,5 +134,5 @@ class ResponseScript:
         for event in events:
             event.sequence_number = self._num_sent
             self._num_sent += 1
-            encoded.append(encode_event(as_json(event), name=event.type))
+            encoded.append(encode_event(event.model_dump_json().encode(), name=event.type))
         return encoded
