@@ -22,6 +22,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         headers: beyond those of any request, where the client sends some of note.
         before: body of a request to the same endpoint that has to be answered first.
         status: of the answer.
+        ignored: fields that the answer's header reports as without effect; no other may be.
         params: every field of SamplingParams that is not at its default, except the grammar. No max_tokens means that
             the output may fill the context.
         prompt: the whole prompt, of a completion.
@@ -43,6 +44,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     headers: dict[str, str] = {}
     before: dict[str, Any] | None = None
     status: int = 200
+    ignored: list[str] = []
     params: dict[str, Any] = {}
     prompt: str | None = None
     conversation: list[tuple[str, str]] | None = None

@@ -64,6 +64,7 @@ def post(server: RunningServer, payload: Payload) -> Answer | None:
         body = payload.body_after(before.json())
     response = server.shared_http.post(payload.path, json=body, headers=payload.headers)
     assert response.status_code == payload.status, response.text
+    assert response.headers.get("x-ignored-fields", "") == ", ".join(payload.ignored)
     return read_answer(response, payload.path) if payload.status == 200 else None
 
 
