@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from cllm_core.errors import ModelLoadError
+
 logger = logging.getLogger(__name__)
 
 # What transformers' rotary embeddings call themselves once they have nothing to choose any more.
@@ -19,19 +21,25 @@ _FIXED = "default"
 
 
 def fix_ropes(model: PreTrainedModel, max_model_len: int) -> None:
-    """Let every rotary embedding of the model keep the frequencies that it has for a text of `max_model_len` tokens."""
+    """Let every rotary embedding of the model keep the frequencies that it has for a text of `max_model_len` tokens.
+
+    Raises:
+        ModelLoadError: an architecture goes by the length of a text in a way of its own, which cannot be fixed.
+    """
     for name, module in model.named_modules():
         match getattr(module, "rope_type", None):
             case str() as kind if _follows_length(kind):
-                _settle(module, max_model_len, None)
+                _fix(module, None, max_model_len)
                 module.rope_type = _FIXED
                 _report(name, kind, max_model_len)
+                _require_fixed(module, None, max_model_len)
             case dict() as kinds:
                 for layer_type, kind in kinds.items():
                     if _follows_length(kind):
-                        _settle(module, max_model_len, layer_type)
+                        _fix(module, layer_type, max_model_len)
                         kinds[layer_type] = _FIXED
                         _report(f"{name} ({layer_type})", kind, max_model_len)
+                        _require_fixed(module, layer_type, max_model_len)
 
 
 def longest_context(config: PreTrainedConfig) -> int | None:
@@ -72,13 +80,32 @@ def _follows_length(kind: str) -> bool:
     return kind == "longrope" or "dynamic" in kind
 
 
-@torch.no_grad()
-def _settle(module: nn.Module, max_model_len: int, layer_type: str | None) -> None:
+def _fix(module: nn.Module, layer_type: str | None, max_model_len: int) -> None:
     """Show the embedding a text of this length, upon which it takes the frequencies for it."""
+    _factors(module, layer_type, [max_model_len - 1])
+
+
+def _require_fixed(module: nn.Module, layer_type: str | None, max_model_len: int) -> None:
+    alone, beside_others = _factors(module, layer_type, [1]), _factors(module, layer_type, [1, max_model_len - 1])
+    if any(not torch.equal(one[:, :1], other[:, :1]) for one, other in zip(alone, beside_others, strict=True)):
+        raise ModelLoadError(
+            f"{type(module).__name__} goes by the longest text of a step in a way of its own, and a text would depend "
+            f"on its company; serve it with a shorter max_model_len than {max_model_len}"
+        )
+
+
+@torch.no_grad()
+def _factors(module: nn.Module, layer_type: str | None, positions: list[int]) -> list[torch.Tensor]:
+    """What the embedding makes of these P positions: cosines and sines [1, P, D], or both in one."""
     device = next(module.buffers()).device
-    positions = torch.tensor([[max_model_len - 1]], device=device)
     extra = {} if layer_type is None else {"layer_type": layer_type}
-    module(torch.zeros(1, device=device), positions, **extra)
+    try:
+        found = module(torch.zeros(1, device=device), torch.tensor([positions], device=device), **extra)
+    except Exception as error:  # of the model's own code: most often a setting is missing
+        raise ModelLoadError(
+            f"{type(module).__name__} cannot be computed ({error!r}); correct rope_parameters in config.json"
+        ) from error
+    return list(found) if isinstance(found, tuple) else [found]
 
 
 def _report(name: str, kind: str, max_model_len: int) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from cllm_core.errors import ModelLoadError
 from cllm_core.models.ropes import fix_ropes, longest_context, rope_types
 from tests.tiny_models import build_tiny, tiny_config
 
@@ -48,6 +49,14 @@ def test_within_the_original_length_transformers_own_numbers_hold(rope: dict[str
     fixed, loose = model_with(rope), model_with(rope)
     fix_ropes(fixed, ORIGINAL)
     torch.testing.assert_close(logits(fixed, 20), logits(loose, 20))
+
+
+def test_a_rope_that_goes_by_the_length_in_its_own_way_is_refused_beyond_the_first_length() -> None:
+    """PhiMoE scales by the largest position of a forward pass, whatever its frequencies are."""
+    rope = LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3}
+    fix_ropes(build_tiny(tiny_config("phimoe", rope_parameters=rope)), ORIGINAL)
+    with pytest.raises(ModelLoadError, match="PhimoeRotaryEmbedding goes by the longest text"):
+        fix_ropes(build_tiny(tiny_config("phimoe", rope_parameters=rope)), 512)
 
 
 def test_a_rope_that_does_not_follow_the_length_is_left_alone() -> None:
