@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 from cllm_core.backends.fused_layer import AttentionCall, FusedLayer, HeadShape
 from cllm_core.backends.layer_ops import LayerOps, Rope
 from cllm_core.backends.step_tables import StepShape, StepTables, TableStep, pack_tables
-from cllm_core.models.attention import Scoring
+from cllm_core.models.attention import Scoring, step_attention
 from cllm_core.models.paged import KVCache, LayerSpec, RowSpan
 
 logger = logging.getLogger(__name__)
@@ -189,6 +189,8 @@ def _record_calls(model: PreTrainedModel, names: list[str]) -> dict[str, _LayerC
 
     def record(name: str, _layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _output: Tensor) -> None:
         assert probe.last_call is not None
+        if "paged" not in kwargs:  # which a fused layer needs
+            return
         match kwargs.get("position_embeddings"):
             case (Tensor() as cos, Tensor() as sin) if cos.shape[-1] == probe.last_call.heads.size:
                 calls[name] = _LayerCall(args[0], kwargs, (cos, sin), probe.last_call)
@@ -199,7 +201,7 @@ def _record_calls(model: PreTrainedModel, names: list[str]) -> dict[str, _LayerC
     token_ids = torch.randint(vocab_size, (1, _NUM_PROBE_TOKENS), generator=generator).to(model.device)
     positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None] + _FIRST_PROBE_POSITION
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), step_attention(probe):
             model(input_ids=token_ids, position_ids=positions, use_cache=False, paged=probe)
     finally:
         for hook in hooks:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cllm_core.models.forward import TransformersForward
 from cllm_core.models.lora import LinearShape, LowRank
 from cllm_core.models.paged import LayerProbe, RowSpan
 from cllm_core.models.transfer import to_device
@@ -204,14 +205,9 @@ def _adaptable_linears(model: PreTrainedModel) -> dict[str, LinearShape]:
             found[names[module]] = LinearShape(module.in_features, module.out_features)
 
     hooks = [module.register_forward_pre_hook(note) for module in names]
-    token_ids = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None]
+    index = torch.arange(_NUM_PROBE_TOKENS, device=model.device)
     try:
-        model(
-            input_ids=token_ids % model.config.get_text_config().vocab_size,
-            position_ids=token_ids,
-            use_cache=False,
-            paged=LayerProbe(),
-        )
+        TransformersForward(model)(index % model.config.get_text_config().vocab_size, index, index, LayerProbe())
     finally:
         for hook in hooks:
             hook.remove()

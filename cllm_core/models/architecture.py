@@ -1,5 +1,8 @@
 """Which architectures the engine can run, decided from the configuration before any weight is read."""
 
+import inspect
+import sys
+
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
@@ -9,6 +12,7 @@ from cllm_core.models.attention import PAGED_ATTENTION
 from cllm_core.models.checkpoint import Checkpoint, is_multimodal
 
 _CAUSAL_LM = "AutoModelForCausalLM"
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _CACHED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -36,8 +40,15 @@ def check_architecture(checkpoint: Checkpoint, config: PreTrainedConfig, *, atte
             f"{where} keeps other state than keys and values ({', '.join(uncached) or 'recurrent layers'}), "
             "which cannot be paged or rolled back"
         )
-    if attention == PAGED_ATTENTION and not model_class._supports_attention_backend:
+    if attention == PAGED_ATTENTION and not (is_multimodal(config) or _asks_for_attention(model_class)):
         raise ModelLoadError(f"{where} computes attention in its own code, so it cannot run on the paged cache")
+
+
+def _asks_for_attention(model_class: type[PreTrainedModel]) -> bool:
+    """Whether the layers can be told how to attend. Some classes can without saying so; the probe tells for sure."""
+    return model_class._supports_attention_backend or _INTERFACE in inspect.getsource(
+        sys.modules[model_class.__module__]
+    )
 
 
 def _architecture_of(config: PreTrainedConfig) -> str:

@@ -2,11 +2,13 @@
 to whatever object the caller passed as `paged`, which knows the paged KV cache.
 
 transformers' model classes forward unknown keyword arguments down to the attention function; that is how `paged` gets
-here without any state on the module.
+here without any state on the module. For the few that do not (StableLM, Nemotron), `step_attention` keeps it in the
+context of the call.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +66,19 @@ class PagedAttention(Protocol):
         ...
 
 
+_STEP: ContextVar[PagedAttention | None] = ContextVar("cllm_step", default=None)
+
+
+@contextmanager
+def step_attention(paged: PagedAttention) -> Iterator[None]:
+    """Let calls of the model inside attend by this step, also where its layers do not hand `paged` down."""
+    token = _STEP.set(paged)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
 def paged_attention(  # noqa: PLR0917 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
@@ -77,15 +92,12 @@ def paged_attention(  # noqa: PLR0917 - the signature is transformers'
     """Attention for transformers' AttentionInterface; query, key and value are [1, H, T, D].
 
     Raises:
-        ModelLoadError: the architecture uses an attention variant that the paged cache does not implement, or does not
-            hand the cache down. Seen when the model is probed at load, before any request.
+        ModelLoadError: the architecture uses an attention variant that the paged cache does not implement. Seen when
+            the model is probed at load, before any request.
     """
-    paged: PagedAttention | None = kwargs.get("paged")
+    paged: PagedAttention | None = kwargs.get("paged") or _STEP.get()
     if paged is None:
-        raise ModelLoadError(
-            f"{type(module).__name__} does not hand keyword arguments to its attention function; "
-            "this architecture cannot run on the paged cache"
-        )
+        raise ModelLoadError(f"{type(module).__name__} was called without a step of the paged cache")
     _require_causal(module, attention_mask, kwargs)
     layer = module.layer_idx
     assert isinstance(layer, int)

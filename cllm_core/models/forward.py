@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cllm_core.models.attention import PagedAttention
+from cllm_core.models.attention import PagedAttention, step_attention
 
 
 class TransformersForward:
@@ -23,8 +23,9 @@ class TransformersForward:
     def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
         """[T], [T] and [S] int64 to the logits [S, V] of the tokens at the indices `sampled`."""
         selection = {"logits_to_keep": sampled} if self._selects else {}
-        out = self._model(
-            input_ids=input_ids[None], position_ids=positions[None], use_cache=False, paged=step, **selection
-        )
+        with step_attention(step):
+            out = self._model(
+                input_ids=input_ids[None], position_ids=positions[None], use_cache=False, paged=step, **selection
+            )
         logits: Tensor = out.logits[0]
         return logits if self._selects else logits[sampled]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.attention import attention_switched, paged_attention
+from cllm_core.models.attention import attention_switched, paged_attention, step_attention
 from cllm_core.models.paged import LayerProbe, LayerSpec
 
 _PROBE_ATTENTION = "cllm_probe"
@@ -65,7 +65,7 @@ def run_one_token(model: PreTrainedModel, probe: LayerProbe) -> None:
     AttentionMaskInterface.register(_PROBE_ATTENTION, _probe_mask)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     try:
-        with attention_switched(model, _PROBE_ATTENTION), torch.inference_mode():
+        with attention_switched(model, _PROBE_ATTENTION), torch.inference_mode(), step_attention(probe):
             model(input_ids=token, position_ids=token, use_cache=False, paged=probe)
     except ModelLoadError:
         raise

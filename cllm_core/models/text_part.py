@@ -5,6 +5,7 @@ import logging
 from torch import nn
 from transformers import PreTrainedModel
 
+from cllm_core.errors import ModelLoadError
 from cllm_core.models.paged import LayerProbe
 from cllm_core.models.probe import run_one_token
 
@@ -21,10 +22,9 @@ def leave_out_other_parts(model: PreTrainedModel) -> tuple[str, ...]:
         ModelLoadError: the model does not run on text alone.
     """
     num_all = _num_parameters(model)
-    unused = _uncalled(model, _parts_beside(model, model.get_decoder()))
-    for name in unused:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, None)
+    unused = tuple(
+        name for name in _uncalled(model, _parts_beside(model, model.get_decoder())) if _runs_without(model, name)
+    )
     share = 1 - _num_parameters(model) / num_all
     logger.info(
         "%s serves text alone: left out %s (%.0f%% of the parameters)",
@@ -65,6 +65,19 @@ def _uncalled(model: PreTrainedModel, names: list[str]) -> tuple[str, ...]:
         for hook in hooks:
             hook.remove()
     return tuple(name for name in names if name not in called and _num_parameters(model.get_submodule(name)))
+
+
+def _runs_without(model: PreTrainedModel, name: str) -> bool:
+    """Drop a module, unless a text then does not run any more: some classes ask a tower for its device."""
+    prefix, _, child = name.rpartition(".")
+    parent, part = model.get_submodule(prefix), model.get_submodule(name)
+    setattr(parent, child, None)
+    try:
+        run_one_token(model, LayerProbe())
+    except ModelLoadError:
+        setattr(parent, child, part)
+        return False
+    return True
 
 
 def _num_parameters(module: nn.Module) -> int:

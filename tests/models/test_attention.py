@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.attention import PAGED_ATTENTION, Scoring, paged_attention, register_paged_attention
+from cllm_core.models.attention import (
+    PAGED_ATTENTION,
+    Scoring,
+    paged_attention,
+    register_paged_attention,
+    step_attention,
+)
 from cllm_core.models.paged import LayerProbe
 
 
@@ -63,8 +69,12 @@ def test_a_bias_by_position_is_refused() -> None:
         paged_attention(Layer(), *random_states(), None, paged=Recorder(), **extras)
 
 
-def test_a_model_that_drops_the_cache_on_its_way_is_refused() -> None:
-    with pytest.raises(ModelLoadError, match="does not hand keyword arguments"):
+def test_a_model_that_drops_the_cache_on_its_way_finds_it_in_the_context_of_the_call() -> None:
+    recorder = Recorder()
+    with step_attention(recorder):
+        paged_attention(Layer(), *random_states(), None)
+    assert recorder.scoring == Scoring(0.25)
+    with pytest.raises(ModelLoadError, match="Layer was called without a step of the paged cache"):
         paged_attention(Layer(), *random_states(), None)
 
 

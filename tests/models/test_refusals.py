@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BloomConfig,
+    ChameleonConfig,
     LlamaConfig,
     MambaConfig,
     PreTrainedConfig,
-    Qwen2AudioConfig,
     Qwen3NextConfig,
     T5Config,
 )
@@ -39,7 +39,7 @@ def copy(tiny_llama: Path, tmp_path: Path) -> Path:
         (MambaConfig(architectures=["MambaForCausalLM"]), "MambaForCausalLM keeps other state"),
         (Qwen3NextConfig(architectures=["Qwen3NextForCausalLM"]), "linear_attention.* cannot be paged"),
         (BloomConfig(architectures=["BloomForCausalLM"]), "BloomForCausalLM computes attention in its own code"),
-        (Qwen2AudioConfig(architectures=["Qwen2AudioForConditionalGeneration"]), "computes attention in its own code"),
+        (ChameleonConfig(architectures=["ChameleonForConditionalGeneration"]), "not a causal language model"),
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
 )

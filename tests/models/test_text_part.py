@@ -23,6 +23,7 @@ LEFT_OUT = {
     "mistral3": {"model.vision_tower", "model.multi_modal_projector"},
     "qwen2_5_vl": {"model.visual"},
     "qwen3_vl": {"model.visual"},
+    "qwen2_audio": {"model.multi_modal_projector"},  # text asks its tower for the device
     "voxtral": {"model.audio_tower", "model.multi_modal_projector"},
 }
 
