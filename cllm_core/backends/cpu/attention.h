@@ -10,10 +10,6 @@
 
 #include "kernels.h"
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 #define MAX_HEAD 256
 #define UNSEEN (-1e30f)
 #define GROUP 16 /* queries of one row that share a KV head, computed by one thread */
@@ -36,20 +32,16 @@ typedef struct {
     const float *sinks;
 } attention;
 
-/* A query as its products read it: as it is stored where an instruction multiplies bfloat16, else as float32. */
+/* A group's queries as their products with keys read them: bfloat16 where instructions multiply such, else float32. */
 #ifdef __AVX512BF16__
-typedef struct {
-    const bf16 *numbers;
-} query_vector;
+typedef bf16 query_number;
 #else
-typedef struct {
-    float numbers[MAX_HEAD];
-} query_vector;
+typedef float query_number;
 #endif
 
 typedef struct {
     int64_t kv_head, count;
-    query_vector queries[GROUP];
+    query_number queries[GROUP][MAX_HEAD] __attribute__((aligned(64)));
     bf16 *outs[GROUP];
     int64_t heads[GROUP];
     int32_t first_key[GROUP], end_key[GROUP]; /* the keys each query sees */
@@ -69,31 +61,38 @@ typedef struct {
     float running_max;
 } softmax_state;
 
-static inline void set_query(query_vector *query, const bf16 *numbers, int64_t size) {
+static inline void copy_query(query_number *to, const bf16 *query, int64_t size) {
 #ifdef __AVX512BF16__
-    (void)size;
-    query->numbers = numbers;
+    memcpy(to, query, sizeof(bf16) * (size_t)size);
 #else
-    for (int64_t d = 0; d < size; d += WIDTH) store(query->numbers + d, load_bf16(numbers + d));
+    for (int64_t d = 0; d < size; d += WIDTH) store(to + d, load_bf16(query + d));
 #endif
 }
 
+#ifdef SCORES_BY_TILES
+/* scores[i][k] = query i . key k of a chunk. */
+static void score_chunk(int64_t size, const query_group *group, const key_chunk *chunk, float (*scores)[CHUNK]) {
+    score_tiles(group->queries[0], MAX_HEAD, size, chunk->key_tiles, scores[0]);
+}
+#else
+static inline void begin_scores(int64_t num_queries) { (void)num_queries; }
+
 /* sums + the products of numbers d and d + 1 of a query with those of WIDTH keys. */
-static inline vec add_pair(vec sums, const bf16 *keys, const query_vector *query, int64_t d) {
+static inline vec add_pair(vec sums, const bf16 *keys, const query_number *query, int64_t d) {
 #ifdef __AVX512BF16__
     int32_t pair;
-    memcpy(&pair, query->numbers + d, sizeof pair);
+    memcpy(&pair, query + d, sizeof pair);
     return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(keys), (__m512bh)_mm512_set1_epi32(pair));
 #else
     uvec bits = *(const uvec *)keys;
-    sums += (vec)(bits << 16) * query->numbers[d];
-    return sums + (vec)(bits & 0xffff0000) * query->numbers[d + 1];
+    sums += (vec)(bits << 16) * query[d];
+    return sums + (vec)(bits & 0xffff0000) * query[d + 1];
 #endif
 }
 
 /* scores[i][k] = query i . key k, for VECTORS vectors of keys. */
-ALWAYS_INLINE void score_keys(int64_t size, int queries, const query_vector *query, const bf16 *const *key_tiles,
-                              float (*scores)[CHUNK]) {
+ALWAYS_INLINE void score_keys(int64_t size, int queries, const query_number (*query)[MAX_HEAD],
+                              const bf16 *const *key_tiles, float (*scores)[CHUNK]) {
     enum { PER_TILE = LANES / WIDTH };
     vec sums[QUERIES][VECTORS];
     for (int i = 0; i < queries; i++)
@@ -104,7 +103,7 @@ ALWAYS_INLINE void score_keys(int64_t size, int queries, const query_vector *que
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
                 const bf16 *keys = key_tiles[v / PER_TILE] + d * LANES + v % PER_TILE * 2 * WIDTH;
-                sums[i][v] = add_pair(sums[i][v], keys, &query[i], d);
+                sums[i][v] = add_pair(sums[i][v], keys, query[i], d);
             }
 #pragma GCC unroll 4
     for (int i = 0; i < queries; i++)
@@ -112,9 +111,26 @@ ALWAYS_INLINE void score_keys(int64_t size, int queries, const query_vector *que
         for (int v = 0; v < VECTORS; v++) store(scores[i] + v * WIDTH, sums[i][v]);
 }
 
-/* sums[i][d] += sum over k of weights[i][k] * values[k][d], for `vectors` vectors of sums from d on. */
-ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, float (*weights)[CHUNK],
-                              softmax_state *states, int64_t d) {
+/* scores[i][k] = query i . key k of a chunk. */
+static void score_chunk(int64_t size, const query_group *group, const key_chunk *chunk, float (*scores)[CHUNK]) {
+    for (int64_t i = 0; i < group->count; i += QUERIES)
+        for (int k = 0; k < CHUNK; k += VECTORS * WIDTH) {
+            float(*part)[CHUNK] = (float(*)[CHUNK])(scores[i] + k);
+            const bf16 *const *tiles = chunk->key_tiles + k / LANES;
+            switch (group->count - i) {
+                case 1: score_keys(size, 1, group->queries + i, tiles, part); break;
+                case 2: score_keys(size, 2, group->queries + i, tiles, part); break;
+                case 3: score_keys(size, 3, group->queries + i, tiles, part); break;
+                default: score_keys(size, QUERIES, group->queries + i, tiles, part);
+            }
+        }
+}
+#endif
+
+/* sums[i][d] += sum over k of weights[i][k] * values[k][d], for `vectors` vectors of sums from d on. values: of the chunk
+ * in float32, [count][size]; null: as they are stored. */
+ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, const float *values, int64_t size,
+                              float (*weights)[CHUNK], softmax_state *states, int64_t d) {
     vec sums[QUERIES][VECTORS];
 #pragma GCC unroll 4
     for (int i = 0; i < queries; i++)
@@ -123,7 +139,8 @@ ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, 
     for (int32_t k = 0; k < chunk->count; k++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            vec value = load_bf16(chunk->values[k] + d + v * WIDTH);
+            int64_t place = d + v * WIDTH;
+            vec value = values ? load(values + k * size + place) : load_bf16(chunk->values[k] + place);
 #pragma GCC unroll 4
             for (int i = 0; i < queries; i++) sums[i][v] += weights[i][k] * value;
         }
@@ -131,6 +148,32 @@ ALWAYS_INLINE void add_values(int queries, int vectors, const key_chunk *chunk, 
     for (int i = 0; i < queries; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) store(states[i].sums + d + v * WIDTH, sums[i][v]);
+}
+
+ALWAYS_INLINE void add_all_values(int queries, const key_chunk *chunk, const float *values, int64_t size,
+                                  float (*weights)[CHUNK], softmax_state *states) {
+    int64_t d = 0;
+    for (; d + VECTORS * WIDTH <= size; d += VECTORS * WIDTH)
+        add_values(queries, VECTORS, chunk, values, size, weights, states, d);
+    for (; d < size; d += WIDTH) add_values(queries, 1, chunk, values, size, weights, states, d);
+}
+
+/* add_values for all queries of a group. Values that are read more than once are cast to float32 before. */
+static void add_chunk(int64_t size, const query_group *group, const key_chunk *chunk, float (*weights)[CHUNK],
+                      softmax_state *states) {
+    float values[CHUNK * MAX_HEAD] __attribute__((aligned(64)));
+    int64_t i = 0;
+    if (group->count > QUERIES)
+        for (int32_t k = 0; k < chunk->count; k++)
+            for (int64_t d = 0; d < size; d += WIDTH) store(values + k * size + d, load_bf16(chunk->values[k] + d));
+    for (; i + QUERIES <= group->count && group->count > QUERIES; i += QUERIES)
+        add_all_values(QUERIES, chunk, values, size, weights + i, states + i);
+    switch (group->count - i) {
+        case 1: add_all_values(1, chunk, 0, size, weights + i, states + i); break;
+        case 2: add_all_values(2, chunk, 0, size, weights + i, states + i); break;
+        case 3: add_all_values(3, chunk, 0, size, weights + i, states + i); break;
+        case 4: add_all_values(4, chunk, 0, size, weights + i, states + i); break;
+    }
 }
 
 /* Turns a query's scores of a chunk into weights, relative to the largest score so far. */
@@ -166,22 +209,6 @@ static void update_softmax(const attention *a, const key_chunk *chunk, int32_t f
     }
 }
 
-/* Attention of QUERIES or fewer of a group to one chunk. */
-ALWAYS_INLINE void attend_some(const attention *a, const query_group *group, const key_chunk *chunk, int64_t first,
-                               int queries, softmax_state *states) {
-    float scores[QUERIES][CHUNK];
-    for (int k = 0; k < CHUNK; k += VECTORS * WIDTH) {
-        float(*part)[CHUNK] = (float(*)[CHUNK])(scores[0] + k);
-        score_keys(a->size, queries, group->queries + first, chunk->key_tiles + k / LANES, part);
-    }
-    for (int i = 0; i < queries; i++)
-        update_softmax(a, chunk, group->first_key[first + i], group->end_key[first + i], scores[i], states + first + i);
-    int64_t d = 0;
-    for (; d + VECTORS * WIDTH <= a->size; d += VECTORS * WIDTH)
-        add_values(queries, VECTORS, chunk, scores, states + first, d);
-    for (; d < a->size; d += WIDTH) add_values(queries, 1, chunk, scores, states + first, d);
-}
-
 static key_chunk find_chunk(const attention *a, const row_span *row, int64_t kv_head, int32_t first, int32_t end) {
     const int64_t *blocks = a->block_ids + row->first_block;
     key_chunk chunk = {.first = first, .count = end - first < CHUNK ? end - first : CHUNK};
@@ -207,14 +234,12 @@ static void attend_group(const attention *a, const row_span *row, const query_gr
         memset(states[i].sums, 0, sizeof(float) * (size_t)a->size);
     }
     for (int32_t first = group->begin; first < group->end; first += CHUNK) {
+        float scores[GROUP][CHUNK] __attribute__((aligned(64)));
         key_chunk chunk = find_chunk(a, row, group->kv_head, first, group->end);
-        int64_t i = 0;
-        for (; i + QUERIES <= group->count; i += QUERIES) attend_some(a, group, &chunk, i, QUERIES, states);
-        switch (group->count - i) {
-            case 3: attend_some(a, group, &chunk, i, 3, states); break;
-            case 2: attend_some(a, group, &chunk, i, 2, states); break;
-            case 1: attend_some(a, group, &chunk, i, 1, states); break;
-        }
+        score_chunk(a->size, group, &chunk, scores);
+        for (int64_t i = 0; i < group->count; i++)
+            update_softmax(a, &chunk, group->first_key[i], group->end_key[i], scores[i], states + i);
+        add_chunk(a->size, group, &chunk, scores, states);
     }
     for (int64_t i = 0; i < group->count; i++) {
         float factor = 1.0f / reduce_add(states[i].weight);
@@ -230,7 +255,7 @@ static void make_group(const attention *a, const row_span *row, int64_t kv_head,
     for (int64_t i = 0; i < group->count; i++) {
         int64_t token = (first_query + i) / repeat, position = row->first_position + token;
         int64_t head = kv_head * repeat + (first_query + i) % repeat, index = row->first_index + token;
-        set_query(&group->queries[i], a->query + index * a->query_stride + head * a->size, a->size);
+        copy_query(group->queries[i], a->query + index * a->query_stride + head * a->size, a->size);
         group->heads[i] = head;
         group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
         group->end_key[i] = (int32_t)(position + 1);
@@ -245,7 +270,7 @@ static inline int64_t num_row_items(const attention *a, const row_span *row) {
     return a->num_kv_heads * ((row->num_tokens * (a->num_heads / a->num_kv_heads) + GROUP - 1) / GROUP);
 }
 
-/* From every row to its blocks. */
+/* From every row to its blocks. Tiles of products have to be configured anew behind it. */
 static void attend_rows(member *me, const attention *a) {
     int64_t num_items = 0;
     for (int64_t r = 0; r < a->num_rows; r++) num_items += num_row_items(a, &a->rows[r]);
@@ -254,6 +279,7 @@ static void attend_rows(member *me, const attention *a) {
         for (; item >= num_row_items(a, row); row++) item -= num_row_items(a, row);
         query_group group;
         make_group(a, row, item % a->num_kv_heads, item / a->num_kv_heads * GROUP, &group);
+        begin_scores(group.count);
         attend_group(a, row, &group);
     }
 }
@@ -269,7 +295,10 @@ static void store_kv(const attention *a, const bf16 *key, const bf16 *value, int
     memcpy(values + slot * width, value, sizeof(bf16) * (size_t)width);
 }
 
-static void attend_team(member *me, void *a) { attend_rows(me, a); }
+static void attend_team(member *me, void *a) {
+    attend_rows(me, a);
+    end_tiles();
+}
 
 /* Stores the step's keys and values in the cache, then attends. query [T, num_heads, size], key and value
  * [T, num_kv_heads, size], tokens `strides` numbers apart in each; slots [T]. */

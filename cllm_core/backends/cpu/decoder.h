@@ -83,10 +83,11 @@ static void run_layer(member *me, const decoder_layer *layer, const decoder_step
                       const decoder_buffers *b) {
     int64_t num_tokens = step->num_tokens, hidden_size = layer->qkv.num_in;
     const void *inputs; /* of the next product */
-    attention a = {b->heads,         step->keys[index], step->values[index],  step->rows,
-                   step->block_ids,  b->attended,       layer->qkv.num_out,   step->num_rows,
-                   step->block_size, layer->num_heads,  layer->num_kv_heads,  layer->size,
-                   layer->window,    layer->scale};
+    attention a = {
+        .query = b->heads, .keys = step->keys[index], .values = step->values[index], .out = b->attended,
+        .rows = step->rows, .num_rows = step->num_rows, .block_ids = step->block_ids, .block_size = step->block_size,
+        .query_stride = layer->qkv.num_out, .num_heads = layer->num_heads, .num_kv_heads = layer->num_kv_heads,
+        .size = layer->size, .window = layer->window, .scale = layer->scale};
     normalise(me, b->residual, layer->input_norm, layer->input_epsilon, num_tokens, hidden_size, b->normed);
     inputs = to_inputs(me, &layer->qkv, b->normed, num_tokens, b->inputs);
     team_barrier(me);
@@ -95,6 +96,7 @@ static void run_layer(member *me, const decoder_layer *layer, const decoder_step
     rope_and_store_kv(me, layer, step, index, &a, b->heads);
     team_barrier(me);
     attend_rows(me, &a);
+    begin_tiles(num_tokens);
     team_barrier(me);
     inputs = shared_inputs(me, &layer->out, b->attended, num_tokens, b->inputs);
     multiply_add(me, &layer->out, inputs, num_tokens, b->residual);

@@ -12,7 +12,7 @@
 #define TILE_ROWS 16
 #define BF16_ROWS (2 * TILE_ROWS)
 #define INT8_ROWS (2 * TILE_ROWS)
-#define TILE_BYTES 64 /* of a row of a tile */
+#define TILE_BYTES 64 /* of a row of most tiles */
 #define GROUPS_AT_ONCE 4 /* of 8-bit weights: multiplied by tiles, then scaled by vectors */
 #define ROWS_AT_ONCE 8   /* whose sums are kept in registers while they are scaled */
 #define PANEL_STRIDE 128 /* bytes from a pair or four of inputs to the next, in a panel and in sums */
@@ -26,19 +26,26 @@ static inline void memory_barrier(void) { __asm__ volatile("" : : : "memory"); }
 /* Tokens of the first tile of inputs; the others are in the second. */
 static inline int64_t first_rows(int64_t rows) { return rows > TILE_ROWS ? (rows + 1) / 2 : rows; }
 
-static inline void begin_tiles(int64_t num_tokens) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    int64_t rows = rows_per_tile(num_tokens, BF16_ROWS), first = first_rows(rows), second = rows - first;
-    int64_t all[8] = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS};
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+static inline void configure(const int64_t *rows, const int64_t *row_bytes) {
+    tile_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        config.rows[i] = (uint8_t)all[i];
-        config.row_bytes[i] = all[i] ? TILE_BYTES : 0;
+        config.rows[i] = (uint8_t)rows[i];
+        config.row_bytes[i] = rows[i] ? (uint16_t)row_bytes[i] : 0;
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+static inline void begin_tiles(int64_t num_tokens) {
+    int64_t all = rows_per_tile(num_tokens, BF16_ROWS), first = first_rows(all), second = all - first;
+    int64_t rows[] = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS};
+    int64_t row_bytes[] = {64, 64, 64, 64, 64, 64, 64, 64};
+    configure(rows, row_bytes);
 }
 
 static inline void end_tiles(void) { _tile_release(); }
@@ -178,4 +185,40 @@ static void int8_tile(const int8_t *x, const weight_group *panel, prefetch how, 
         int8_rows(x, panel, how, num_groups, rows, 1, out);
     else
         int8_rows(x, panel, how, num_groups, rows, 0, out);
+}
+
+#define SCORES_BY_TILES
+
+/* For score_tiles. Tiles 0 to 3 are scores with LANES keys each, 4 queries, 6 keys, of 32 numbers; 5 and 7 of the last 16
+ * where the size of a head has a rest. */
+static inline void begin_scores(int64_t num_queries) {
+    int64_t rows[] = {num_queries, num_queries, num_queries, num_queries, num_queries, num_queries, 16, 8};
+    int64_t row_bytes[] = {64, 64, 64, 64, 64, 32, 64, 64};
+    configure(rows, row_bytes);
+}
+
+/* scores [num_queries][4 LANES] of queries, `stride` numbers apart, with the keys of four tiles [size / 2][LANES][2]. */
+static inline void score_tiles(const bf16 *queries, int64_t stride, int64_t size, const bf16 *const *key_tiles,
+                               float *scores) {
+    int64_t query_bytes = stride * (int64_t)sizeof(bf16), key_bytes = 2 * LANES * (int64_t)sizeof(bf16), d = 0;
+    int64_t score_bytes = 4 * LANES * (int64_t)sizeof(float);
+#define SCORE(sum, query, key) \
+    _tile_loadd(key, key_tiles[sum] + d * LANES, key_bytes); \
+    _tile_dpbf16ps(sum, query, key);
+    memory_barrier();
+    zero_sums(1);
+    for (; d + 32 <= size; d += 32) {
+        _tile_loadd(4, queries + d, query_bytes);
+        SCORE(0, 4, 6) SCORE(1, 4, 6) SCORE(2, 4, 6) SCORE(3, 4, 6)
+    }
+    if (d < size) {
+        _tile_loadd(5, queries + d, query_bytes);
+        SCORE(0, 5, 7) SCORE(1, 5, 7) SCORE(2, 5, 7) SCORE(3, 5, 7)
+    }
+#undef SCORE
+    _tile_stored(0, scores, score_bytes);
+    _tile_stored(1, scores + LANES, score_bytes);
+    _tile_stored(2, scores + 2 * LANES, score_bytes);
+    _tile_stored(3, scores + 3 * LANES, score_bytes);
+    memory_barrier();
 }

@@ -21,6 +21,7 @@
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t ivec4 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef uint32_t uvec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef uint16_t bf16;
@@ -72,12 +73,17 @@ static inline float reduce_add(vec x) {
 }
 
 static inline float reduce_max(vec x) {
-    float all[WIDTH];
-    memcpy(all, &x, sizeof all);
+    vec4 parts[WIDTH / 4];
+    memcpy(parts, &x, sizeof parts);
 #pragma GCC unroll 4
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) all[i] = all[i] > all[i + half] ? all[i] : all[i + half];
-    return all[0];
+    for (int half = WIDTH / 8; half; half /= 2)
+        for (int i = 0; i < half; i++) {
+            ivec4 larger = parts[i] > parts[i + half];
+            parts[i] = (vec4)(((ivec4)parts[i] & larger) | ((ivec4)parts[i + half] & ~larger));
+        }
+    float first = parts[0][0] > parts[0][1] ? parts[0][0] : parts[0][1];
+    float last = parts[0][2] > parts[0][3] ? parts[0][2] : parts[0][3];
+    return first > last ? first : last;
 }
 
 /* e^x for x <= 0: 2^n * p(r), relative error below 2e-7; 0 below -87. */
