@@ -4,6 +4,7 @@ Foreign errors become ModelLoadError. It knows folders and GGUF files; where the
 weights afterwards is not its business.
 """
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -36,7 +37,7 @@ _SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.
 _NUM_NAMED_KEYS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """Where the weights lie.
 
@@ -54,6 +55,15 @@ class Checkpoint:
     def path(self) -> Path:
         """The folder or the GGUF file, for messages."""
         return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    @functools.cached_property
+    def gguf(self) -> GgufFile:
+        """The GGUF file, whose header is read once for config, tokenizer and weights.
+
+        Raises:
+            ModelLoadError: it is damaged or incomplete.
+        """
+        return GgufFile(self.path)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         )
     if checkpoint.gguf_file is not None:
         with quiet():
-            return read_gguf_config(GgufFile(checkpoint.path))
+            return read_gguf_config(checkpoint.gguf)
     with _translated(checkpoint.path, "the configuration"), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
     return config
@@ -88,7 +98,7 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
 def stored_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype | None:
     """Precision of the stored weights: what the config says, else what the weights are; None where quantised."""
     if checkpoint.gguf_file is not None:
-        return stored_gguf_dtype(GgufFile(checkpoint.path))
+        return stored_gguf_dtype(checkpoint.gguf)
     for part in (config, config.get_text_config(decoder=True)):
         if isinstance(part.dtype, torch.dtype):
             return part.dtype
@@ -123,7 +133,7 @@ def read_weights(
     # the stubs do not know output_loading_info
     model_class: Any = AutoModelForMultimodalLM if is_multimodal(config) else AutoModelForCausalLM
     if checkpoint.gguf_file is not None:
-        options = {"state_dict": read_gguf_weights(GgufFile(checkpoint.path), config)}
+        options = {"state_dict": read_gguf_weights(checkpoint.gguf, config, dtype)}
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with _translated(checkpoint.path, "the weights"), quiet():
         model, report = model_class.from_pretrained(
@@ -154,7 +164,7 @@ def read_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrain
         ModelLoadError: it is missing or broken.
     """
     if checkpoint.gguf_file is not None:
-        return read_gguf_tokenizer(GgufFile(checkpoint.path))
+        return read_gguf_tokenizer(checkpoint.gguf)
     if not has_tokenizer(checkpoint.folder):
         raise ModelLoadError(
             f"{checkpoint.folder}: has no tokenizer; copy tokenizer.json and tokenizer_config.json of its base there"

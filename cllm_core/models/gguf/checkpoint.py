@@ -51,13 +51,13 @@ def read_gguf_config(file: GgufFile) -> PreTrainedConfig:
     return architecture.config_class(**attributes)
 
 
-def read_gguf_weights(file: GgufFile, config: PreTrainedConfig) -> Mapping[str, LazyWeight]:
-    """A state dict for the model of `config`, which `read_gguf_config` gave.
+def read_gguf_weights(file: GgufFile, config: PreTrainedConfig, dtype: torch.dtype) -> Mapping[str, LazyWeight]:
+    """A state dict for the model of `config`, which `read_gguf_config` gave; quantised weights become `dtype`.
 
     Raises:
         ModelLoadError: the file has tensors that its architecture does not know.
     """
-    return lazy_weights(file, architecture_of(file), config)
+    return lazy_weights(file, architecture_of(file), config, dtype)
 
 
 def architecture_of(file: GgufFile) -> Architecture:

@@ -44,6 +44,7 @@ _DTYPES: Final[Mapping[gguf.GGMLQuantizationType, torch.dtype]] = {
     gguf.GGMLQuantizationType.BF16: torch.bfloat16,
 }
 _MAX_DIMENSIONS: Final = 4
+_VALUES_AT_ONCE: Final = 1 << 16  # decoded in float32, which thus stays in the processor's cache
 _SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -66,11 +67,19 @@ class StoredTensor:
         """Number format of the stored values, None where they are quantised."""
         return _DTYPES.get(self.kind)
 
-    def decode(self) -> Tensor:
-        """The values: a copy in their own number format, or float32 where they were quantised."""
+    def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values: a copy in their own number format, or in `dtype` where they were quantised."""
         if self.dtype is not None:
             return torch.from_numpy(self.data.copy()).view(self.dtype).reshape(self.shape)
-        return torch.from_numpy(gguf.dequantize(self.data, self.kind)).reshape(self.shape)
+        block_values, block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
+        blocks = self.data.reshape(-1, block_bytes)
+        values = torch.empty(len(blocks), block_values, dtype=dtype)
+        step = _VALUES_AT_ONCE // block_values
+        for start in range(0, len(blocks), step):
+            # the library goes through sixteen rows at a time, so one long row is done in one go
+            decoded = gguf.dequantize(blocks[start : start + step].reshape(1, -1), self.kind)
+            values[start : start + step] = torch.from_numpy(decoded).reshape(-1, block_values)
+        return values.reshape(self.shape)
 
 
 class GgufFile:

@@ -1,9 +1,11 @@
 """Weights of a GGUF file by transformers' names, decoded one at a time as they are loaded."""
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -23,19 +25,24 @@ class LazyWeight:
     the memory of the whole model in float32.
     """
 
-    def __init__(self, architecture: Architecture, part: str, stored: StoredTensor, config: PreTrainedConfig) -> None:
+    def __init__(self, decode: Callable[[], Tensor]) -> None:
         """Decode nothing yet."""
-        self._architecture = architecture
-        self._part = part
-        self._stored = stored
-        self._config = config
+        self._decode = decode
 
     def __getitem__(self, index: object) -> Tensor:
-        return self._architecture.restored(self._part, self._stored.decode(), self._config)
+        return self._decode()
 
 
-def lazy_weights(file: GgufFile, architecture: Architecture, config: PreTrainedConfig) -> Mapping[str, LazyWeight]:
+def lazy_weights(
+    file: GgufFile, architecture: Architecture, config: PreTrainedConfig, dtype: torch.dtype
+) -> Mapping[str, LazyWeight]:
     """Every weight of the file, by its name in transformers' model.
+
+    Args:
+        file: whose tensors are read.
+        architecture: of the file.
+        config: of the model.
+        dtype: that quantised weights are decoded to; others keep their own.
 
     Raises:
         ModelLoadError: the file has tensors that the architecture does not know.
@@ -49,13 +56,21 @@ def lazy_weights(file: GgufFile, architecture: Architecture, config: PreTrainedC
         if new_name is None:
             unknown.append(name)
         else:
-            weights[new_name] = LazyWeight(architecture, part_of(name), stored, config)
+            weights[new_name] = LazyWeight(
+                functools.partial(_decode, stored, architecture, part_of(name), config, dtype)
+            )
     if unknown:
         raise ModelLoadError(
             f"{file.path}: has tensors that {architecture.name} does not know ({first_of(unknown)}); they would be "
             "left out of the computation, so name the model in another format"
         )
     return weights
+
+
+def _decode(
+    stored: StoredTensor, architecture: Architecture, part: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> Tensor:
+    return architecture.restored(part, stored.decode(dtype), config)
 
 
 def name_in_model(architecture: Architecture, name: str) -> str | None:

@@ -50,16 +50,18 @@ def test_a_part_that_is_missing_is_named(load: Load, tiny_llama: Path, tmp_path:
 def test_quantised_tensors_are_decoded_as_the_library_decodes_them(tmp_path: Path, kind: str) -> None:
     """K-quants, which the library cannot make, are random bytes of the right size."""
     quantisation = gguf.GGMLQuantizationType[kind]
-    values = np.random.default_rng(0).normal(size=(8, 256)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(300, 256)).astype(np.float32)
     block_values, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
     if kind.endswith("K"):
-        data = np.random.default_rng(1).integers(0, 60, (8, 256 // block_values * block_bytes), np.uint8)
+        data = np.random.default_rng(1).integers(0, 60, (300, 256 // block_values * block_bytes), np.uint8)
     else:
         data = gguf.quantize(values, quantisation)
-    write_file(tmp_path / "file.gguf", {}, {"matrix": StoredTensor((8, 256), quantisation, data)})
+    write_file(tmp_path / "file.gguf", {}, {"matrix": StoredTensor((300, 256), quantisation, data)})
     stored = GgufFile(tmp_path / "file.gguf").tensors["matrix"]
-    assert (stored.shape, stored.dtype) == ((8, 256), None)
-    assert torch.equal(stored.decode(), torch.from_numpy(gguf.dequantize(data, quantisation)))
+    assert (stored.shape, stored.dtype) == ((300, 256), None)
+    expected = torch.from_numpy(gguf.dequantize(data, quantisation))
+    assert torch.equal(stored.decode(), expected)
+    assert torch.equal(stored.decode(torch.bfloat16), expected.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
