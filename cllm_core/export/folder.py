@@ -1,13 +1,13 @@
-"""A model as a Hugging Face folder: what transformers, vLLM and `cllm serve` load."""
+"""A model as a Hugging Face folder: what transformers 4 and 5, vLLM and `cllm serve` load."""
 
 import json
 import shutil
 from pathlib import Path
 
 from cllm_core.export.merged import MergedModel
-from cllm_core.models.checkpoint import quiet
 from cllm_core.models.cllm_json import write_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
+from cllm_core.models.saving import save_model, save_tokenizer
 
 _CARD = "README.md"
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
@@ -23,9 +23,8 @@ def write_folder(merged: MergedModel, folder: Path) -> None:
         folder: does not exist.
     """
     folder.mkdir()
-    with quiet():
-        merged.model.save_pretrained(folder)
-        merged.tokenizer.save_pretrained(folder)
+    save_model(merged.model, folder)
+    save_tokenizer(merged.tokenizer, folder)
     for weights in folder.glob("*.safetensors"):  # its library lets the owner alone read them
         shutil.copymode(folder / _CONFIG, weights)
     _write_end_tokens(folder / _GENERATION_CONFIG, merged.eos_token_ids)

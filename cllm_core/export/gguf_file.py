@@ -20,10 +20,10 @@ from cllm_core.errors import ModelLoadError
 from cllm_core.export.gguf_tokenizer import add_tokenizer
 from cllm_core.export.merged import MergedModel
 from cllm_core.models.checkpoint import quiet
+from cllm_core.models.frequencies import same_rope
 from cllm_core.models.gguf.architectures import Architecture, architecture_written_as
 from cllm_core.models.gguf.file import Value
 from cllm_core.models.gguf.keys import Keys
-from cllm_core.models.gguf.rope import same_rope
 from cllm_core.models.gguf.source import Source
 from cllm_core.models.gguf.weights import name_in_file, part_of
 

@@ -17,7 +17,7 @@ from cllm_core.errors import ModelLoadError
 from cllm_core.export.merged import MergedModel
 from cllm_core.models.gguf.splitting import SPLITTINGS, Splitting
 from cllm_core.models.gguf.tokenizer import sentencepiece_merges
-from cllm_core.models.gguf.vocabulary import SPACE
+from cllm_core.models.gguf.vocabulary import KNOWN_ENDS, SPACE
 
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -170,12 +170,21 @@ def _add_special_ids(writer: gguf.GGUFWriter, merged: MergedModel) -> None:
     for name, token_id in (
         ("bos", tokenizer.bos_token_id),
         ("eos", tokenizer.eos_token_id),
+        ("eot", _other_end(merged)),
         ("unknown", tokenizer.unk_token_id),
         ("padding", tokenizer.pad_token_id),
-        ("eot", next((end for end in merged.eos_token_ids if end != tokenizer.eos_token_id), None)),
     ):
         if token_id is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
+
+
+def _other_end(merged: MergedModel) -> int | None:
+    """An end token beside eos that readers would not know by its text; a file has a key for one."""
+    for token_id in merged.eos_token_ids:
+        text = merged.tokenizer.convert_ids_to_tokens(token_id)
+        if token_id != merged.tokenizer.eos_token_id and text not in KNOWN_ENDS:
+            return token_id
+    return None
 
 
 def _add_chat_template(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.models.cllm_json import FORMAT_VERSION, CllmCard, write_card
+from cllm_core.models.saving import save_model, save_tokenizer
 from cllm_core.training.card import TrainingFacts, write_facts
 from cllm_core.training.trainable import TrainableModel
 
@@ -53,5 +54,5 @@ def _write_weights(folder: Path, trainable: TrainableModel, weights: Mapping[str
     dtype = torch.bfloat16 if trainable.bf16 else torch.float32
     state = {name.removeprefix(_PREFIX): value.to(dtype) for name, value in weights.items()}
     trainable.causal_lm.config.dtype = dtype
-    trainable.causal_lm.save_pretrained(folder, state_dict=state)
-    trainable.tokenizer.save_pretrained(folder)
+    save_model(trainable.causal_lm, folder, state)
+    save_tokenizer(trainable.tokenizer, folder)

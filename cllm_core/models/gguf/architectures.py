@@ -23,8 +23,9 @@ from transformers import (
     Starcoder2Config,
 )
 
+from cllm_core.models.frequencies import head_size_of
 from cllm_core.models.gguf.file import Value
-from cllm_core.models.gguf.rope import head_size_of, read_base, read_rope, write_rope
+from cllm_core.models.gguf.rope import read_base, read_rope, write_rope
 from cllm_core.models.gguf.source import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, Source
 
 Attributes = dict[str, Any]

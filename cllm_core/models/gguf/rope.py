@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from cllm_core.models.frequencies import Parameters, frequencies, head_size_of, parameters_of, unscaled_frequencies
 from cllm_core.models.gguf.file import Value
 from cllm_core.models.gguf.source import ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, ROPE_FREQS, Source
-
-Parameters = dict[str, Any]
 
 _DEFAULT_BASE: Final = 10000.0  # llama.cpp's, where a file has no rope.freq_base
 _LLAMA3: Final[Mapping[str, Any]] = {
@@ -146,7 +145,7 @@ def write_rope(config: PreTrainedConfig, layer_type: str | None = None) -> tuple
     Raises:
         ValueError: GGUF has no place for this type of scaling.
     """
-    parameters = rope_parameters(config, layer_type)
+    parameters = parameters_of(config, layer_type)
     rotated = int(head_size_of(config) * parameters.get("partial_rotary_factor", 1.0))
     keys: dict[str, Value] = {"rope.dimension_count": rotated, "rope.freq_base": float(parameters["rope_theta"])}
     kind = parameters.get("rope_type", "default")
@@ -195,54 +194,7 @@ def _write_longrope(
     }
 
 
-def rope_parameters(config: PreTrainedConfig, layer_type: str | None) -> Parameters:
-    """The parameters of the layers of one type, or of all layers."""
-    parameters: Parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
-    return parameters
-
-
-def frequencies(config: PreTrainedConfig, layer_type: str | None, length: int) -> tuple[Tensor, float]:
-    """Inverse frequencies, [rotated dimensions / 2] float32, and what cosine and sine are multiplied with.
-
-    Args:
-        config: of a model.
-        layer_type: as in `write_rope`.
-        length: of the text in tokens; matters to longrope.
-    """
-    parameters = rope_parameters(config, layer_type)
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        return _unscaled(config, parameters), 1.0
-    inverse, attention = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length, layer_type=layer_type)
-    return inverse, float(attention)
-
-
-def same_rope(config: PreTrainedConfig, other: PreTrainedConfig) -> bool:
-    """Whether both rotate alike, at any length of text."""
-    nested = "rope_theta" not in config.rope_parameters
-    for layer_type in config.rope_parameters if nested else (None,):
-        for length in (0, config.max_position_embeddings):
-            ours, attention = frequencies(config, layer_type, length)
-            theirs, other_attention = frequencies(other, layer_type, length)
-            if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-5, atol=0.0):
-                return False
-            if not math.isclose(attention, other_attention, rel_tol=1e-6):
-                return False
-    return True
-
-
 def _factors_of(config: PreTrainedConfig, layer_type: str | None) -> Tensor:
     """What the scaling divides each frequency by."""
     scaled, _ = frequencies(config, layer_type, 0)
-    return _unscaled(config, rope_parameters(config, layer_type)) / scaled
-
-
-def _unscaled(config: PreTrainedConfig, parameters: Parameters) -> Tensor:
-    rotated = int(head_size_of(config) * parameters.get("partial_rotary_factor", 1.0))
-    exponents = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
-    return 1.0 / torch.pow(float(parameters["rope_theta"]), exponents)
-
-
-def head_size_of(config: PreTrainedConfig) -> int:
-    """Size of a query head, stated or from the model's width."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return unscaled_frequencies(config, parameters_of(config, layer_type)) / scaled

@@ -20,7 +20,7 @@ _ID: Final = "_token_id"
 # llama.cpp's where a SentencePiece file does not name them; other files then have none.
 _SENTENCEPIECE_IDS: Final = {"unknown": 0, "bos": 1, "eos": 2}
 # A file names one end token, seldom two. The others are known by their text, as in llama.cpp.
-_ENDS: Final = frozenset(
+KNOWN_ENDS: Final = frozenset(
     ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 )
 
@@ -70,6 +70,6 @@ def read_vocabulary(keys: Keys) -> Vocabulary:
             raise keys.wrong(key, f"but the vocabulary has {len(tokens)} tokens")
         special[key.removesuffix(_ID)] = token_id
     added = np.flatnonzero(np.isin(types, (CONTROL, USER_DEFINED)))
-    ends = {int(token_id) for token_id in added if tokens[token_id] in _ENDS}
+    ends = {int(token_id) for token_id in added if tokens[token_id] in KNOWN_ENDS}
     ends.update(special[name] for name in ("eos", "eot", "eom") if name in special)
     return Vocabulary(model, tokens, types, special, tuple(sorted(ends)))
