@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients docs lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients docs models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -67,6 +67,9 @@ test-clients: setup ## run clients of other makers, libraries and coding agents,
 docs: setup ## regenerate docs/settings.md and docs/compatibility.md
 	$(BIN)/python -m tests.settings_page > docs/settings.md
 	$(BIN)/python -m tests.compatibility_page > docs/compatibility.md
+
+models: setup ## compare every architecture with transformers; rewrite docs/models.md and the list of proven models
+	$(BIN)/python -m tests.models_page
 
 lock: setup ## write the installed versions to constraints.txt
 	{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } > constraints.new

@@ -57,9 +57,7 @@ class CheckTexts:
         spread = torch.linspace(0, num_tokens - 1, max(2, min(num_tokens - len(first), _NUM_SCORED // 2))).long()
         of_each_row = torch.tensor([row.start for rows in _steps(num_tokens) for row in rows])
         scored = torch.cat((first[first % _LEFT_OUT != 1], spread, of_each_row)).unique()
-        far = original_context(config)
-        is_far_cheap = far is not None and far <= _MAX_FAR_POSITION
-        return cls(token_ids.to(model.device), scored.to(model.device), far if is_far_cheap else None)
+        return cls(token_ids.to(model.device), scored.to(model.device), _far_position(config))
 
     @property
     def num_tokens(self) -> int:
@@ -161,6 +159,13 @@ def _special_ids(config: PreTrainedConfig) -> set[int]:
     named = [*config.to_dict().items(), *config.get_text_config(decoder=True).to_dict().items()]
     ids = {value for name, value in named if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)}
     return {token_id for token_id in ids if token_id >= 0}
+
+
+def _far_position(config: PreTrainedConfig) -> int | None:
+    original, longest = original_context(config), getattr(config, "max_position_embeddings", None)
+    if original is None or longest is None or not original < longest or original > _MAX_FAR_POSITION:
+        return None
+    return original
 
 
 def _far_pieces(texts: CheckTexts, far_block: int, block_size: int) -> list[_Piece]:
