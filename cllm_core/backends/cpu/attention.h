@@ -80,9 +80,7 @@ static inline void begin_scores(int64_t num_queries) { (void)num_queries; }
 /* sums + the products of numbers d and d + 1 of a query with those of WIDTH keys. */
 static inline vec add_pair(vec sums, const bf16 *keys, const query_number *query, int64_t d) {
 #ifdef __AVX512BF16__
-    int32_t pair;
-    memcpy(&pair, query + d, sizeof pair);
-    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(keys), (__m512bh)_mm512_set1_epi32(pair));
+    return add_pairs(sums, _mm512_loadu_si512(keys), query + d);
 #else
     uvec bits = *(const uvec *)keys;
     sums += (vec)(bits << 16) * query[d];

@@ -60,10 +60,6 @@ class KernelLibrary:
             )
         return Kernels(self.library, chosen)
 
-    def use_dot_products(self, use: bool) -> None:
-        """Let products of 8-bit numbers use dot products that are not part of the instruction set; for tests."""
-        self.library.cllm_use_dot_products(int(use))
-
 
 def load_library(cache_folder: Path) -> KernelLibrary | None:
     """The library that came with the package, or else of `cache_folder`, where it is compiled if it is not there.

@@ -11,26 +11,31 @@ typedef bf16 bf16_input;
 static inline void begin_tiles(int64_t num_tokens) { (void)num_tokens; }
 static inline void end_tiles(void) {}
 
+/* sums + products of two bfloat16 numbers each. Clang 16 crashes over the intrinsic's type. */
+ALWAYS_INLINE vec add_pairs(vec sums, __m512i pairs, const bf16 *inputs) {
+    int32_t pair;
+    memcpy(&pair, inputs, sizeof pair);
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(_mm512_set1_epi32(pair)));
+    return sums;
+}
+
 ALWAYS_INLINE void dot_panel(const bf16 *x, const bf16 *panel, prefetch how, int64_t num_in, int rows, float *out) {
-    __m512 sums[BF16_ROWS][2];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+    vec sums[BF16_ROWS][2];
+    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (vec){0};
     for (int64_t k = 0; k < num_in; k += 2, panel += 2 * PANEL) {
-        __m512bh first = (__m512bh)_mm512_loadu_si512(panel), last = (__m512bh)_mm512_loadu_si512(panel + PANEL);
+        __m512i first = _mm512_loadu_si512(panel), last = _mm512_loadu_si512(panel + PANEL);
         prefetch_weights(panel, how);
         prefetch_weights(panel + PANEL, how);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
-            int32_t pair;
-            memcpy(&pair, x + i * num_in + k, sizeof pair);
-            __m512bh pairs = (__m512bh)_mm512_set1_epi32(pair);
-            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], first, pairs);
-            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], last, pairs);
+            sums[i][0] = add_pairs(sums[i][0], first, x + i * num_in + k);
+            sums[i][1] = add_pairs(sums[i][1], last, x + i * num_in + k);
         }
     }
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        _mm512_storeu_ps(out + i * PANEL, sums[i][0]);
-        _mm512_storeu_ps(out + i * PANEL + LANES, sums[i][1]);
+        store(out + i * PANEL, sums[i][0]);
+        store(out + i * PANEL + LANES, sums[i][1]);
     }
 }
 

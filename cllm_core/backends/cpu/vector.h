@@ -50,8 +50,14 @@ static inline vec load_bf16(const bf16 *x) {
 }
 
 static inline void store_bf16(bf16 *x, vec value) {
+#ifdef __AVX512BF16__
+    bvec rounded;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(value)); /* takes numbers below 2^-126 for 0 */
+    *(bvec *)x = rounded;
+#else
     uvec bits = (uvec)value;
     *(bvec *)x = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, bvec);
+#endif
 }
 
 static inline vec broadcast(float x) { return x - (vec){0}; }
