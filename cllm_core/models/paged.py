@@ -47,10 +47,13 @@ class LayerProbe:
         """See PagedAttention.attend; returns zeros of the right shape.
 
         Raises:
-            ModelLoadError: the layer attends twice, to keys and values of which the cache would keep the second alone.
+            ModelLoadError: the layer attends twice, to keys and values of which the cache would keep the second alone,
+                or has a window that sees nothing.
         """
         if layer in self.layers:
             raise ModelLoadError(f"layer {layer} attends more than once in a forward pass, which is not supported")
+        if scoring.window is not None and scoring.window < 1:
+            raise ModelLoadError(f"layer {layer} sees a window of {scoring.window} tokens; correct it in config.json")
         self.layers[layer] = LayerSpec(key.shape[1], key.shape[2], value.shape[2], scoring.features)
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 

@@ -24,9 +24,11 @@ def fix_ropes(model: PreTrainedModel, max_model_len: int) -> None:
     """Let every rotary embedding of the model keep the frequencies that it has for a text of `max_model_len` tokens.
 
     Raises:
-        ModelLoadError: an architecture goes by the length of a text in a way of its own, which cannot be fixed.
+        ModelLoadError: an architecture goes by the length of a text in a way of its own, which cannot be fixed, or the
+            config makes frequencies that are no numbers.
     """
     for name, module in model.named_modules():
+        _require_finite(name, module)
         match getattr(module, "rope_type", None):
             case str() as kind if _follows_length(kind):
                 _fix(module, None, max_model_len)
@@ -78,6 +80,12 @@ def rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
 
 def _follows_length(kind: str) -> bool:
     return kind == "longrope" or "dynamic" in kind
+
+
+def _require_finite(name: str, module: nn.Module) -> None:
+    for buffer_name, buffer in module.named_buffers(recurse=False):
+        if buffer_name.endswith("inv_freq") and not buffer.isfinite().all():
+            raise ModelLoadError(f"{name}: its frequencies are not finite; correct rope_parameters in config.json")
 
 
 def _fix(module: nn.Module, layer_type: str | None, max_model_len: int) -> None:

@@ -115,6 +115,12 @@ def test_a_layer_that_attends_twice_is_refused() -> None:
         probe.attend(0, query, key, value, Scoring(1.0))
 
 
+def test_a_window_that_sees_nothing_is_refused() -> None:
+    query, key, value = (x[0].transpose(0, 1) for x in random_states())
+    with pytest.raises(ModelLoadError, match="layer 0 sees a window of 0 tokens"):
+        LayerProbe().attend(0, query, key, value, Scoring(1.0, window=0))
+
+
 def test_registering_twice_is_harmless() -> None:
     register_paged_attention()
     register_paged_attention()

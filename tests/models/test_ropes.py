@@ -59,6 +59,13 @@ def test_a_rope_that_goes_by_the_length_in_its_own_way_is_refused_beyond_the_fir
         fix_ropes(build_tiny(tiny_config("phimoe", rope_parameters=rope)), 512)
 
 
+def test_frequencies_that_are_no_numbers_are_refused() -> None:
+    """A factor of 0 was served, with a text of nothing but token 0."""
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 0.0}
+    with pytest.raises(ModelLoadError, match=r"rotary_emb: its frequencies are not finite; correct rope_parameters"):
+        fix_ropes(model_with(rope), 512)
+
+
 def test_a_rope_that_does_not_follow_the_length_is_left_alone() -> None:
     model = LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=384))
     before = model.model.rotary_emb.inv_freq.clone()
