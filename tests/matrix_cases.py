@@ -49,7 +49,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {
         "alibi": {"alibi": True},
         "new_decoder_architecture": {"new_decoder_architecture": True, "multi_query": False},
-        "sequential": {"parallel_attn": False, "multi_query": False, "bias": True},
+        "sequential": {"parallel_attn": False, "multi_query": False, "num_kv_heads": 4, "bias": True},
     },
     "gemma3n_text": {"num_kv_shared_layers": {"num_kv_shared_layers": 2}},
     "glm4_moe": {"use_qk_norm": {"use_qk_norm": True}},
@@ -72,7 +72,7 @@ _VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mistral": {"no window": {"sliding_window": None}},
     "mixtral": {"sliding_window": {"sliding_window": WINDOW}},
-    "mpt": {"rope off, alibi": {"attn_config": {"alibi": True}}},
+    "mpt": {"clip_qkv": {"attn_config": {"clip_qkv": 1.0}}},
     "olmo": {"clip_qkv": {"clip_qkv": 1.0}},
     "olmoe": {"clip_qkv": {"clip_qkv": 1.0}},
     "opt": {

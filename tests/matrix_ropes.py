@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
 from cllm_core.models.check_rows import CheckTexts
 from cllm_core.models.checkpoint import quiet
+from cllm_core.models.own_attention import has_own_attention, teach_paging
 from cllm_core.models.ropes import fix_ropes, rope_types
 from cllm_core.models.self_check import compare_with_transformers
 from tests.matrix_cases import Case
@@ -52,6 +53,8 @@ def _is_equal(case: Case, kind: str, num_frequencies: int) -> bool:
     register_paged_attention()
     with quiet():
         model.set_attn_implementation(PAGED_ATTENTION)
+    if has_own_attention(type(model)):
+        teach_paging(model)
     try:
         fix_ropes(model, 2 * MAX_POSITIONS if kind == "dynamic" else MAX_POSITIONS)
         found, _ = compare_with_transformers(model, CheckTexts.draw(model, NUM_TOKENS))

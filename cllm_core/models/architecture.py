@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.attention import PAGED_ATTENTION
 from cllm_core.models.checkpoint import Checkpoint, is_multimodal
+from cllm_core.models.own_attention import has_own_attention
 
 _CAUSAL_LM = "AutoModelForCausalLM"
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
@@ -46,9 +47,9 @@ def check_architecture(checkpoint: Checkpoint, config: PreTrainedConfig, *, atte
 
 def _asks_for_attention(model_class: type[PreTrainedModel]) -> bool:
     """Whether the layers can be told how to attend. Some classes can without saying so; the probe tells for sure."""
-    return model_class._supports_attention_backend or _INTERFACE in inspect.getsource(
-        sys.modules[model_class.__module__]
-    )
+    if model_class._supports_attention_backend or has_own_attention(model_class):
+        return True
+    return _INTERFACE in inspect.getsource(sys.modules[model_class.__module__])
 
 
 def _architecture_of(config: PreTrainedConfig) -> str:

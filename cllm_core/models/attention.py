@@ -20,7 +20,7 @@ from cllm_core.models.checkpoint import quiet
 
 PAGED_ATTENTION = "cllm_paged"
 
-SOFTCAP, SINKS = "logit softcap", "attention sinks"
+SOFTCAP, SINKS, ALIBI = "logit softcap", "attention sinks", "ALiBi"
 """Features of a layer's scores, see Scoring."""
 
 
@@ -33,17 +33,20 @@ class Scoring:
         window: a token sees itself and the window - 1 tokens before it; None sees all before it.
         softcap: scores s become softcap * tanh(s / softcap) (Gemma 2, arXiv:2408.00118); None leaves them.
         sinks: [H], for each head a score that takes part in the softmax and brings no value (gpt-oss); None: none.
+        slopes: [H] float32, what each head adds to its scores for every token that a key is nearer (ALiBi,
+            arXiv:2108.12409); None: nothing.
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    slopes: Tensor | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of what goes beyond scale and window, which not every kernel has."""
-        wanted = {SOFTCAP: self.softcap, SINKS: self.sinks}
+        wanted = {SOFTCAP: self.softcap, SINKS: self.sinks, ALIBI: self.slopes}
         return tuple(name for name, value in wanted.items() if value is not None)
 
 
@@ -77,6 +80,11 @@ def step_attention(paged: PagedAttention) -> Iterator[None]:
         yield
     finally:
         _STEP.reset(token)
+
+
+def current_step() -> PagedAttention | None:
+    """The step that the model is called for; None outside of one."""
+    return _STEP.get()
 
 
 def paged_attention(  # noqa: PLR0917 - the signature is transformers'

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cllm_core.models.forward import TransformersForward
 from cllm_core.models.paged import KVCache, PagedStep, RowSpan
 from cllm_core.models.probe import probe_layers
-from cllm_core.models.ropes import original_context
+from cllm_core.models.ropes import original_context, stated_context
 
 Forward = Callable[[Tensor, Tensor, Sequence[RowSpan], Tensor], Tensor]
 """Token ids [T], positions [T], rows and indices [S] of the tokens that are wanted, to logits [S, V]."""
@@ -162,7 +162,7 @@ def _special_ids(config: PreTrainedConfig) -> set[int]:
 
 
 def _far_position(config: PreTrainedConfig) -> int | None:
-    original, longest = original_context(config), getattr(config, "max_position_embeddings", None)
+    original, longest = original_context(config), stated_context(config)
     if original is None or longest is None or not original < longest or original > _MAX_FAR_POSITION:
         return None
     return original

@@ -142,12 +142,13 @@ def read_weights(
             dtype=dtype,
             # given a map, transformers marks the model as dispatched, and PEFT would hang hooks on its layers
             device_map=None if device.type == "cpu" else {"": device},
-            attn_implementation=attention,
+            attn_implementation="eager",  # some classes know no other than transformers' own while they are built
             weights_only=True,
             ignore_mismatched_sizes=True,  # so that they are reported by name; they are refused below
             output_loading_info=True,
             **options,
         )
+        model.set_attn_implementation(attention)
     _require_complete(checkpoint.path, report)
     loaded: PreTrainedModel = model
     return loaded

@@ -23,10 +23,11 @@ from cllm_core.models.checkpoint import (
     stored_dtype,
 )
 from cllm_core.models.end_tokens import find_eos_token_ids
+from cllm_core.models.own_attention import has_own_attention, teach_paging
 from cllm_core.models.placement import choose_device, choose_dtype
 from cllm_core.models.progress import OnProgress
 from cllm_core.models.proven import find_gap
-from cllm_core.models.ropes import fix_ropes, longest_context
+from cllm_core.models.ropes import fix_ropes, longest_context, stated_context
 from cllm_core.models.sampling_defaults import read_sampling_defaults
 from cllm_core.models.self_check import require_equal
 from cllm_core.models.source import ModelSource, resolve_source
@@ -158,6 +159,8 @@ def read_model(
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     model.requires_grad_(False)
     model.eval()
+    if has_own_attention(type(model)):
+        teach_paging(model)
     if is_multimodal(model_config):
         leave_out_other_parts(model)
     return model
@@ -189,7 +192,7 @@ def tokenizer_source(source: ModelSource) -> Checkpoint:
 def _max_model_len(source: ModelSource, model_config: PreTrainedConfig, requested: int | None) -> int:
     """What the config states; more on request, as far as the rope of the model is stretched."""
     text_config = model_config.get_text_config(decoder=True)
-    stated: int | None = getattr(text_config, "max_position_embeddings", None) or requested
+    stated = stated_context(text_config) or requested
     if stated is None:
         raise ModelLoadError(f"{source.name}: its config states no context length; set max_model_len")
     longest = longest_context(text_config) or stated

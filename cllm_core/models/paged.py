@@ -133,6 +133,12 @@ class RowGroup:
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, float("-inf"))[:, None]
 
+    def distances(self, block_size: int) -> Tensor:
+        """[B, 1, N, C], position of each slot's token less that of the query."""
+        num_slots = self.block_table.shape[1] * block_size
+        key_positions = torch.arange(num_slots, device=self.block_table.device)
+        return (key_positions - self.query_positions[:, :, None])[:, None]
+
 
 class PagedStep:
     """Attention of one step (PagedAttention): writes the step's keys and values, attends group by group.
@@ -189,22 +195,26 @@ def _attend_group(
     folded = folded.reshape(num_rows, num_kv_heads, repeat * num_queries, -1)
     gathered = _gather(keys, group.block_table), _gather(values, group.block_table)
     if scoring.features:
-        out = weigh(folded, *gathered, mask, scoring)
+        distances = group.distances(keys.shape[1]).repeat(1, 1, repeat, 1)
+        out = weigh(folded, *gathered, mask, distances, scoring)
     else:
         out = F.scaled_dot_product_attention(folded, *gathered, attn_mask=mask, scale=scoring.scale)
     out = out.view(num_rows, num_kv_heads, repeat, num_queries, -1).permute(0, 3, 1, 2, 4)
     return out.reshape(num_rows * num_queries, num_heads, -1)
 
 
-def weigh(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Scoring) -> Tensor:
-    """Attention with a softcap or sinks, which torch's own function lacks.
+def weigh(  # noqa: PLR0917
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, distances: Tensor, scoring: Scoring
+) -> Tensor:
+    """Attention with features that torch's own function lacks.
 
     Args:
         query: [B, H_kv, R * N, D], the R heads that share a KV head after one another.
         keys: [B, H_kv, C, D].
         values: [B, H_kv, C, D_v].
         mask: [B, 1, R * N, C], 0 where visible and -inf elsewhere.
-        scoring: of the layer, its sinks [H_kv * R].
+        distances: [B, 1, R * N, C], position of the key less that of the query.
+        scoring: of the layer, its sinks and slopes [H_kv * R].
 
     Returns:
         [B, H_kv, R * N, D_v], of the query's type; computed in float32.
@@ -212,14 +222,20 @@ def weigh(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Sc
     scores = query.float() @ keys.float().transpose(-1, -2) * scoring.scale
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+    if scoring.slopes is not None:
+        scores = scores + distances * _of_queries(scoring.slopes, scores)
     scores = scores + mask.float()
     num_keys = scores.shape[-1]
     if scoring.sinks is not None:
-        sinks = scoring.sinks.float().view(keys.shape[1], -1)
-        sinks = sinks.repeat_interleave(scores.shape[2] // sinks.shape[1], dim=1)
-        scores = torch.cat((scores, sinks[None, :, :, None].expand(len(scores), -1, -1, -1)), dim=-1)
+        scores = torch.cat((scores, _of_queries(scoring.sinks, scores).expand(len(scores), -1, -1, -1)), dim=-1)
     weights = scores.softmax(dim=-1)[..., :num_keys]
     return (weights @ values.float()).to(query.dtype)
+
+
+def _of_queries(of_heads: Tensor, scores: Tensor) -> Tensor:
+    """[H_kv * R] of the heads to [1, H_kv, R * N, 1] of the queries of scores [B, H_kv, R * N, C]."""
+    folded = of_heads.float().view(scores.shape[1], -1)
+    return folded.repeat_interleave(scores.shape[2] // folded.shape[1], dim=1)[None, :, :, None]
 
 
 def _gather(cache: Tensor, block_table: Tensor) -> Tensor:

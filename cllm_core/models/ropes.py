@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 # What transformers' rotary embeddings call themselves once they have nothing to choose any more.
 _FIXED = "default"
 
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
+
 
 def fix_ropes(model: PreTrainedModel, max_model_len: int) -> None:
     """Let every rotary embedding of the model keep the frequencies that it has for a text of `max_model_len` tokens.
@@ -44,9 +46,14 @@ def fix_ropes(model: PreTrainedModel, max_model_len: int) -> None:
                         _require_fixed(module, layer_type, max_model_len)
 
 
+def stated_context(config: PreTrainedConfig) -> int | None:
+    """Tokens of the longest text that the config states, by whichever of the usual names; None: it states none."""
+    return next((length for name in _CONTEXTS if isinstance(length := getattr(config, name, None), int)), None)
+
+
 def longest_context(config: PreTrainedConfig) -> int | None:
     """Tokens that the model's positions reach, what its rope is stretched by included; None: the config states none."""
-    stated: int | None = getattr(config, "max_position_embeddings", None)
+    stated = stated_context(config)
     if stated is None:
         return None
     match rope_parameters(config):

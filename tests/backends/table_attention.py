@@ -25,6 +25,8 @@ def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, tables: StepTabl
         scores = torch.einsum("qhd,khd->hqk", query[start:end], row_keys) * scoring.scale
         if scoring.softcap is not None:
             scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        if scoring.slopes is not None:
+            scores = scores - behind * scoring.slopes[:, None, None]
         scores = scores.masked_fill(hidden, -torch.inf)
         if scoring.sinks is not None:
             scores = torch.cat((scores, scoring.sinks[:, None, None].expand(-1, end - start, 1)), dim=-1)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
-    BloomConfig,
     ChameleonConfig,
+    GPTJConfig,
     LlamaConfig,
     MambaConfig,
     PreTrainedConfig,
@@ -38,7 +38,7 @@ def copy(tiny_llama: Path, tmp_path: Path) -> Path:
         (LlamaConfig(architectures=["LlamaForSequenceClassification"]), "not a causal language model"),
         (MambaConfig(architectures=["MambaForCausalLM"]), "MambaForCausalLM keeps other state"),
         (Qwen3NextConfig(architectures=["Qwen3NextForCausalLM"]), "linear_attention.* cannot be paged"),
-        (BloomConfig(architectures=["BloomForCausalLM"]), "BloomForCausalLM computes attention in its own code"),
+        (GPTJConfig(architectures=["GPTJForCausalLM"]), "GPTJForCausalLM computes attention in its own code"),
         (ChameleonConfig(architectures=["ChameleonForConditionalGeneration"]), "not a causal language model"),
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",

@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.ropes import fix_ropes, longest_context, rope_types
-from tests.tiny_models import build_tiny, tiny_config
+from cllm_core.models.ropes import fix_ropes, longest_context, rope_types, stated_context
+from tests.tiny_models import MAX_POSITIONS, build_tiny, tiny_config
 
 ORIGINAL = 32
 LONGROPE = {
@@ -87,6 +87,15 @@ def test_a_rope_that_does_not_follow_the_length_is_left_alone() -> None:
 )
 def test_context_reaches_as_far_as_the_rope_is_stretched(rope: dict[str, object] | None, longest: int) -> None:
     assert longest_context(tiny_config("llama", rope_parameters=rope)) == longest
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [("llama", {}), ("mpt", {}), ("gpt2", {}), ("bloom", {"seq_length": MAX_POSITIONS})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_context_is_found_by_whatever_name_the_config_has_for_it(model_type: str, settings: dict[str, int]) -> None:
+    assert stated_context(tiny_config(model_type, **settings)) == MAX_POSITIONS
 
 
 def test_every_kind_of_layer_tells_its_rope() -> None:

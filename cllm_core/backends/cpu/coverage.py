@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from cllm_core.backends.cpu.kernels import HEAD_SIZE_UNIT, LANES, MAX_HEAD_SIZE
 from cllm_core.backends.cpu.weights import INT8_GROUP, PANEL, PanelWeight
+from cllm_core.models.attention import ALIBI
 from cllm_core.models.paged import LayerSpec
 
 NO_KERNELS = "there are no C kernels for this processor, see the log"
@@ -22,6 +23,8 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, *, block_size
     if block_size % LANES:
         return f"cache blocks of {block_size} tokens: the C kernels take multiples of {LANES}"
     for spec in layers:
+        if ALIBI in spec.features:
+            return f"the C kernels have no {ALIBI}"
         size = spec.key_size
         if spec.value_size != size or size > MAX_HEAD_SIZE or size % HEAD_SIZE_UNIT:
             return (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cllm_core.backends.step_tables import StepShape, StepTables, TableAttention, pack_tables
-from cllm_core.models.attention import SINKS, SOFTCAP, Scoring
+from cllm_core.models.attention import ALIBI, SINKS, SOFTCAP, Scoring
 from cllm_core.models.paged import LayerSpec, RowSpan
 
 _MAX_HEAD_SIZE = 256
@@ -49,6 +49,8 @@ def attention_gap(layers: Sequence[LayerSpec], dtype: torch.dtype, device: torch
         return "Triton is missing: install triton"
     if dtype not in _DTYPES:
         return f"the kernels do not compute in {dtype}"
+    if any(ALIBI in spec.features for spec in layers):
+        return f"the kernels have no {ALIBI}"
     largest = max(max(spec.key_size, spec.value_size) for spec in layers)
     if largest > _MAX_HEAD_SIZE:
         return f"heads of {largest}: the kernels take up to {_MAX_HEAD_SIZE}"
