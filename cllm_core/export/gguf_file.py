@@ -105,7 +105,8 @@ def _read_back(
     prefix = f"{architecture.name}."
     named = {prefix + key: value for key, value in keys.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    source = Source(Keys(Path(architecture.name), named, prefix), shapes, factors)
+    path = Path(architecture.name)
+    source = Source(path, Keys(path, named, prefix), shapes, factors)
     attributes = architecture.read(source)
     return architecture.config_class(**attributes | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")))
 

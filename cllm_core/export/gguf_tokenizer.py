@@ -144,6 +144,8 @@ def _vocabulary(
 ) -> tuple[list[str], list[gguf.TokenType]]:
     """Text and kind of every row of the embedding; rows that no token uses get names of their own."""
     texts = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    if max(texts) >= size:
+        raise _unsupported(f"has tokens up to {max(texts)} for {size} rows of the embedding")
     added = tokenizer.added_tokens_decoder
     unknown = description["model"].get("unk_token")
     is_sentencepiece = bool(description["model"].get("byte_fallback"))

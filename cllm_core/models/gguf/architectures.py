@@ -14,12 +14,14 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
     Starcoder2Config,
 )
 
@@ -93,7 +95,7 @@ class Architecture:
             ModelLoadError: a key is missing, or has a value that transformers' model does not compute with.
         """
         keys = source.keys
-        vocabulary, _ = source.shapes["token_embd.weight"]
+        vocabulary = source.num_rows("token_embd.weight")
         attributes: Attributes = {name: keys.integer(key) for key, name in self.integers.items()}
         attributes |= {name: keys.number(key) for key, name in self.numbers.items()}
         heads = attributes["num_attention_heads"]
@@ -159,8 +161,8 @@ class Llama(Architecture):
 
     name = "llama"
     config_class: ClassVar[type[PreTrainedConfig]] = LlamaConfig
-    also_written = (MistralConfig,)
-    rope_tensors = (ROPE_FREQS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
+    also_written: ClassVar[tuple[type[PreTrainedConfig], ...]] = (MistralConfig,)
+    rope_tensors: ClassVar[tuple[str, ...]] = (ROPE_FREQS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
 
     def read(self, source: Source) -> Attributes:
         """With the biases that the file has; mixtures of experts, which share the name, are refused."""
@@ -201,6 +203,38 @@ def interleave_rotary(weight: Tensor, num_heads: int) -> Tensor:
 def separate_rotary(weight: Tensor, num_heads: int) -> Tensor:
     """The inverse of `interleave_rotary`."""
     return weight.reshape(num_heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+class Granite(Llama):
+    """Granite 3 and 4: a Llama whose embeddings, residual sums, attention scores and logits are scaled."""
+
+    name = "granite"
+    config_class: ClassVar[type[PreTrainedConfig]] = GraniteConfig
+    also_written: ClassVar[tuple[type[PreTrainedConfig], ...]] = ()
+    numbers: ClassVar[Mapping[str, str]] = {
+        **Llama.numbers,
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    }
+    has_head_size = False
+
+    def read(self, source: Source) -> Attributes:
+        """Without files whose layers do not rotate, which llama.cpp knows by a key of another meaning elsewhere."""
+        if not source.keys.flag("rope.scaling.finetuned", default=True):
+            raise source.keys.wrong("rope.scaling.finetuned", "but only models that rotate are read")
+        return super().read(source)
+
+
+class SmolLM3(Llama):
+    """SmolLM 3: every fourth layer does not rotate."""
+
+    name = "smollm3"
+    config_class: ClassVar[type[PreTrainedConfig]] = SmolLM3Config
+    also_written: ClassVar[tuple[type[PreTrainedConfig], ...]] = ()
+    rope_tensors: ClassVar[tuple[str, ...]] = ()
+    has_head_size = False
 
 
 class Qwen2(Architecture):
@@ -279,7 +313,7 @@ class Gemma2(Gemma):
                 raise source.keys.wrong(key, f"but there are {num_layers} layers")
         else:
             pattern = source.keys.integer(key, self.window_pattern)
-            slides = [pattern != 0 and index % pattern < pattern - 1 for index in range(num_layers)]
+            slides = [pattern == 0 or index % pattern < pattern - 1 for index in range(num_layers)]
         return [_SLIDING if slide and window else _FULL for slide in slides]
 
     def write(self, config: PreTrainedConfig) -> Written:
@@ -330,7 +364,7 @@ class Phi3(Architecture):
         "ffn_up": "mlp.gate_up_proj",
         "ffn_down": "mlp.down_proj",
     }
-    rope_tensors = (ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
+    rope_tensors: ClassVar[tuple[str, ...]] = (ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT)
     has_head_size = False
     rotates_parts = True
 
@@ -369,7 +403,18 @@ class StarCoder2(Architecture):
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     architecture.name: architecture
-    for architecture in (Llama(), Qwen2(), Qwen3(), Gemma(), Gemma2(), Gemma3(), Phi3(), StarCoder2())
+    for architecture in (
+        Llama(),
+        Granite(),
+        SmolLM3(),
+        Qwen2(),
+        Qwen3(),
+        Gemma(),
+        Gemma2(),
+        Gemma3(),
+        Phi3(),
+        StarCoder2(),
+    )
 }
 
 

@@ -4,6 +4,7 @@ The format is read here and not by the `gguf` library's reader, which takes seco
 The library decodes the tensors. What keys and names mean is not known here.
 """
 
+import math
 import mmap
 import re
 import struct
@@ -134,7 +135,7 @@ def _read(path: Path) -> tuple[dict[str, Value], dict[str, StoredTensor]]:
         with path.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return _Header(path, content).read()
-    except (OSError, ValueError, struct.error, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, ArithmeticError, struct.error, MemoryError) as error:
         raise ModelLoadError(f"{path}: no GGUF file, or a damaged one ({error}); fetch it again") from error
 
 
@@ -226,7 +227,7 @@ class _Header:
         if row % block_values:
             raise ValueError(f"rows of {name} hold {row} values, which {kind.name} cannot divide")
         stored = (*rows, row // block_values * block_bytes)
-        size = int(np.prod(stored))
+        size = math.prod(stored)
         if start + size > len(self._content):
             raise ValueError(f"cut off within {name}")
         data = np.frombuffer(self._content, np.uint8, size, start).reshape(stored)

@@ -104,7 +104,9 @@ class Keys:
         """The error for a value that cannot be used, such as "must be positive"."""
         value = self._values.get(self._prefix + key)
         shown = f"an array of {len(value)}" if isinstance(value, list | np.ndarray) else repr(value)
-        return ModelLoadError(f"{self._path}: {self._prefix}{key} is {shown}, {problem}; convert the model again")
+        return ModelLoadError(
+            f"{self._path}: {self._prefix}{key} is {shown}, {problem}; convert the model again, or name its folder"
+        )
 
     def _has(self, name: str) -> bool:
         return name.startswith(self._prefix)

@@ -51,10 +51,12 @@ def read_base(source: Source, key: str) -> float:
 
 def _read_scaling(source: Source, rotated: int) -> Parameters:
     keys = source.keys
-    keys.ignore(["rope.scaling.finetuned"])
+    keys.ignore(["rope.scaling.finetuned", "rope.scaling.original_context_length"])  # where no scaling reads it
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     if source.factors:
+        if factor != 1.0:
+            raise keys.wrong("rope.scaling.factor", "but the file has tensors of factors, too")
         return _read_factors(source, kind, rotated)
     if kind == "yarn":
         return _read_yarn(source, factor)
@@ -95,8 +97,8 @@ def _read_factors(source: Source, kind: str, rotated: int) -> Parameters:
         if factors.shape != (rotated // 2,):
             raise keys.wrong("rope.dimension_count", f"but {name} has the shape {tuple(factors.shape)}")
     if ROPE_FREQS in source.factors:
-        if kind not in ("none", "linear") or "rope.scaling.factor" in keys:
-            raise keys.wrong("rope.scaling.type", f"beside {ROPE_FREQS}, which already scales")
+        if kind not in ("none", "linear"):
+            raise keys.wrong("rope.scaling.type", f"but {ROPE_FREQS} already scales")
         base = read_base(source, "rope.freq_base")
         return _llama3_of(source.factors[ROPE_FREQS], base) or _longrope(source, ROPE_FREQS, ROPE_FREQS)
     if kind not in ("linear", "longrope"):

@@ -8,19 +8,29 @@ import os
 import socket
 import subprocess
 import time
+import unicodedata
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.checkpoints import VOCAB_SIZE
+from tests.checkpoints import VOCAB_SIZE, write_gguf
 from tests.export.conftest import Export, export  # noqa: F401 - a fixture here, too
 from tests.gguf_models import CONFIGS, write_model
 from tests.models.conftest import Load
 from tests.models.gguf.test_round_trip import MAX_DIFFERENCE, log_probabilities, random_tokens
+from tests.models.gguf.test_tokenizer import (
+    corpus,
+    export_byte_level,
+    read,
+    train_byte_level,
+    train_sentencepiece,
+    write_sentencepiece,
+)
 
 SERVER = os.environ.get("LLAMA_SERVER")
 LENGTHS_BY_CONTEXT = {256: (5, 33, 90), 512: (5, 300)}
@@ -64,6 +74,16 @@ def wait_until_ready(address: str, process: subprocess.Popen[str]) -> str:
     raise AssertionError("llama-server did not start")
 
 
+def ask(address: str, path: str, body: dict[str, object]) -> dict[str, Any]:
+    """What the server answers."""
+    request = urllib.request.Request(
+        f"{address}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
 def next_token(address: str, ids: list[int]) -> torch.Tensor:
     """[V], log-probabilities of the token behind these.
 
@@ -71,11 +91,7 @@ def next_token(address: str, ids: list[int]) -> torch.Tensor:
     the log-probabilities are those before that.
     """
     body = {"prompt": ids, "n_predict": 1, "n_probs": VOCAB_SIZE, "cache_prompt": False, "logit_bias": [["a", 1000]]}
-    request = urllib.request.Request(
-        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        (position,) = json.load(answer)["completion_probabilities"]
+    (position,) = ask(address, "completion", body)["completion_probabilities"]
     values = torch.full((VOCAB_SIZE,), torch.nan)
     for entry in position["top_logprobs"]:
         values[entry["id"]] = entry["logprob"]
@@ -103,3 +119,31 @@ def test_llama_cpp_computes_the_same_from_the_file(
             for model in models:
                 difference = (log_probabilities(model, length)[0, -1] - theirs).abs().max()
                 assert difference < limit, (length, float(difference))
+
+
+@pytest.mark.parametrize("word", ["gpt-2", "smollm", "starcoder", "llama-bpe", "dbrx", "stablelm2", "deepseek-coder"])
+def test_llama_cpp_splits_texts_alike(
+    export: Export,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    word: str,
+) -> None:
+    """Those that llama.cpp does not approximate, on texts that look the same composed or not."""
+    path = export_byte_level(export, tmp_path, word, train_byte_level(word))
+    texts = [text for text in corpus()[:400] if unicodedata.is_normalized("NFC", text)]
+    require_equal_ids(path, texts)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_reads_sentencepiece_files_alike(tiny_llama: Path, tmp_path: Path, prefix: bool) -> None:
+    model = train_sentencepiece([], prefix=prefix)
+    base = write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    path = write_sentencepiece(tmp_path / "spm.gguf", base, model, [], prefix=prefix)
+    require_equal_ids(path, corpus()[:400])
+
+
+def require_equal_ids(path: Path, texts: list[str]) -> None:
+    ours = read(path)
+    with llama_server(path, 256) as address:
+        for text in texts:
+            theirs = ask(address, "tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+            assert ours.encode(text, add_special_tokens=False).ids == theirs, text

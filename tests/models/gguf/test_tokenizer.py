@@ -9,9 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from cllm_core.errors import ModelLoadError
 from cllm_core.models.gguf.file import GgufFile, Value
 from cllm_core.models.gguf.splitting import SPLITTINGS
 from cllm_core.models.gguf.tokenizer import read_gguf_tokenizer
@@ -68,12 +69,8 @@ def read(path: Path) -> Tokenizer:
     return read_gguf_tokenizer(GgufFile(path)).backend_tokenizer
 
 
-@pytest.mark.parametrize("word", SPLITTINGS)
-def test_byte_level_tokenizers_give_the_ids_of_the_folder(
-    export: Export,  # noqa: F811 - the fixture
-    tmp_path: Path,
-    word: str,
-) -> None:
+def train_byte_level(word: str) -> Tokenizer:
+    """A tokenizer of 384 tokens that splits texts so."""
     splitting = SPLITTINGS[word]
     backend = Tokenizer(models.BPE(ignore_merges=splitting.whole_words))
     backend.pre_tokenizer = splitting.pre_tokenizer()
@@ -88,11 +85,25 @@ def test_byte_level_tokenizers_give_the_ids_of_the_folder(
     backend.train_from_iterator(corpus(), trainer)
     backend.add_tokens([AddedToken("<think>", normalized=False)])
     backend.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
-    folder = write_folder(tmp_path / "folder", backend, bos_token="<|begin|>", eos_token="<|end|>")
-    path = export(folder, tmp_path / "tiny.gguf", format="gguf")
-    path = edit_gguf(path, tmp_path / "named.gguf", {"tokenizer.ggml.pre": word})  # several words mean the same
+    return backend
+
+
+def export_byte_level(export: Export, folder: Path, word: str, backend: Tokenizer) -> Path:  # noqa: F811
+    """The tiny Llama with this tokenizer as a GGUF file."""
+    source = write_folder(folder / "source", backend, bos_token="<|begin|>", eos_token="<|end|>")
+    path = export(source, folder / "tiny.gguf", format="gguf", dtype="f32")
+    return edit_gguf(path, folder / "named.gguf", {"tokenizer.ggml.pre": word})  # several words mean the same
+
+
+@pytest.mark.parametrize("word", SPLITTINGS)
+def test_byte_level_tokenizers_give_the_ids_of_the_folder(
+    export: Export,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    word: str,
+) -> None:
+    backend = train_byte_level(word)
+    ours = read(export_byte_level(export, tmp_path, word, backend))
     texts = [*corpus(), "a<think>b <|end|> c"]
-    ours = read(path)
     ids = spellings(ours, texts)
     assert ids == spellings(backend, texts)
     assert ours.decode_batch(ids) == backend.decode_batch(ids)
@@ -160,3 +171,36 @@ def test_sentencepiece_files_give_the_ids_of_sentencepiece(
     ids = spellings(ours, texts)
     assert ids == model.encode(texts)
     assert ours.decode_batch(ids) == model.decode(ids)
+
+
+@pytest.mark.parametrize(("user_defined", "prefix"), [([], True), (["\n\n", "▁▁", "▁▁▁", "<tag>"], False)])
+def test_sentencepiece_tokenizers_survive_an_export(
+    export: Export,  # noqa: F811 - the fixture
+    tiny_llama: Path,
+    tmp_path: Path,
+    user_defined: list[str],
+    prefix: bool,
+) -> None:
+    model = train_sentencepiece(user_defined, prefix=prefix)
+    base = write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    path = write_sentencepiece(tmp_path / "spm.gguf", base, model, user_defined, prefix=prefix)
+    again = export(export(path, tmp_path / "folder"), tmp_path / "again.gguf", format="gguf")
+    first, second = GgufFile(path).values, GgufFile(again).values
+    assert second["tokenizer.ggml.tokens"] == first["tokenizer.ggml.tokens"]
+    assert np.array_equal(second["tokenizer.ggml.token_type"], first["tokenizer.ggml.token_type"])
+    assert spellings(read(again), corpus()) == spellings(read(path), corpus())
+
+
+def test_merges_that_are_not_those_of_sentencepiece_are_refused(
+    export: Export,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    """llama.cpp merges any two tokens that spell a third; a tokenizer that was trained with merges does not."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=384, limit_alphabet=100, special_tokens=["<unk>"], show_progress=False)
+    )
+    folder = write_folder(tmp_path / "folder", backend)
+    with pytest.raises(ModelLoadError, match="merges in an order that does not follow from its tokens"):
+        export(folder, tmp_path / "tiny.gguf", format="gguf")
