@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from setuptools import Command, Distribution, setup
+from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
@@ -90,4 +90,12 @@ class PlatformWheel(bdist_wheel):
 
 
 build.sub_commands = [*build.sub_commands, ("build_kernels", None)]
-setup(distclass=KernelsDistribution, cmdclass={"build_kernels": BuildKernels, "bdist_wheel": PlatformWheel})
+setup(
+    distclass=KernelsDistribution,
+    cmdclass={"build_kernels": BuildKernels, "bdist_wheel": PlatformWheel},
+    packages=[
+        *find_packages(include=["cllm_core*"]),
+        "cllm_server",
+        *(f"cllm_server.{name}" for name in find_packages("server")),
+    ],
+)

@@ -11,35 +11,36 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-import server.openai.chat.route as chat
-import server.openai.completions.route as completions
-import server.openai.models.adapter_route as adapters
-import server.openai.models.route as models
-import server.openai.responses.route as responses
-import server.openai.responses.stored_route as stored_responses
-import server.openai.tokens.route as tokens
-import server.ops.routes as operations
 from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.protocol import EngineClient
-from server.http.errors import error_response, http_exception_response
-from server.http.ignored import IGNORED_FIELDS_HEADER
-from server.http.middleware import (
+
+from .http.errors import error_response, http_exception_response
+from .http.ignored import IGNORED_FIELDS_HEADER
+from .http.middleware import (
     REQUEST_ID_HEADER,
     ApiKeyMiddleware,
     BodyLimitMiddleware,
     RequestContextMiddleware,
     TrailingSlashMiddleware,
 )
-from server.http.openapi import DocumentedApi
-from server.http.record import record_of
-from server.http.validation import request_error_of
-from server.openai.chat.answer import ChatCompletionChunk
-from server.openai.completions.answer import Completion
-from server.openai.responses.events import RESPONSE_EVENTS
-from server.ops.engine_log import watch_engine
-from server.services import Services, build_services
-from server.settings import ServerSettings
+from .http.openapi import DocumentedApi
+from .http.record import record_of
+from .http.validation import request_error_of
+from .openai.chat import route as chat
+from .openai.chat.answer import ChatCompletionChunk
+from .openai.completions import route as completions
+from .openai.completions.answer import Completion
+from .openai.models import adapter_route as adapters
+from .openai.models import route as models
+from .openai.responses import route as responses
+from .openai.responses import stored_route as stored_responses
+from .openai.responses.events import RESPONSE_EVENTS
+from .openai.tokens import route as tokens
+from .ops import routes as operations
+from .ops.engine_log import watch_engine
+from .services import Services, build_services
+from .settings import ServerSettings
 
 
 def create_app(engine: EngineClient, settings: ServerSettings) -> FastAPI:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 from pydantic import JsonValue
 
-from server.http.errors import ItemNotFound, PreviousResponseNotFound, ResponseNotFound, StoreUnavailable
+from .http.errors import ItemNotFound, PreviousResponseNotFound, ResponseNotFound, StoreUnavailable
 
 Item = dict[str, JsonValue]
 Body = dict[str, JsonValue]

@@ -12,8 +12,9 @@ from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.dialect import Dialect, find_dialect
 from cllm_core.worker.protocol import EngineClient
-from server.http.errors import ModelNotFound
-from server.settings import ANY_MODEL, ServerSettings
+
+from .http.errors import ModelNotFound
+from .settings import ANY_MODEL, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)

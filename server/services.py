@@ -7,11 +7,12 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from cllm_core.worker.protocol import EngineClient
-from server.generation.grammar_checker import GrammarChecker
-from server.ops.metrics import Metrics
-from server.response_store import ResponseStore
-from server.served_models import ModelRegistry
-from server.settings import ServerSettings
+
+from .generation.grammar_checker import GrammarChecker
+from .ops.metrics import Metrics
+from .response_store import ResponseStore
+from .served_models import ModelRegistry
+from .settings import ServerSettings
 
 
 @dataclass(frozen=True, slots=True)

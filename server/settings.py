@@ -9,9 +9,10 @@ from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.reasoning.formats import ReasoningFormatChoice
 from cllm_core.text.tools.skeleton import ToolFormatChoice
-from server.engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings
-from server.http.body_limits import BodyLimits
-from server.http.ignored import UnknownFields
+
+from .engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings
+from .http.body_limits import BodyLimits
+from .http.ignored import UnknownFields
 
 ANY_MODEL = "*"
 """Alias of every name that no model has."""

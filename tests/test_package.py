@@ -37,6 +37,8 @@ def test_a_wheel_brings_the_kernels_compiled(tmp_path: Path) -> None:
     assert libraries == [f"cllm_core/backends/cpu/{library_name()}"]
     assert "-py3-none-" in str(wheel.filename)
     assert "-none-any" not in str(wheel.filename)
+    assert {"cllm_server/openai/chat/route.py", "cllm_server/py.typed"} <= set(wheel.namelist())
+    assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name} == {"cllm_core", "cllm_server"}
 
 
 @pytest.mark.slow

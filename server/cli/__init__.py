@@ -1,5 +1,5 @@
 """The console command `cllm`: commands, and options made from the settings."""
 
-from server.cli.commands import app, main
+from .commands import app, main
 
 __all__ = ["app", "main"]

@@ -15,10 +15,11 @@ from cllm_core.cli.struct_options import struct_command, with_struct_options
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
-from server.cli import local
-from server.cli.options import settings_command, single_model_command
-from server.engine_settings import EngineSettings
-from server.settings import ServerSettings
+
+from ..engine_settings import EngineSettings
+from ..settings import ServerSettings
+from . import local
+from .options import settings_command, single_model_command
 
 app = typer.Typer(
     name="cllm",
@@ -36,7 +37,7 @@ def main() -> None:
 
 def serve(settings: ServerSettings) -> None:
     """Serve a model through OpenAI's API until Ctrl-C or SIGTERM."""
-    from server.cli.serve import serve as run_server  # noqa: PLC0415
+    from .serve import serve as run_server  # noqa: PLC0415
 
     try:
         run_server(settings)

@@ -16,7 +16,8 @@ from cllm_core.cli.command import exit_with
 from cllm_core.cli.prompt_file import read_prompt_file
 from cllm_core.errors import CllmError, RequestError
 from cllm_core.request import DecodingStats, SamplingParams
-from server.engine_settings import EngineSettings
+
+from ..engine_settings import EngineSettings
 
 if TYPE_CHECKING:
     from cllm_core.llm import LLM, GenerationResult

@@ -19,7 +19,8 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from cllm_core.cli.command import describe_command, exit_with
 from cllm_core.errors import ConfigError
-from server.engine_settings import ENV_PREFIX, EngineSettings, Panel
+
+from ..engine_settings import ENV_PREFIX, EngineSettings, Panel
 
 Settings = TypeVar("Settings", bound=EngineSettings)
 

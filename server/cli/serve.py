@@ -12,8 +12,9 @@ from cllm_core.heap import settle_heap
 from cllm_core.logs import configure_logging
 from cllm_core.worker.protocol import EngineClient
 from cllm_core.worker.supervisor import remote_worker, supervised_worker
-from server.app import create_app
-from server.settings import ServerSettings
+
+from ..app import create_app
+from ..settings import ServerSettings
 
 # Beyond the drain's own grace: for last events to be written before uvicorn cuts connections.
 _CLOSE_SECONDS = 5

@@ -8,7 +8,8 @@ from cllm_core.request import FinishReason
 from cllm_core.text.stream import PlacedLogprobs
 from cllm_core.text.tools.functions import FunctionCall
 from cllm_core.text.tools.reader import CallDelta, join_calls
-from server.generation.echo import ScoredPrompt
+
+from .echo import ScoredPrompt
 
 
 @dataclass(frozen=True, slots=True)

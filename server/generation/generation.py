@@ -15,12 +15,13 @@ from cllm_core.request import DecodingStats, NewRequest, RequestOutput
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 from cllm_core.worker.protocol import EngineClient
-from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts, join_deltas
-from server.generation.echo import ScoredPrompt, place_output, score_prompt
-from server.generation.plan import GenerationPlan
-from server.generation.prediction import PredictedText, PredictionAligner
-from server.http.record import RequestRecord
-from server.ops.metrics import Metrics
+
+from ..http.record import RequestRecord
+from ..ops.metrics import Metrics
+from .choices import ChoiceDelta, ChoiceResult, TokenCounts, join_deltas
+from .echo import ScoredPrompt, place_output, score_prompt
+from .plan import GenerationPlan
+from .prediction import PredictedText, PredictionAligner
 
 
 @dataclass(slots=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from cllm_core.errors import EngineBusy, InvalidRequest
 from cllm_core.text.grammar_compiler import GrammarCompiler
-from server.http.ignored import ignore_field
-from server.served_models import LoadedModel
+
+from ..http.ignored import ignore_field
+from ..served_models import LoadedModel
 
 # A check that takes too long cannot be stopped: it keeps its thread until it is done, so these bound what all
 # hostile clients together can take.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from server.http.errors import ClientDisconnected
+from .errors import ClientDisconnected
 
 T = TypeVar("T")
 

@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from cllm_core.errors import InvalidRequest
-from server.http.body_limits import BodyLimits, check_containers
-from server.http.errors import ClientDisconnected, UnsupportedMediaType
-from server.http.record import record_of
+
+from .body_limits import BodyLimits, check_containers
+from .errors import ClientDisconnected, UnsupportedMediaType
+from .record import record_of
 
 
 class JsonRoute(APIRoute):

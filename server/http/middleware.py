@@ -12,15 +12,15 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
-from server.http.ignored import (
+from .errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
+from .ignored import (
     IGNORED_FIELDS_HEADER,
     IgnoredFields,
     IgnoredFieldsLog,
     UnknownFields,
     collect_ignored,
 )
-from server.http.record import RequestRecord, attach_record, record_of
+from .record import RequestRecord, attach_record, record_of
 
 REQUEST_ID_HEADER = "X-Request-Id"
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics", "/version"})

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 
-from server.http.errors import HTTP_ERRORS, INTERNAL_ERROR, ErrorBody
+from .errors import HTTP_ERRORS, INTERNAL_ERROR, ErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
 """FastAPI's `responses` of a route."""

@@ -6,7 +6,7 @@ from typing import cast
 
 from starlette.types import Scope
 
-from server.http.ignored import IgnoredFields
+from .ignored import IgnoredFields
 
 _STATE_KEY = "cllm_record"
 

@@ -10,8 +10,9 @@ from cllm_core.errors import (
     InvalidRequest,
     RequestError,
 )
-from server.http.errors import MAX_QUOTED, shortened
-from server.http.ignored import IgnoredFieldRefused
+
+from .errors import MAX_QUOTED, shortened
+from .ignored import IgnoredFieldRefused
 
 _MUST_BE = "must be "
 

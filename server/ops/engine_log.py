@@ -7,7 +7,8 @@ import structlog
 from cllm_core.errors import CllmError
 from cllm_core.info import ModelInfo
 from cllm_core.worker.protocol import EngineClient, EngineStatus
-from server.served_models import ModelRegistry
+
+from ..served_models import ModelRegistry
 
 _POLL_SECONDS = 0.2
 _PROGRESS_STEP = 0.1  # of loading, 0..1: finer steps would flood the log

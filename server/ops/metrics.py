@@ -11,8 +11,9 @@ from prometheus_client.registry import Collector
 
 from cllm_core.worker.messages import StepReport
 from cllm_core.worker.protocol import EngineClient
-from server.http.record import RequestRecord
-from server.served_models import ModelRegistry
+
+from ..http.record import RequestRecord
+from ..served_models import ModelRegistry
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

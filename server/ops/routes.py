@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse
 
 from cllm_core import __version__
 from cllm_core.worker.protocol import EngineState, EngineStatus
-from server.services import ServicesDep
+
+from ..services import ServicesDep
 
 router = APIRouter(tags=["operations"])
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from server.openai.shared.prompt_logprobs import PromptLogprobs
-from server.openai.shared.usage import Usage
+from ..shared.prompt_logprobs import PromptLogprobs
+from ..shared.usage import Usage
 
 
 class TokenLogprob(BaseModel):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from server.openai.shared.api_model import ApiModel
-from server.openai.shared.tools import (
+from ..shared.api_model import ApiModel
+from ..shared.tools import (
     ChoiceMode,
     FunctionDefinition,
     FunctionName,

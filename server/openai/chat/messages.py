@@ -7,9 +7,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.text.tools.conversation import MadeCall, Turn
-from server.openai.shared.api_model import ANY_VALUE, ApiModel, Neutral, Refused, only
-from server.openai.shared.calls import CalledFunction, MessageToolCall
-from server.openai.shared.content import Content
+
+from ..shared.api_model import ANY_VALUE, ApiModel, Neutral, Refused, only
+from ..shared.calls import CalledFunction, MessageToolCall
+from ..shared.content import Content
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 

@@ -8,21 +8,22 @@ from cllm_core.errors import InvalidRequest
 from cllm_core.text.expected_answer import ExpectedAnswer
 from cllm_core.text.grammar import has_look_around
 from cllm_core.text.tools.functions import Function
-from server.generation.grammar_checker import GrammarChecker, OutputForm
-from server.generation.plan import GenerationPlan
-from server.http.ignored import ignore_field
-from server.openai.chat.request import ChatCompletionRequest
-from server.openai.shared.call import Call
-from server.openai.shared.planning import (
+
+from ...generation.grammar_checker import GrammarChecker, OutputForm
+from ...generation.plan import GenerationPlan
+from ...http.ignored import ignore_field
+from ...served_models import LoadedModel
+from ..shared.call import Call
+from ..shared.planning import (
     check_length,
     check_num_choices,
     check_params,
     fit_limit,
     requests_of,
 )
-from server.openai.shared.prompts import RenderedPrompt, encode_text, render_messages
-from server.openai.shared.tools import ToolUse
-from server.served_models import LoadedModel
+from ..shared.prompts import RenderedPrompt, encode_text, render_messages
+from ..shared.tools import ToolUse
+from .request import ChatCompletionRequest
 
 
 async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:

@@ -6,13 +6,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import ConfigDict, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest
-from server.openai.chat.functions import FunctionCallChoice, Functions, functions_use
-from server.openai.chat.messages import Messages
-from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel, Neutral, NumLogprobs, Refused, only
-from server.openai.shared.content import Content
-from server.openai.shared.sampling import GenerationRequest, TokenLimit, token_limit
-from server.openai.shared.structured import StructuredRequest
-from server.openai.shared.tools import ToolChoice, Tools, ToolUse, tool_use
+
+from ..shared.api_model import EXAMPLE_MODEL, ApiModel, Neutral, NumLogprobs, Refused, only
+from ..shared.content import Content
+from ..shared.sampling import GenerationRequest, TokenLimit, token_limit
+from ..shared.structured import StructuredRequest
+from ..shared.tools import ToolChoice, Tools, ToolUse, tool_use
+from .functions import FunctionCallChoice, Functions, functions_use
+from .messages import Messages
 
 
 class Prediction(ApiModel):

@@ -2,16 +2,16 @@
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.errors import ErrorBody
-from server.http.json_body import JsonRoute
-from server.http.openapi import GENERATION_ERRORS, event_stream
-from server.openai.chat.answer import ChatCompletion, ChatCompletionChunk
-from server.openai.chat.plan import plan_chat
-from server.openai.chat.request import ChatCompletionRequest
-from server.openai.chat.shaping import ChatAnswer
-from server.openai.shared.answers import answer_head
-from server.openai.shared.call import begin_call, respond, start_generation
-from server.services import ServicesDep
+from ...http.errors import ErrorBody
+from ...http.json_body import JsonRoute
+from ...http.openapi import GENERATION_ERRORS, event_stream
+from ...services import ServicesDep
+from ..shared.answers import answer_head
+from ..shared.call import begin_call, respond, start_generation
+from .answer import ChatCompletion, ChatCompletionChunk
+from .plan import plan_chat
+from .request import ChatCompletionRequest
+from .shaping import ChatAnswer
 
 router = APIRouter(prefix="/v1", tags=["chat completions"], route_class=JsonRoute)
 

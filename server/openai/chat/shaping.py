@@ -6,8 +6,18 @@ from cllm_core.request import FinishReason
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import PlacedLogprobs
 from cllm_core.text.tools.reader import CallDelta
-from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
-from server.openai.chat.answer import (
+
+from ...generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
+from ..shared.answers import (
+    AnswerHead,
+    ChunkScript,
+    final_reason,
+    new_call_id,
+)
+from ..shared.prompt_logprobs import prompt_logprobs
+from ..shared.text_frames import TextFrames, as_json
+from ..shared.usage import Usage
+from .answer import (
     AnswerMessage,
     CalledFunctionBody,
     ChatChoice,
@@ -23,15 +33,6 @@ from server.openai.chat.answer import (
     ToolCallBody,
     ToolCallDelta,
 )
-from server.openai.shared.answers import (
-    AnswerHead,
-    ChunkScript,
-    final_reason,
-    new_call_id,
-)
-from server.openai.shared.prompt_logprobs import prompt_logprobs
-from server.openai.shared.text_frames import TextFrames, as_json
-from server.openai.shared.usage import Usage
 
 
 class ChatAnswer:

@@ -4,11 +4,11 @@ import msgspec
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import NewRequest
-from server.generation.plan import GenerationPlan
-from server.openai.completions.infill import infill_prompt
-from server.openai.completions.request import CompletionRequest
-from server.openai.shared.call import Call
-from server.openai.shared.planning import (
+
+from ...generation.plan import GenerationPlan
+from ...served_models import LoadedModel
+from ..shared.call import Call
+from ..shared.planning import (
     check_length,
     check_num_choices,
     check_params,
@@ -16,8 +16,9 @@ from server.openai.shared.planning import (
     grammar_of,
     requests_of,
 )
-from server.openai.shared.prompts import check_token_ids, off_loop_if_long
-from server.served_models import LoadedModel
+from ..shared.prompts import check_token_ids, off_loop_if_long
+from .infill import infill_prompt
+from .request import CompletionRequest
 
 
 async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan:

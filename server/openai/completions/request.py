@@ -5,9 +5,10 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from server.openai.shared.api_model import EXAMPLE_MODEL, Count, NumLogprobs
-from server.openai.shared.sampling import GenerationRequest, capped, token_limit
-from server.openai.shared.structured import StructuredRequest
+
+from ..shared.api_model import EXAMPLE_MODEL, Count, NumLogprobs
+from ..shared.sampling import GenerationRequest, capped, token_limit
+from ..shared.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this endpoint only
 

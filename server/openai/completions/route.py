@@ -2,16 +2,16 @@
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.errors import ErrorBody
-from server.http.json_body import JsonRoute
-from server.http.openapi import GENERATION_ERRORS, event_stream
-from server.openai.completions.answer import Completion
-from server.openai.completions.plan import plan_completion
-from server.openai.completions.request import CompletionRequest
-from server.openai.completions.shaping import CompletionAnswer
-from server.openai.shared.answers import answer_head
-from server.openai.shared.call import begin_call, respond, start_generation
-from server.services import ServicesDep
+from ...http.errors import ErrorBody
+from ...http.json_body import JsonRoute
+from ...http.openapi import GENERATION_ERRORS, event_stream
+from ...services import ServicesDep
+from ..shared.answers import answer_head
+from ..shared.call import begin_call, respond, start_generation
+from .answer import Completion
+from .plan import plan_completion
+from .request import CompletionRequest
+from .shaping import CompletionAnswer
 
 router = APIRouter(prefix="/v1", tags=["completions"], route_class=JsonRoute)
 

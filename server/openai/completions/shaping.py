@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from cllm_core.request import TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import PlacedLogprobs
-from server.generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
-from server.generation.echo import ScoredPrompt
-from server.openai.completions.answer import Completion, CompletionChoice, CompletionLogprobs
-from server.openai.shared.answers import AnswerHead, ChunkScript, final_reason
-from server.openai.shared.prompt_logprobs import prompt_logprobs
-from server.openai.shared.text_frames import TextFrames, as_json
+
+from ...generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
+from ...generation.echo import ScoredPrompt
+from ..shared.answers import AnswerHead, ChunkScript, final_reason
+from ..shared.prompt_logprobs import prompt_logprobs
+from ..shared.text_frames import TextFrames, as_json
+from .answer import Completion, CompletionChoice, CompletionLogprobs
 
 
 class CompletionAnswer:

@@ -8,11 +8,12 @@ from fastapi import APIRouter
 
 from cllm_core.config import check_adapter_name
 from cllm_core.errors import ConfigError, InvalidRequest
-from server.http.json_body import JsonRoute
-from server.http.openapi import errors
-from server.openai.models.body import LoadAdapterRequest, ModelCard, UnloadAdapterRequest, UnloadedAdapter
-from server.openai.models.route import model_card
-from server.services import ServicesDep
+
+from ...http.json_body import JsonRoute
+from ...http.openapi import errors
+from ...services import ServicesDep
+from .body import LoadAdapterRequest, ModelCard, UnloadAdapterRequest, UnloadedAdapter
+from .route import model_card
 
 _log = structlog.stdlib.get_logger(__name__)
 

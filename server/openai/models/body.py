@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from server.openai.shared.api_model import ApiModel
+from ..shared.api_model import ApiModel
 
 
 class ModelCard(BaseModel):

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from server.http.openapi import errors
-from server.openai.models.body import ModelCard, ModelList
-from server.served_models import LoadedModel
-from server.services import ServicesDep
+from ...http.openapi import errors
+from ...served_models import LoadedModel
+from ...services import ServicesDep
+from .body import ModelCard, ModelList
 
 router = APIRouter(prefix="/v1", tags=["models"])
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from server.openai.chat.answer import ChosenTokenLogprob
-from server.openai.shared.tools import ChoiceMode
+from ..chat.answer import ChosenTokenLogprob
+from ..shared.tools import ChoiceMode
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Status = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]

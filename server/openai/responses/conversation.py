@@ -6,9 +6,10 @@ from itertools import takewhile
 from typing import Literal
 
 from cllm_core.errors import InvalidRequest
-from server.openai.chat.messages import Message
-from server.openai.responses.input_items import InputCall, InputMessage, InputReasoning, InputResult, ReadableItem
-from server.openai.shared.calls import CalledFunction, MessageToolCall
+
+from ..chat.messages import Message
+from ..shared.calls import CalledFunction, MessageToolCall
+from .input_items import InputCall, InputMessage, InputReasoning, InputResult, ReadableItem
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from server.openai.responses.answer import (
+from .answer import (
     OutputItem,
     OutputText,
     ReasoningText,

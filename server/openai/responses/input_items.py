@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, WrapValidator
 
 from cllm_core.errors import InvalidRequest
-from server.http.ignored import ignore_field
-from server.openai.shared.api_model import ANY_VALUE, ApiModel, Neutral
-from server.openai.shared.calls import Arguments
-from server.openai.shared.content import Content
-from server.openai.shared.tools import parse_by_type
+
+from ...http.ignored import ignore_field
+from ..shared.api_model import ANY_VALUE, ApiModel, Neutral
+from ..shared.calls import Arguments
+from ..shared.content import Content
+from ..shared.tools import parse_by_type
 
 # What output items carry when clients send them back.
 _LABELS: Mapping[str, Neutral] = dict.fromkeys(("status", "phase", "async", "async_", "namespace", "caller"), ANY_VALUE)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from server.openai.chat.answer import ChosenTokenLogprob
-from server.openai.responses.answer import (
+from ..chat.answer import ChosenTokenLogprob
+from ..shared.answers import new_call_id
+from .answer import (
     FunctionCallItem,
     ItemStatus,
     OutputMessage,
@@ -15,7 +16,7 @@ from server.openai.responses.answer import (
     ReasoningText,
     SummaryText,
 )
-from server.openai.responses.events import (
+from .events import (
     ArgumentsDeltaEvent,
     ArgumentsDoneEvent,
     EventLogprob,
@@ -30,7 +31,6 @@ from server.openai.responses.events import (
     TextDeltaEvent,
     TextDoneEvent,
 )
-from server.openai.shared.answers import new_call_id
 
 
 class InItem(TypedDict):

@@ -1,6 +1,6 @@
 """How items of inputs are stored and shown again: in the form in which OpenAI lists them."""
 
-from server.openai.responses.answer import (
+from .answer import (
     FunctionCallItem,
     FunctionOutputItem,
     InputMessageItem,
@@ -12,8 +12,8 @@ from server.openai.responses.answer import (
     ReasoningText,
     SummaryText,
 )
-from server.openai.responses.input_items import InputCall, InputMessage, InputReasoning, InputResult, ReadableItem
-from server.openai.responses.items import new_item_id
+from .input_items import InputCall, InputMessage, InputReasoning, InputResult, ReadableItem
+from .items import new_item_id
 
 
 def listed_item(item: ReadableItem) -> ListedItem:

@@ -7,14 +7,15 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 
 from cllm_core.errors import UnsupportedParameter
-from server.http.errors import ResponseNotFound, StoreUnavailable
-from server.http.ignored import ignore_field
-from server.openai.responses.answer import ResponseBody
-from server.openai.responses.input_items import Input, InputItem, ItemReference, ReadableItem
-from server.openai.responses.listed_items import listed_item
-from server.openai.responses.request import ResponseRequest
-from server.response_store import Item, ResponseStore, StoredResponse, owner_of
-from server.services import Services
+
+from ...http.errors import ResponseNotFound, StoreUnavailable
+from ...http.ignored import ignore_field
+from ...response_store import Item, ResponseStore, StoredResponse, owner_of
+from ...services import Services
+from .answer import ResponseBody
+from .input_items import Input, InputItem, ItemReference, ReadableItem
+from .listed_items import listed_item
+from .request import ResponseRequest
 
 _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(Input)
 

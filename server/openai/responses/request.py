@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
-from server.http.ignored import ignore_field
-from server.openai.chat.messages import Message
-from server.openai.chat.request import ChatCompletionRequest, ReasoningEffort, TemplateKwargs
-from server.openai.responses.input_items import Input
-from server.openai.responses.tools import ResponseToolChoice, ResponseTools
-from server.openai.shared.api_model import (
+
+from ...http.ignored import ignore_field
+from ..chat.messages import Message
+from ..chat.request import ChatCompletionRequest, ReasoningEffort, TemplateKwargs
+from ..shared.api_model import (
     ANY_VALUE,
     EXAMPLE_MODEL,
     REQUEST_LABELS,
@@ -22,8 +21,8 @@ from server.openai.shared.api_model import (
     Refused,
     only,
 )
-from server.openai.shared.sampling import SAMPLER_FIELDS, TokenLimit
-from server.openai.shared.structured import (
+from ..shared.sampling import SAMPLER_FIELDS, TokenLimit
+from ..shared.structured import (
     JsonObjectFormat,
     JsonSchemaFormat,
     NamedSchema,
@@ -31,7 +30,9 @@ from server.openai.shared.structured import (
     StructuredRequest,
     TextFormat,
 )
-from server.openai.shared.tools import AllowedChoice, ChoiceMode, FunctionTool, NamedChoice, tool_use
+from ..shared.tools import AllowedChoice, ChoiceMode, FunctionTool, NamedChoice, tool_use
+from .input_items import Input
+from .tools import ResponseToolChoice, ResponseTools
 
 LOGPROBS = "message.output_text.logprobs"
 """Entry of `include` that asks for log-probabilities."""

@@ -2,17 +2,17 @@
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.json_body import JsonRoute
-from server.http.openapi import GENERATION_ERRORS, event_stream
-from server.openai.chat.plan import plan_chat
-from server.openai.responses.answer import ResponseBody
-from server.openai.responses.conversation import to_messages
-from server.openai.responses.events import RESPONSE_EVENTS
-from server.openai.responses.memory import recall
-from server.openai.responses.request import ResponseRequest
-from server.openai.responses.shaping import ResponseAnswer
-from server.openai.shared.call import begin_call, respond, start_generation
-from server.services import ServicesDep
+from ...http.json_body import JsonRoute
+from ...http.openapi import GENERATION_ERRORS, event_stream
+from ...services import ServicesDep
+from ..chat.plan import plan_chat
+from ..shared.call import begin_call, respond, start_generation
+from .answer import ResponseBody
+from .conversation import to_messages
+from .events import RESPONSE_EVENTS
+from .memory import recall
+from .request import ResponseRequest
+from .shaping import ResponseAnswer
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=JsonRoute)
 

@@ -6,13 +6,14 @@ from typing import Protocol
 from cllm_core.request import FinishReason
 from cllm_core.text.stream import PlacedLogprobs
 from cllm_core.text.tools.reader import CallDelta
-from server.generation.choices import ChoiceDelta, TokenCounts
-from server.http.errors import ErrorBody, ErrorDetail
-from server.http.sse import encode_event
-from server.openai.chat.answer import ChosenTokenLogprob
-from server.openai.responses.answer import ItemStatus, ResponseBody
-from server.openai.responses.events import ItemEvent, ResponseEvent, StatusEvent
-from server.openai.responses.items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
+
+from ...generation.choices import ChoiceDelta, TokenCounts
+from ...http.errors import ErrorBody, ErrorDetail
+from ...http.sse import encode_event
+from ..chat.answer import ChosenTokenLogprob
+from .answer import ItemStatus, ResponseBody
+from .events import ItemEvent, ResponseEvent, StatusEvent
+from .items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
 
 
 class Bodies(Protocol):

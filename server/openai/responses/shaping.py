@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 from cllm_core.request import FinishReason, SamplingParams
 from cllm_core.text.stream import PlacedLogprobs
-from server.generation.choices import ChoiceResult, TokenCounts
-from server.http.errors import ErrorDetail
-from server.openai.chat.answer import ChosenTokenLogprob
-from server.openai.chat.shaping import chosen_token
-from server.openai.responses.answer import (
+
+from ...generation.choices import ChoiceResult, TokenCounts
+from ...http.errors import ErrorDetail
+from ..chat.answer import ChosenTokenLogprob
+from ..chat.shaping import chosen_token
+from ..shared.call import Call
+from ..shared.structured import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
+from ..shared.tools import ChoiceMode
+from .answer import (
     AllowedChoiceBody,
     IncompleteDetails,
     InputTokensDetails,
@@ -27,14 +31,11 @@ from server.openai.responses.answer import (
     TextBody,
     ToolBody,
 )
-from server.openai.responses.items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
-from server.openai.responses.memory import Memory
-from server.openai.responses.request import ResponseRequest
-from server.openai.responses.script import ResponseScript
-from server.openai.responses.tools import ResponseAllowedChoice, ResponseNamedChoice
-from server.openai.shared.call import Call
-from server.openai.shared.structured import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
-from server.openai.shared.tools import ChoiceMode
+from .items import GrowingCall, GrowingItem, GrowingReasoning, GrowingText
+from .memory import Memory
+from .request import ResponseRequest
+from .script import ResponseScript
+from .tools import ResponseAllowedChoice, ResponseNamedChoice
 
 
 @dataclass(frozen=True, slots=True)

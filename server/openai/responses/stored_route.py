@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from server.http.openapi import errors
-from server.openai.responses.answer import DeletedResponse, ItemList, ResponseBody
-from server.openai.responses.memory import open_store, request_owner
-from server.response_store import Item
-from server.services import ServicesDep
+
+from ...http.openapi import errors
+from ...response_store import Item
+from ...services import ServicesDep
+from .answer import DeletedResponse, ItemList, ResponseBody
+from .memory import open_store, request_owner
 
 router = APIRouter(prefix="/v1", tags=["responses"], responses=errors(400, 404, 503))
 

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WrapValidator
 
-from server.openai.shared.api_model import ApiModel
-from server.openai.shared.tools import (
+from ..shared.api_model import ApiModel
+from ..shared.tools import (
     AllowedChoice,
     AllowedTools,
     ChoiceMode,

@@ -7,13 +7,14 @@ from typing import Literal, Protocol
 
 from cllm_core.errors import CllmError
 from cllm_core.request import FinishReason
-from server.generation.choices import ChoiceDelta, TokenCounts
-from server.http.errors import ErrorBody
-from server.http.sse import encode_event
-from server.openai.shared.call import Call
-from server.openai.shared.sampling import GenerationRequest
-from server.openai.shared.text_frames import as_json
-from server.openai.shared.usage import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
+
+from ...generation.choices import ChoiceDelta, TokenCounts
+from ...http.errors import ErrorBody
+from ...http.sse import encode_event
+from .call import Call
+from .sampling import GenerationRequest
+from .text_frames import as_json
+from .usage import CompletionTokensDetails, DecodingUsage, PromptTokensDetails, Usage
 
 
 class ChunkedAnswer(Protocol):

@@ -11,7 +11,8 @@ from pydantic_core import CoreSchema
 
 from cllm_core.errors import UnsupportedParameter
 from cllm_core.request import BOUNDS, MAX_LOGPROBS, Bounds
-from server.http.ignored import ignore_field
+
+from ...http.ignored import ignore_field
 
 EXAMPLE_MODEL = "cllm-chat"
 """Model of the examples in the OpenAPI document: the embedded one."""

@@ -14,15 +14,15 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.generation.choices import ChoiceResult, TokenCounts
-from server.generation.generation import Generation
-from server.generation.plan import GenerationPlan
-from server.http.disconnect import until_disconnect
-from server.http.errors import ClientDisconnected
-from server.http.record import RequestRecord, record_of
-from server.openai.shared.streaming import GenerationStream, Script
-from server.served_models import LoadedModel
-from server.services import Services
+from ...generation.choices import ChoiceResult, TokenCounts
+from ...generation.generation import Generation
+from ...generation.plan import GenerationPlan
+from ...http.disconnect import until_disconnect
+from ...http.errors import ClientDisconnected
+from ...http.record import RequestRecord, record_of
+from ...served_models import LoadedModel
+from ...services import Services
+from .streaming import GenerationStream, Script
 
 
 @dataclass(frozen=True, slots=True)

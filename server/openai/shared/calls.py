@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, JsonValue
 
 from cllm_core.text.tools.conversation import MadeCall
 from cllm_core.text.tools.functions import FunctionCall
-from server.openai.shared.api_model import ANY_VALUE, ApiModel, Neutral
+
+from .api_model import ANY_VALUE, ApiModel, Neutral
 
 
 def _as_text(arguments: object) -> object:

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from cllm_core.errors import InvalidRequest, UnsupportedParameter
-from server.http.ignored import ignore_field
-from server.openai.shared.api_model import is_empty
+
+from ...http.ignored import ignore_field
+from .api_model import is_empty
 
 # By type of part: the field that holds its text. The types of chat completions, of responses, and refusals.
 _TEXT_FIELDS: Mapping[str, str] = {

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.request import NewRequest, SamplingParams
-from server.generation.grammar_checker import GrammarChecker, OutputForm
-from server.openai.shared.call import Call
-from server.openai.shared.prompts import check_token_ids
-from server.openai.shared.sampling import GenerationRequest
-from server.served_models import LoadedModel
+
+from ...generation.grammar_checker import GrammarChecker, OutputForm
+from ...served_models import LoadedModel
+from .call import Call
+from .prompts import check_token_ids
+from .sampling import GenerationRequest
 
 
 async def grammar_of(form: OutputForm | None, model: LoadedModel, grammars: GrammarChecker) -> str | None:

@@ -4,7 +4,8 @@ from pydantic import BaseModel
 
 from cllm_core.request import TokenLogprobs
 from cllm_core.text.codec import TextCodec
-from server.generation.echo import ScoredPrompt
+
+from ...generation.echo import ScoredPrompt
 
 
 class PromptTokenLogprob(BaseModel):

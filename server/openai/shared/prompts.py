@@ -12,9 +12,10 @@ from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.json_text import to_json
 from cllm_core.text.provenance import ChatPrompt
 from cllm_core.text.tools.functions import Function
-from server.http.ignored import ignore_field
-from server.openai.chat.messages import Message
-from server.served_models import LoadedModel
+
+from ...http.ignored import ignore_field
+from ...served_models import LoadedModel
+from ..chat.messages import Message
 
 # Shorter texts take less time to tokenize than a thread takes to start; longer ones would hold up every stream.
 INLINE_CHARS = 4096

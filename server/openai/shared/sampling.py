@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import SamplingDefaults, SamplingParams
-from server.http.ignored import ignore_field
-from server.openai.shared.api_model import (
+
+from ...http.ignored import ignore_field
+from .api_model import (
     MAX_COUNT,
     REQUEST_LABELS,
     SERVICE_FIELDS,

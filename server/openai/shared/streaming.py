@@ -10,11 +10,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from cllm_core.errors import CllmError
-from server.generation.choices import ChoiceDelta, TokenCounts
-from server.generation.generation import Generation
-from server.http.errors import ErrorBody, error_body, internal_error_body
-from server.http.record import RequestRecord
-from server.settings import ServerSettings
+
+from ...generation.choices import ChoiceDelta, TokenCounts
+from ...generation.generation import Generation
+from ...http.errors import ErrorBody, error_body, internal_error_body
+from ...http.record import RequestRecord
+from ...settings import ServerSettings
 
 # Streams end by themselves when the engine has drained; the library's own cut comes only after that failed.
 _CUT_AFTER_DRAIN_SECONDS = 10.0

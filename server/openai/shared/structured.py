@@ -15,10 +15,11 @@ from cllm_core.text.grammar import (
     regex_grammar,
     written_grammar,
 )
-from server.generation.grammar_checker import OutputForm
-from server.http.ignored import ignore_field
-from server.openai.shared.api_model import ApiModel
-from server.openai.shared.sampling import SamplingRequest
+
+from ...generation.grammar_checker import OutputForm
+from ...http.ignored import ignore_field
+from .api_model import ApiModel
+from .sampling import SamplingRequest
 
 JsonSchema = dict[str, JsonValue]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from server.generation.choices import ChoiceDelta
+from ...generation.choices import ChoiceDelta
 
 # Stands where the text belongs while a frame is made; like no other text in a chunk.
 _MARK = uuid.uuid4().hex

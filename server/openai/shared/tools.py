@@ -10,8 +10,9 @@ from cllm_core.errors import InvalidRequest, UnsupportedParameter
 from cllm_core.text.expected_answer import ExpectedAnswer, OutputSyntax
 from cllm_core.text.tools.functions import NAME_PATTERN, Function
 from cllm_core.text.tools.grammar import CallRules
-from server.http.ignored import ignore_field
-from server.openai.shared.api_model import ApiModel
+
+from ...http.ignored import ignore_field
+from .api_model import ApiModel
 
 FunctionName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 

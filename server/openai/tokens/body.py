@@ -5,9 +5,10 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cllm_core.errors import InvalidRequest
-from server.openai.chat.messages import Messages
-from server.openai.chat.request import TemplateKwargs
-from server.openai.shared.api_model import EXAMPLE_MODEL, ApiModel, Integer
+
+from ..chat.messages import Messages
+from ..chat.request import TemplateKwargs
+from ..shared.api_model import EXAMPLE_MODEL, ApiModel, Integer
 
 
 class TokenizeRequest(ApiModel):

@@ -2,20 +2,20 @@
 
 from fastapi import APIRouter
 
-from server.http.json_body import JsonRoute
-from server.http.openapi import errors
-from server.openai.chat.plan import render_chat
-from server.openai.chat.request import ChatCompletionRequest
-from server.openai.shared.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
-from server.openai.tokens.body import (
+from ...http.json_body import JsonRoute
+from ...http.openapi import errors
+from ...served_models import LoadedModel
+from ...services import ServicesDep
+from ..chat.plan import render_chat
+from ..chat.request import ChatCompletionRequest
+from ..shared.prompts import check_token_ids, encode_text, off_loop_if_long, render_messages
+from .body import (
     DetokenizeRequest,
     DetokenizeResponse,
     RenderResponse,
     TokenizeRequest,
     TokenizeResponse,
 )
-from server.served_models import LoadedModel
-from server.services import ServicesDep
 
 router = APIRouter(tags=["tokens"], route_class=JsonRoute, responses=errors(400, 404, 413, 415, 503))
 
