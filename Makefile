@@ -64,11 +64,11 @@ test-clients: setup ## run clients of other makers, libraries and coding agents,
 	fi
 	$(BIN)/pytest -m clients tests/clients
 
-docs: setup ## regenerate docs/settings.md and docs/compatibility.md
-	$(BIN)/python -m tests.settings_page > docs/settings.md
-	$(BIN)/python -m tests.compatibility_page > docs/compatibility.md
+docs: setup ## regenerate the pages on settings and compatibility
+	$(BIN)/python -m tests.settings_page > docs/reference/settings.md
+	$(BIN)/python -m tests.compatibility_page > docs/reference/compatibility.md
 
-models: setup ## compare every architecture with transformers; rewrite docs/models.md and the list of proven models
+models: setup ## compare every architecture with transformers; rewrite the page on models and the list of proven models
 	$(BIN)/python -m tests.models_page
 
 lock: setup ## write the installed versions to constraints.txt

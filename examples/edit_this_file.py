@@ -50,7 +50,11 @@ def main() -> None:
             answer = edit(client, text, args.instruction, prediction=prediction, max_tokens=args.max_tokens)
             show("with a prediction" if prediction else "without one", answer, time.perf_counter() - started)
             answers.append(answer.choices[0].message.content)
-    print("the same answer" if answers[0] == answers[1] else "another answer: see docs/decoding.md on near ties")
+    print(
+        "the same answer"
+        if answers[0] == answers[1]
+        else "another answer: see docs/explanation/decoding.md on near ties"
+    )
 
 
 def edit(client: OpenAI, text: str, instruction: str, *, prediction: str | None, max_tokens: int) -> ChatCompletion:

@@ -30,5 +30,5 @@ round round-2 round-3 --unroll 1 --depth-decay 0.8 --blocks-per-example 24 --epo
   --ar-weight 6 --learning-rate 5e-4 --target base
 round round-3 round-4 --unroll 2 --depth-decay 0.7 --blocks-per-example 24 --epochs 3 --max-steps 640 --seed 6 \
   --ar-weight 6 --learning-rate 6e-4 --target base
-# a little less of it, which brings back the rest; then judge it (docs/tries.md)
+# a little less of it, which brings back the rest; then judge it (docs/log/tries.md)
 python "$(dirname "$0")/scale_adapter.py" "$output/round-4" 0.85 "$output/cllm-chat"

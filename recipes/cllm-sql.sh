@@ -17,7 +17,7 @@ cllm train "$output/teacher" --trajectories "$output/answers" --domain text-to-s
 cllm train "$output/round-1" --trajectories "$output/answers" --domain text-to-sql \
   --block-length 12 --blocks-per-example 8 --synthetic-ratio 1 --unroll 1 --ar-weight 2 \
   --epochs 2 --learning-rate 8e-4 --packs-per-step 4 --output "$output/round-2"
-# twice more, on its own answers, schemas renamed too (the shipped one had 5,060 of the 14,000 in round 3: docs/tries.md)
+# twice more, on its own answers, schemas renamed too (the shipped one had 5,060 of the 14,000 in round 3: docs/log/tries.md)
 cllm trajectories "$output/round-2" --data "$spider/train_spider.json" --tables "$spider/tables.json" --renamings 1 \
   --block-length 1 --max-tokens 128 --max-num-seqs 64 --output "$output/own-answers"
 cllm train "$output/round-2" --trajectories "$output/own-answers" --domain text-to-sql \

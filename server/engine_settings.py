@@ -111,7 +111,7 @@ class EngineSettings(BaseSettings):
         MODEL,
         Field(
             description="Serve an architecture that the tests do not cover without comparing it with transformers "
-            "at load (docs/models.md)."
+            "at load (docs/reference/models.md)."
         ),
     ] = False
     native_kernels: Annotated[

@@ -1,4 +1,4 @@
-"""Renders docs/compatibility.md; `make docs` writes it, test_compatibility compares it.
+"""Renders docs/reference/compatibility.md; `make docs` writes it, test_compatibility compares it.
 
 Our column is read off the request models and the OpenAPI document, and OpenAI's fields off its Python package, so
 neither can go stale. The other columns are what the sources named in HEADER say, nothing else.

@@ -1,4 +1,4 @@
-"""Runs the whole matrix and writes what came of it: tests/matrix.json, the tables of docs/models.md, and the list of
+"""Runs the whole matrix and writes what came of it: tests/matrix.json, the tables of the page on models, the list of
 models that need no self-check (cllm_core/models/proven.json). `make models`; it takes some minutes.
 """
 
@@ -17,7 +17,7 @@ from tests.matrix_cases import Case, all_cases
 from tests.matrix_ropes import equal_ropes
 
 ROOT = Path(__file__).parent.parent
-RECORD, PAGE = ROOT / "tests" / "matrix.json", ROOT / "docs" / "models.md"
+RECORD, PAGE = ROOT / "tests" / "matrix.json", ROOT / "docs" / "reference" / "models.md"
 PROVEN = ROOT / "cllm_core" / "models" / proven.FILE_NAME
 BEGIN, END = "<!-- matrix: written by `make models` -->\n", "<!-- end of matrix -->\n"
 SELF_CHECK = "the self-check finds another result than transformers'"
@@ -144,7 +144,7 @@ def _name(row: Row) -> str:
 
 
 def page_with(record: Record) -> str:
-    """docs/models.md with these tables."""
+    """The page on models with these tables."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n{render(record)}\n{END}{rest.partition(END)[2]}"
 

@@ -1,4 +1,4 @@
-"""Renders docs/settings.md from the settings themselves; `make docs` writes it, test_docs compares it."""
+"""Renders docs/reference/settings.md from the settings themselves; `make docs` writes it, test_docs compares it."""
 
 import sys
 from typing import get_args

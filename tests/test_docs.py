@@ -17,7 +17,7 @@ from tests.settings_page import render_settings_page
 
 ROOT = Path(__file__).parent.parent
 OTHER_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-PAGES = sorted([*OTHER_PAGES, *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*OTHER_PAGES, *(ROOT / "docs").rglob("*.md")])
 
 # The image sets where it listens and on what device; a worker's endpoint makes no sense inside one container.
 SET_BY_IMAGE = {"host", "port", "device", "worker"}
@@ -70,7 +70,8 @@ def _documented_commands(page: Path) -> list[list[str]]:
 
 
 def test_the_settings_page_is_the_one_generated_from_the_settings() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == render_settings_page(), "run `make docs`"
+    page = ROOT / "docs" / "reference" / "settings.md"
+    assert page.read_text(encoding="utf-8") == render_settings_page(), "run `make docs`"
 
 
 def test_every_setting_is_a_flag_of_cllm_serve() -> None:
@@ -114,7 +115,7 @@ def test_documented_make_targets_exist() -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    documented = re.findall(r"`(cllm_\w+)`", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
+    documented = re.findall(r"`(cllm_\w+)`", (ROOT / "docs" / "how-to" / "serving.md").read_text(encoding="utf-8"))
     source = (ROOT / "server" / "ops" / "metrics.py").read_text(encoding="utf-8")
     defined = set(re.findall(r'"(cllm_\w+)"', source))
     assert {name.removesuffix("_total") for name in documented} == defined

@@ -10,7 +10,7 @@ import numpy as np
 
 from cllm_core.engine.drafts import Copies, Ids
 
-# Weight of a new observation: about the last ten drafts count. 0.1 and 0.2 did equally well (docs/tries.md).
+# Weight of a new observation: about the last ten drafts count. 0.1 and 0.2 did equally well (docs/log/tries.md).
 _RATE = 0.1
 # Equal at first, where a tie goes to the model's own draft: a few windows of a plain model are enough to lower it.
 _INITIAL_LENGTH = 1.0

@@ -1,7 +1,7 @@
 """Which models are known to be served right: those that the tests compare with transformers, architecture by rope.
 
 The list lies in proven.json beside this module, which `python -m tests.models_page` writes from a run of the whole
-matrix (docs/models.md). All others check themselves at load.
+matrix (docs/reference/models.md). All others check themselves at load.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Attention of a pack: registered with transformers, like the engine's, and told by keyword which token sees which.
 
 On the CPU every example attends to its own tokens and its shared prefix alone, by plain matrix products: at these sizes
-they beat the fused kernel, which has to be given the pack's whole mask (measured: docs/training.md). On a GPU one fused
-call over the whole pack is faster than many small ones.
+they beat the fused kernel, which has to be given the pack's whole mask (measured: docs/how-to/training.md). On a GPU
+one fused call over the whole pack is faster than many small ones.
 """
 
 from collections.abc import Sequence

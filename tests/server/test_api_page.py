@@ -1,4 +1,4 @@
-"""docs/api.md names every field, endpoint and error code there is."""
+"""docs/reference/api.md names every field, endpoint and error code there is."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from server.settings import ServerSettings
 from tests.compatibility_page import known_fields
 from tests.server.fakes import ScriptedEngine
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> set[str]:

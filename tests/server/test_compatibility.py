@@ -1,4 +1,4 @@
-"""docs/compatibility.md is the one generated, and every field of OpenAI's works, is reported or refused by its name."""
+"""The compatibility page is the generated one; every field of OpenAI's works, is reported or is refused by name."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.compatibility_page import ENDPOINTS, Endpoint, known_fields, render_c
 from tests.server.fakes import MODEL_NAME
 from tests.server.harness import RunningServer
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
 BODIES: dict[str, dict[str, object]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
     "/v1/completions": {"prompt": "Hi"},

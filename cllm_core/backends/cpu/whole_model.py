@@ -1,6 +1,6 @@
 """NativeModel: a model whose layers are one NativeDecoder, without what transformers does around them in every step.
 
-It took 0.3 ms of the 4.8 that one token of a model of 135M parameters took (docs/performance.md).
+It took 0.3 ms of the 4.8 that one token of a model of 135M parameters took (docs/log/performance.md).
 """
 
 import logging

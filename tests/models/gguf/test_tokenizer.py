@@ -43,7 +43,11 @@ PIECES = [
 
 def corpus() -> list[str]:
     """Prose, code, every pair of some awkward pieces, and random characters of many scripts."""
-    prose = [line for page in ("decoding.md", "api.md") for line in (DOCS / page).read_text().split("\n")]
+    prose = [
+        line
+        for page in ("explanation/decoding.md", "reference/api.md")
+        for line in (DOCS / page).read_text().split("\n")
+    ]
     pairs = ["".join(pair) for pair in itertools.product(PIECES, repeat=2)]
     runs = [" " * count + "x" + "\n" * count + "y" for count in range(40)]
     chance = random.Random(0)

@@ -114,7 +114,7 @@ def test_changing_adapters_needs_a_key_where_keys_are_required() -> None:
 
 
 def test_the_page_names_the_endpoints() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "api.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     paths = create_app(ScriptedEngine(), ServerSettings(adapter_root="/adapters")).openapi()["paths"]
     assert {LOAD, UNLOAD} <= paths.keys()
     assert all(f"`POST {path}`" in page for path in (LOAD, UNLOAD))
