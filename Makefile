@@ -64,8 +64,9 @@ test-clients: setup ## run clients of other makers, libraries and coding agents,
 	fi
 	$(BIN)/pytest -m clients tests/clients
 
-docs: setup ## regenerate the pages on settings and compatibility
+docs: setup ## regenerate the pages on settings, metrics and compatibility
 	$(BIN)/python -m tests.settings_page > docs/reference/settings.md
+	$(BIN)/python -m tests.metrics_page > docs/reference/metrics.md
 	$(BIN)/python -m tests.compatibility_page > docs/reference/compatibility.md
 
 models: setup ## compare every architecture with transformers; rewrite the page on models and the list of proven models

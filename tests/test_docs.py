@@ -13,6 +13,7 @@ from server.cli import app
 from server.cli.options import flag_of
 from server.engine_settings import ENV_PREFIX
 from server.settings import ServerSettings
+from tests.metrics_page import metric_families, render_metrics_page, series_name
 from tests.settings_page import render_settings_page
 
 ROOT = Path(__file__).parent.parent
@@ -114,8 +115,15 @@ def test_documented_make_targets_exist() -> None:
     assert used <= targets
 
 
+def test_the_metrics_page_is_the_one_generated_from_the_metrics() -> None:
+    page = ROOT / "docs" / "reference" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == render_metrics_page(), "run `make docs`"
+
+
 def test_documented_metrics_exist() -> None:
-    documented = re.findall(r"`(cllm_\w+)`", (ROOT / "docs" / "how-to" / "serving.md").read_text(encoding="utf-8"))
-    source = (ROOT / "server" / "ops" / "metrics.py").read_text(encoding="utf-8")
-    defined = set(re.findall(r'"(cllm_\w+)"', source))
-    assert {name.removesuffix("_total") for name in documented} == defined
+    defined = {series_name(family) for family in metric_families()}
+    suffix = re.compile(r"_(bucket|sum|count)$")
+    for page in PAGES:
+        named = re.findall(r"\b(cllm_\w+)(?=[\[`{])", page.read_text(encoding="utf-8"))
+        series = {suffix.sub("", name) for name in named} - {"cllm_core", "cllm_server"}
+        assert series <= defined, page.name

@@ -31,18 +31,30 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._models = models
         self._registry.register(_EngineCollector(engine, models))
-        self._requests = self._counter("cllm_requests", "HTTP requests.", "endpoint", "status")
+        self._requests = self._counter(
+            "cllm_requests", "HTTP requests by endpoint and status; 499 is a client that left.", "endpoint", "status"
+        )
         self._prompt_tokens = self._counter("cllm_prompt_tokens", "Prompt tokens of all requests.")
         self._cached_tokens = self._counter("cllm_cached_prompt_tokens", "Prompt tokens from the prefix cache.")
-        self._completion_tokens = self._counter("cllm_completion_tokens", "Tokens given to clients.")
+        self._completion_tokens = self._counter("cllm_completion_tokens", "Tokens sent to clients.")
         self._forward_passes = self._counter("cllm_forward_passes", "Jacobi iterations, summed over requests.")
         self._ignored = self._counter(
-            "cllm_ignored_fields", "Requests with a field that has no effect; other: an unknown one.", "field"
+            "cllm_ignored_fields", "Requests with a field that has no effect, by field; other: unknown ones.", "field"
         )
-        self._latency = self._histogram("cllm_request_seconds", "Time to the whole answer.", _SECONDS, "endpoint")
-        self._ttft = self._histogram("cllm_time_to_first_token_seconds", "Time to a choice's first token.", _SECONDS)
-        self._gap = self._histogram("cllm_inter_chunk_seconds", "Time between two chunks of a choice.", _GAPS)
-        self._tpf = self._histogram("cllm_request_tokens_per_forward", "TPF of finished requests.", _TPF)
+        self._latency = self._histogram(
+            "cllm_request_seconds", "Time to the whole answer, by endpoint.", _SECONDS, "endpoint"
+        )
+        self._ttft = self._histogram(
+            "cllm_time_to_first_token_seconds",
+            "Time from a request's arrival to the first token of a choice.",
+            _SECONDS,
+        )
+        self._gap = self._histogram(
+            "cllm_inter_chunk_seconds", "Time between two chunks of a choice, as a streaming client sees it.", _GAPS
+        )
+        self._tpf = self._histogram(
+            "cllm_request_tokens_per_forward", "Tokens per forward pass of finished requests.", _TPF
+        )
         self._accepted = self._histogram(
             "cllm_accepted_tokens_per_iteration", "Tokens that one Jacobi iteration accepted.", _ACCEPTED
         )
@@ -108,7 +120,7 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         status, stats = self._engine.status, self._engine.stats
         used = stats.num_cache_blocks - stats.num_free_blocks
-        yield self._gauge("cllm_ready", "1 while requests are taken.", float(status.state == "ready"))
+        yield self._gauge("cllm_ready", "1 while requests are accepted.", float(status.state == "ready"))
         yield self._gauge("cllm_requests_running", "Requests being decoded.", stats.num_running)
         yield self._gauge("cllm_requests_waiting", "Requests in the queue.", stats.num_waiting)
         yield self._gauge("cllm_cache_blocks", "Blocks of the KV cache.", stats.num_cache_blocks)
@@ -116,9 +128,9 @@ class _EngineCollector(Collector):
         yield self._gauge(
             "cllm_cache_usage_ratio", "Share of the KV cache in use.", used / max(stats.num_cache_blocks, 1)
         )
-        yield self._gauge("cllm_step_seconds", "Wall time of the latest engine step.", stats.step_seconds)
+        yield self._gauge("cllm_step_seconds", "Duration of the latest engine step.", stats.step_seconds)
         yield self._counter("cllm_engine_steps", "Engine steps since the worker started.", stats.num_steps)
-        yield self._counter("cllm_worker_restarts", "Times the worker was started again.", status.num_restarts)
+        yield self._counter("cllm_worker_restarts", "Times the worker was restarted.", status.num_restarts)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=["model"])
