@@ -25,10 +25,13 @@ def build_bundle(
         raise ModelLoadError(
             f"{model_name}: its tokenizer ({type(tokenizer).__name__}) is Python code; convert it to tokenizer.json"
         )
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    # A file may carry the truncation and padding of its training run; transformers turns both off, and so do we.
-    backend.no_truncation()
-    backend.no_padding()
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None or backend.padding is not None:
+        # A file may carry them from its training run; transformers turns both off, and so do we. In a copy, and only
+        # then: copying a large vocabulary takes a second.
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
     templates = find_templates(tokenizer, model_name=model_name, chosen=chat_template)
     return TokenizerBundle(
         tokenizer_json=backend.to_str(),

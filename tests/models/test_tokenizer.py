@@ -195,3 +195,15 @@ def test_own_template_wins_over_the_built_in_one() -> None:
 
 def test_tokenizer_json_is_plain_json() -> None:
     assert json.loads(build_bundle(build_tokenizer(), model_name="tiny").tokenizer_json)["truncation"] is None
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_limits_of_a_training_run_are_left_out_of_the_bundle_and_stay_with_the_tokenizer(is_limited: bool) -> None:
+    tokenizer = build_tokenizer()
+    if is_limited:
+        tokenizer.backend_tokenizer.enable_truncation(max_length=4)
+        tokenizer.backend_tokenizer.enable_padding(length=8)
+    before = tokenizer.backend_tokenizer.to_str()
+    bundle = json.loads(build_bundle(tokenizer, model_name="tiny").tokenizer_json)
+    assert (bundle["truncation"], bundle["padding"]) == (None, None)
+    assert tokenizer.backend_tokenizer.to_str() == before

@@ -126,7 +126,7 @@ def sentencepiece_merges(tokens: Sequence[str], types: np.ndarray, scores: np.nd
 
 def _pairs(token: str, known: frozenset[str]) -> list[tuple[str, str]]:
     cuts = range(len(token) - 1, 0, -1)
-    return [(token[:cut], token[cut:]) for cut in cuts if token[:cut] in known and token[cut:] in known]
+    return [(left, right) for cut in cuts if (left := token[:cut]) in known and (right := token[cut:]) in known]
 
 
 def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary, *, swallows_spaces: bool) -> None:

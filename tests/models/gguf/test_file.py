@@ -1,5 +1,6 @@
 """The container: number formats, quantisations and models split into several files."""
 
+import time
 from pathlib import Path
 
 import gguf
@@ -13,6 +14,7 @@ from cllm_core.models.gguf.checkpoint import stored_gguf_dtype
 from cllm_core.models.gguf.file import GgufFile, StoredTensor
 from tests.checkpoints import write_gguf
 from tests.export.conftest import Export, export  # noqa: F401 - a fixture here, too
+from tests.gguf_models import write_model
 from tests.models.conftest import Load, logits_of, plain_logits
 from tests.models.gguf.editing import write_file
 
@@ -76,3 +78,23 @@ def test_an_unquantised_file_is_served_in_its_own_precision(
     path = export(tiny_llama, tmp_path / "tiny.gguf", format="gguf", dtype=dtype)
     assert load(path).dtype == load(folder).dtype
     assert stored_gguf_dtype(GgufFile(path)) == stored_dtype(Checkpoint(folder), read_config(Checkpoint(folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-2", "gemma-3"])
+def test_a_file_loads_in_about_the_time_of_its_folder(
+    export: Export,  # noqa: F811 - the fixture
+    load: Load,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """A file took twenty times as long, nearly all of it to build the tokenizer."""
+    folder = write_model(tmp_path / "folder", name)
+    path = export(folder, tmp_path / "model.gguf", format="gguf")
+    seconds: dict[Path, list[float]] = {folder: [], path: []}
+    for _ in range(10):
+        for model, times in seconds.items():
+            started = time.process_time()
+            load(model)
+            times.append(time.process_time() - started)
+    assert min(seconds[path]) < 2 * min(seconds[folder])
