@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from msgspec.structs import replace
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cllm_core.backends.choose import kernels_take_bfloat16, prepare_model
+from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import EngineConfig
 from cllm_core.info import ComputePaths
 from cllm_core.models.check_rows import CheckTexts, run_rows
@@ -49,7 +49,8 @@ class CheckReport:
         ropes: types of its rotary embeddings, "" for none.
         num_tokens: of each text that was compared.
         on_cache: transformers' layers on the paged cache against transformers without one.
-        rounding: of what is served, in the model's own precision.
+        rounding: of what is served, in the precision that the backend computes in.
+        dtype: that precision.
         paths: what computes which part.
     """
 
@@ -58,6 +59,7 @@ class CheckReport:
     num_tokens: int
     on_cache: Difference
     rounding: Rounding
+    dtype: torch.dtype
     paths: ComputePaths
 
     @property
@@ -88,30 +90,26 @@ def check_model(config: EngineConfig, *, num_tokens: int, on_progress: OnProgres
     on_cache, expected = compare_with_transformers(model, texts)
     transformers = float((reference_logprobs(model, texts) - expected).nan_to_num().abs().mean())
     on_progress("comparing what is served", 1.0)
-    served, paths = _run_prepared(config, model, texts, expected)
-    rounding = Rounding(served, transformers, is_quantised=config.quantization is not None)
-    return CheckReport(loaded, ropes, texts.num_tokens, on_cache, rounding, paths)
-
-
-def _run_prepared(
-    config: EngineConfig, model: PreTrainedModel, texts: CheckTexts, expected: Tensor
-) -> tuple[float, ComputePaths]:
-    """How far what the backend computes is from `expected`, in nats on average; the model's layers may be replaced."""
     prepared = prepare_model(config, model)
-    block_size = config.cache_block_size
+    served = _mean_difference(prepared, texts, expected, block_size=config.cache_block_size)
+    rounding = Rounding(served, transformers, is_quantised=config.quantization is not None)
+    return CheckReport(loaded, ropes, texts.num_tokens, on_cache, rounding, prepared.dtype, prepared.paths)
+
+
+def _mean_difference(prepared: PagedModel, texts: CheckTexts, expected: Tensor, *, block_size: int) -> float:
+    """How far what the backend computes is from `expected`, in nats on average over all tokens."""
     prepared.allocate_cache(num_blocks=texts.num_blocks(block_size), block_size=block_size)
     rows = run_rows(prepared.forward, texts, block_size=block_size)
     distances = [logprobs - expected[row.text, row.scored(texts)] for row, logprobs in rows]
-    return float(torch.cat(distances).nan_to_num().abs().mean()), prepared.paths
+    return float(torch.cat(distances).nan_to_num().abs().mean())
 
 
 def render(report: CheckReport) -> str:
     """The report, a line for each of its facts."""
     loaded, paths, rounding = report.loaded, report.paths, report.rounding
-    dtype = str(loaded.dtype).removeprefix("torch.")
     proof = f"say nothing: {loaded.unproven}" if loaded.unproven else "compare this architecture and rope"
     facts = {
-        "model": f"{loaded.name}: {type(loaded.model).__name__}, {dtype} on {loaded.device}",
+        "model": f"{loaded.name}: {type(loaded.model).__name__}, {_dtype_name(report.dtype)} on {loaded.device}",
         "rope": ", ".join(name or "none" for name in report.ropes),
         "context": f"{loaded.max_model_len} tokens",
         "end tokens": ", ".join(map(str, loaded.eos_token_ids)) or "none: outputs end at their limit",
@@ -120,11 +118,15 @@ def render(report: CheckReport) -> str:
         "paged cache": f"{_verdict(report.on_cache.is_rounding)}: off by {report.on_cache} "
         f"(float32, texts of {report.num_tokens} tokens)",
         "as served": f"{_verdict(rounding.is_usual)}: off by {rounding.served:.2g} nats on average, "
-        f"transformers in {dtype} by {rounding.transformers:.2g}",
+        f"transformers in {_dtype_name(loaded.dtype)} by {rounding.transformers:.2g}",
         **{name.replace("_", " "): str(getattr(paths, name)) for name in paths.__struct_fields__},
     }
     width = max(map(len, facts))
     return "".join(f"{name:<{width}}  {fact}\n" for name, fact in facts.items())
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _verdict(is_equal: bool) -> str:

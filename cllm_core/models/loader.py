@@ -53,9 +53,9 @@ class LoadedModel:
         domain: what the model was trained for (cllm.json), None for a plain model.
         max_model_len: longest prompt + output that the model was built for, in tokens.
         device: of all weights.
-        dtype: of the weights, and for the KV cache.
+        dtype: of the weights as they are loaded; a backend may compute in another one.
         unproven: why the tests say nothing about the model, None where they compare it with transformers.
-        sampling_defaults: of its generation_config.json.
+        sampling_defaults: of its generation_config.json or GGUF file.
     """
 
     model: PreTrainedModel

@@ -8,8 +8,12 @@ import pytest
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from cllm_core.backends import choose
+from cllm_core.backends.cpu.library import load_kernels
 from cllm_core.models import paged
+from cllm_core.models.embedded import cache_folder
 from server.cli import app
+from tests.export.conftest import Export, export  # noqa: F401 - a fixture here, too
 
 
 def check(model: Path, *options: str) -> Result:
@@ -54,6 +58,22 @@ def test_in_bfloat16_rounding_is_compared_with_that_of_transformers(tiny_llama: 
     result = check(tiny_llama, "--dtype", "bfloat16")
     assert result.exit_code == 0
     assert "transformers in bfloat16 by 0.0" in facts_of(result)["as served"]
+
+
+def test_the_precision_shown_is_the_one_that_the_backend_computes_in(
+    export: Export,  # noqa: F811 - the fixture
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bfloat16 model that is cast to float32, for a processor without bfloat16, was shown as bfloat16."""
+    if load_kernels(cache_folder()) is None:
+        pytest.skip("there is no C compiler here")
+    monkeypatch.setattr(choose, "has_bfloat16", lambda device: False)
+    folder = export(tiny_llama, tmp_path / "folder", dtype="bf16")
+    facts = facts_of(check(folder, "--cache-block-size", "8"))  # not for the kernels
+    assert facts["model"].endswith("LlamaForCausalLM, float32 on cpu")
+    assert "transformers in bfloat16 by 0.0" in facts["as served"]
 
 
 def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
