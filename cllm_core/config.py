@@ -57,7 +57,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stream_interval: seconds that accepted tokens, but a request's first, may wait to be sent with those of the
             next steps, as every message takes time from the cores that compute; 0 sends them after every step.
         prefix_caching: share KV blocks of equal prompt prefixes.
-        generation_config: auto takes defaults of sampling from the checkpoint's generation_config.json, none does not.
+        generation_config: auto takes defaults of sampling from the checkpoint (generation_config.json, or a GGUF
+            file's keys), none does not.
         trust_remote_code: let transformers run code that comes with the checkpoint.
         skip_self_check: serve models of an architecture that no test knows without comparing them with transformers.
         native_kernels: compute by the C kernels where they cover the model (CPU, bfloat16).

@@ -115,7 +115,7 @@ class LLM:
 
     @property
     def default_params(self) -> SamplingParams:
-        """Used where none are given: the defaults of the checkpoint's generation_config.json, else SamplingParams()."""
+        """Used where none are given: the checkpoint's defaults of sampling, else SamplingParams()."""
         return SamplingParams(**self.info.sampling_defaults.values())  # type: ignore[arg-type]
 
     def generate(

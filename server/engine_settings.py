@@ -100,7 +100,7 @@ class EngineSettings(BaseSettings):
         MODEL,
         Field(
             description="auto: temperature, top_p, top_k, min_p, repetition_penalty and max_tokens that a request "
-            "leaves out are those of the checkpoint's generation_config.json. none: the file sets no defaults."
+            "leaves out are those of the checkpoint's generation_config.json or GGUF file. none: it sets no defaults."
         ),
     ] = "auto"
     trust_remote_code: Annotated[

@@ -212,7 +212,5 @@ def _sampling_defaults(loaded: LoadedModel, config: EngineConfig) -> SamplingDef
         return SamplingDefaults()
     stated = [f"{name} {value}" for name, value in loaded.sampling_defaults.values().items()]
     if stated:
-        logger.info(
-            "requests that say nothing else are sampled as generation_config.json has it: %s", ", ".join(stated)
-        )
+        logger.info("requests that say nothing else are sampled as the checkpoint has it: %s", ", ".join(stated))
     return loaded.sampling_defaults

@@ -7,6 +7,7 @@ from pathlib import Path
 from cllm_core.export.merged import MergedModel
 from cllm_core.models.cllm_json import write_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
+from cllm_core.models.sampling_defaults import JSON_FIELDS, read_sampling_defaults
 from cllm_core.models.saving import save_model, save_tokenizer
 
 _CARD = "README.md"
@@ -27,7 +28,7 @@ def write_folder(merged: MergedModel, folder: Path) -> None:
     save_tokenizer(merged.tokenizer, folder)
     for weights in folder.glob("*.safetensors"):  # its library lets the owner alone read them
         shutil.copymode(folder / _CONFIG, weights)
-    _write_end_tokens(folder / _GENERATION_CONFIG, merged.eos_token_ids)
+    _complete_generation_config(folder / _GENERATION_CONFIG, merged)
     if merged.source.card is not None:
         write_card(folder, merged.source.card)
     for origin in _origins(merged):
@@ -59,11 +60,19 @@ def model_card(merged: MergedModel) -> str:
     return "\n".join([*lines, "", *(["## The card of what was exported", "", own, ""] if own else [])])
 
 
-def _write_end_tokens(path: Path, eos_token_ids: tuple[int, ...]) -> None:
-    """State all end tokens in one place; by hand, for transformers refuses to save many a published config changed."""
+def _complete_generation_config(path: Path, merged: MergedModel) -> None:
+    """State all end tokens in one place, and how a GGUF file wants to be sampled.
+
+    By hand: transformers refuses to save many a published config changed.
+    """
     values = json.loads(path.read_text(encoding="utf-8"))
-    ids = list(eos_token_ids)
+    ids = list(merged.eos_token_ids)
     values["eos_token_id"] = ids[0] if len(ids) == 1 else ids or None
+    if merged.source.checkpoint.gguf_file is not None:
+        stated = read_sampling_defaults(merged.source.checkpoint).values()
+        values |= {name: stated[field] for name, field in JSON_FIELDS.items() if field in stated}
+        if stated.get("temperature"):
+            values["do_sample"] = True  # transformers looks at the rest only then
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

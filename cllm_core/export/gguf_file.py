@@ -26,6 +26,7 @@ from cllm_core.models.gguf.file import Value
 from cllm_core.models.gguf.keys import Keys
 from cllm_core.models.gguf.source import Source
 from cllm_core.models.gguf.weights import name_in_file, part_of
+from cllm_core.models.sampling_defaults import GGUF_FIELDS, GGUF_PREFIX, read_sampling_defaults
 
 _FILE_TYPES: Final = {
     torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
@@ -68,6 +69,7 @@ def write_gguf(merged: MergedModel, path: Path) -> None:
     writer.add_file_type(_FILE_TYPES[model.dtype][1])
     for key, value in keys.items():
         writer.add_key_value(f"{architecture.name}.{key}", value, _VALUE_TYPES[type(value)])
+    _add_sampling_defaults(writer, merged)
     add_tokenizer(writer, merged)
     _write_tensors(writer, weights, factors, architecture, config)
 
@@ -77,6 +79,14 @@ _VALUE_TYPES: Final = {
     float: gguf.GGUFValueType.FLOAT32,
     str: gguf.GGUFValueType.STRING,
 }
+
+
+def _add_sampling_defaults(writer: gguf.GGUFWriter, merged: MergedModel) -> None:
+    """What the checkpoint says about sampling, except for the number of tokens, which GGUF has no key for."""
+    stated = read_sampling_defaults(merged.source.checkpoint).values()
+    for key, field in GGUF_FIELDS.items():
+        if field in stated:
+            writer.add_key_value(GGUF_PREFIX + key, stated[field], _VALUE_TYPES[type(stated[field])])
 
 
 def unsupported(what: str) -> ModelLoadError:

@@ -55,7 +55,7 @@ class Keys:
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, "must be a number")
-        return float(str(np.float32(value)))
+        return shortest(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         """True or false."""
@@ -117,6 +117,11 @@ class Keys:
         if value is None:
             raise ModelLoadError(f"{self._path}: has no {self._prefix}{key}; convert the model again")
         return value
+
+
+def shortest(number: float) -> float:
+    """The number with the fewest decimals that is stored as this float32: 0.6, not 0.6000000238418579."""
+    return float(str(np.float32(number)))
 
 
 def first_of(names: list[str]) -> str:
