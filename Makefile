@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients docs models lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients docs site models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -68,6 +68,9 @@ docs: setup ## regenerate the pages on settings, metrics and compatibility
 	$(BIN)/python -m tests.settings_page > docs/reference/settings.md
 	$(BIN)/python -m tests.metrics_page > docs/reference/metrics.md
 	$(BIN)/python -m tests.compatibility_page > docs/reference/compatibility.md
+
+site: setup ## build the documentation as a web site in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 models: setup ## compare every architecture with transformers; rewrite the page on models and the list of proven models
 	$(BIN)/python -m tests.models_page
