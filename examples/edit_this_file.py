@@ -53,7 +53,7 @@ def main() -> None:
     print(
         "the same answer"
         if answers[0] == answers[1]
-        else "another answer: see docs/explanation/decoding.md on near ties"
+        else "another answer: see docs/explanation/exactness.md on near ties"
     )
 
 
