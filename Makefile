@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients docs site models lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray docs site models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,10 @@ format: setup ## format and fix what ruff can fix
 
 test-slow: setup ## tests that take minutes or run the embedded model
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-ray: setup ## tests of `cllm deploy` on a Ray cluster of this machine, which they install
+	$(PIP_INSTALL) --editable '.[ray]'
+	$(BIN)/pytest -m ray tests/server/cluster
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu

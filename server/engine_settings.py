@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cllm_core.config import CpuIsaName, DeviceName, DTypeName, EngineConfig, GenerationConfigChoice, QuantizationName
 from cllm_core.errors import ConfigError
 
-PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits"]
+PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits", "Cluster"]
 
 ENV_PREFIX = "CLLM_"
 
@@ -31,6 +31,7 @@ DECODING = Panel("Decoding")
 MEMORY = Panel("Memory")
 SERVER = Panel("Server")
 LIMITS = Panel("Limits")
+CLUSTER = Panel("Cluster")
 
 
 def _split_commas(value: object) -> object:

@@ -6,14 +6,16 @@ from typing import get_args
 from pydantic.fields import FieldInfo
 
 from server.cli.options import flag_of
+from server.cluster.settings import ClusterSettings
 from server.engine_settings import ENV_PREFIX, Panel, PanelName
 from server.settings import ServerSettings
 
 HEADER = """\
 # Settings
 
-Generated from `server/settings.py` and `server/engine_settings.py` by `make docs`; do not edit. Every setting of
-`cllm serve` is a flag and an environment variable; the flag wins. `cllm serve --help` prints the same.
+Generated from the settings' classes in `server/` by `make docs`; do not edit. Every setting of `cllm serve` is a flag
+and an environment variable; the flag wins. `cllm serve --help` prints the same. Those under Cluster are of
+`cllm deploy` alone, which takes the others too; its `--response-store` is off where it is not given.
 """
 
 
@@ -23,7 +25,8 @@ def render_settings_page() -> str:
 
 
 def _render_panel(panel: PanelName) -> str:
-    fields = [(name, field) for name, field in ServerSettings.model_fields.items() if Panel(panel) in field.metadata]
+    all_fields = {**ClusterSettings.model_fields, **ServerSettings.model_fields}
+    fields = [(name, field) for name, field in all_fields.items() if Panel(panel) in field.metadata]
     head = [f"## {panel}", "", "| flag | environment | default | meaning |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *(_render_row(name, field) for name, field in fields), ""])
 

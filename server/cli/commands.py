@@ -16,6 +16,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
 
+from ..cluster.settings import ClusterSettings
 from ..engine_settings import EngineSettings
 from ..settings import ServerSettings
 from . import local
@@ -66,7 +67,20 @@ def worker(
     raise typer.Exit(run_worker(options))
 
 
+def deploy(settings: ClusterSettings) -> None:
+    """Serve a model on a Ray cluster: several replicas, more of them under load. Needs the extra `ray`."""
+    try:
+        from ..cluster.command import deploy as run_deploy  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        exit_with(f"{error}; install Ray: pip install 'cllm-server[ray]'")
+    try:
+        run_deploy(settings)
+    except (ConfigError, ConnectionError) as error:
+        exit_with(str(error))
+
+
 app.command()(settings_command(serve, ServerSettings))
+app.command()(settings_command(deploy, ClusterSettings))
 app.command()(settings_command(worker, EngineSettings))
 app.command()(settings_command(local.generate, EngineSettings))
 app.command()(settings_command(local.chat, EngineSettings))

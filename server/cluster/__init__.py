@@ -1,0 +1,1 @@
+"""The server on a Ray cluster: replicas of the whole app behind gateways (`cllm deploy`). Needs the extra `ray`."""
