@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from cllm_core import __version__
 from cllm_core.errors import CllmError
-from cllm_core.worker.protocol import EngineClient
+from cllm_core.worker.engine_client import EngineClient
 
 from .http.errors import error_response, http_exception_response
 from .http.ignored import IGNORED_FIELDS_HEADER

@@ -11,7 +11,7 @@ from cllm_core.info import AdapterInfo, ModelInfo, TokenizerBundle
 from cllm_core.text.chat_template import ChatTemplate
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.dialect import Dialect, find_dialect
-from cllm_core.worker.protocol import EngineClient
+from cllm_core.worker.engine_client import EngineClient
 
 from .http.errors import ModelNotFound
 from .settings import ANY_MODEL, ServerSettings

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from cllm_core.worker.protocol import EngineClient
+from cllm_core.worker.engine_client import EngineClient
 
 from .generation.grammar_checker import GrammarChecker
 from .ops.metrics import Metrics

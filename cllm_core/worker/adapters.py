@@ -1,4 +1,4 @@
-"""AdapterCalls: changes of the served adapters that a worker was asked for, and what of them its successor must hear.
+"""AdapterCalls: requests to a worker to load and unload adapters, and those that the next worker has to be sent again.
 
 Knows no sockets; lives in one event loop.
 """
@@ -18,7 +18,7 @@ AdapterCall = LoadAdapter | UnloadAdapter
 
 
 class AdapterCalls:
-    """Numbers calls, hands their answers to those who wait, and remembers what was changed since the start."""
+    """Numbers calls, resolves the future of each with its answer, and remembers the changes since the start."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -32,7 +32,7 @@ class AdapterCalls:
         return bool(self._restoring)
 
     def load(self, name: str, path: str) -> tuple[LoadAdapter, asyncio.Future[None]]:
-        """A call to send, and what becomes of it: nothing, InvalidRequest or EngineUnavailable."""
+        """A call to send, and its result: None, InvalidRequest or EngineUnavailable."""
         call = LoadAdapter(self._next_id(), name, path)
         return call, self._expect(call)
 
@@ -42,10 +42,10 @@ class AdapterCalls:
         return call, self._expect(call)
 
     def restore(self, info: ModelInfo) -> list[AdapterCall]:
-        """Calls to send to a new worker that serves what `info` says, so that it serves what the last one did."""
+        """Calls that make a new worker, which serves what `info` lists, serve the adapters of the last one."""
         served = {adapter.name: adapter.path for adapter in info.adapters}
         changed = {name: path for name, path in self._changes.items() if served.get(name) != path}
-        for name in changed.keys() & served.keys():  # first, as they make room
+        for name in changed.keys() & served.keys():  # first: they free slots
             self._restore(UnloadAdapter(self._next_id(), name))
         for name, path in changed.items():
             if path is not None:
@@ -53,7 +53,7 @@ class AdapterCalls:
         return list(self._restoring.values())
 
     def settle(self, answer: AdapterDone) -> None:
-        """Take the answer to a call."""
+        """Handle the answer to a call."""
         restored = self._restoring.pop(answer.call_id, None)
         if restored is not None:
             if answer.error is not None:

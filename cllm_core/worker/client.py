@@ -1,24 +1,24 @@
-"""WorkerClient: the EngineClient of the server, over ZeroMQ. Starts and reaches workers through a WorkerHost.
+"""WorkerClient: the EngineClient of the server, for a worker process of its own or for a remote worker.
 
-Runs in one event loop and imports no torch. What it does the same for a worker of its own and for a remote one:
-greet it, hand out streams, end them when it is lost, and try again as the RestartPolicy says.
+Runs in one event loop and imports no torch. It greets the worker, hands out streams, ends them when the worker is lost,
+and starts or reaches the next one as the RestartPolicy says.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
 import msgspec
 import zmq.asyncio
 
+from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError, EngineBusy, EngineFailed, EngineUnavailable
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
 from cllm_core.worker.adapters import AdapterCalls
-from cllm_core.worker.host import WorkerHost
-from cllm_core.worker.link import WorkerLink
+from cllm_core.worker.engine_client import EngineState, EngineStatus
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
@@ -31,37 +31,63 @@ from cllm_core.worker.messages import (
     StepReport,
     Submit,
 )
-from cllm_core.worker.protocol import EngineState, EngineStatus
-from cllm_core.worker.restart import Departure, RestartPolicy
-from cllm_core.worker.stream import LiveStreams
+from cllm_core.worker.streams import LiveStreams
+from cllm_core.worker.supervisor import Loss, RemoteWorker, RestartPolicy, WorkerProcess
+from cllm_core.worker.transport import Connection
 
 logger = logging.getLogger(__name__)
 
-# A dead worker's last words are in the socket already; this bounds the wait for the end of the connection behind them.
-_LAST_WORDS_SECONDS = 1.0
+# A dead worker's last messages are in the socket already; this bounds the wait for the end of the connection.
+_LAST_MESSAGES_SECONDS = 1.0
+
+
+def supervised_worker(
+    config: EngineConfig, *, worker_arguments: Sequence[str] = (), policy: RestartPolicy | None = None
+) -> "WorkerClient":
+    """A client with a worker process of its own, restarted when it dies.
+
+    Args:
+        config: sent to the worker.
+        worker_arguments: further options of `python -m cllm_core.worker`, such as ("--log-level", "debug").
+        policy: when to restart; None is the default policy.
+    """
+    process = WorkerProcess(config, worker_arguments)
+    return WorkerClient(process, max_waiting=config.max_waiting, policy=policy or RestartPolicy())
+
+
+def remote_worker(endpoint: str, *, max_waiting: int, policy: RestartPolicy | None = None) -> "WorkerClient":
+    """A client of a worker that was started elsewhere; it reconnects without end.
+
+    The connection has no authentication: keep the endpoint on loopback or on a private network.
+
+    Raises:
+        ConfigError: the endpoint is malformed.
+    """
+    lasting = RestartPolicy(max_delay=5.0, healthy_seconds=5.0, max_failed_starts=None)
+    return WorkerClient(RemoteWorker(endpoint), max_waiting=max_waiting, policy=policy or lasting)
 
 
 class WorkerClient:
-    """Implements `cllm_core.worker.protocol.EngineClient`.
+    """Implements `cllm_core.worker.engine_client.EngineClient`.
 
     Args:
-        host: where workers come from.
+        worker: launches or reaches workers.
         max_waiting: requests that may wait beyond the `max_num_seqs` that the worker decodes together.
         policy: when a lost worker is replaced.
     """
 
-    def __init__(self, host: WorkerHost, *, max_waiting: int, policy: RestartPolicy) -> None:
-        self._host = host
+    def __init__(self, worker: WorkerProcess | RemoteWorker, *, max_waiting: int, policy: RestartPolicy) -> None:
+        self._worker = worker
         self._policy = policy
         self._max_waiting = max_waiting
         self._streams = LiveStreams()
         self._adapter_calls = AdapterCalls()
         self._listeners: list[Callable[[StepReport], None]] = []
-        self._status = EngineStatus(state="starting", detail=f"waiting for the {host.place}")
+        self._status = EngineStatus(state="starting", detail=f"waiting for the {worker.name}")
         self._closing: Literal["draining", "stopped"] | None = None
         self._info: ModelInfo | None = None
         self._stats = EngineStats()
-        self._link: WorkerLink | None = None
+        self._connection: Connection | None = None
         self._ready_since: float | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -101,26 +127,26 @@ class WorkerClient:
             EngineBusy: as many requests are alive as may run and wait.
             InvalidRequest: a request of this id is alive.
         """
-        link = self._require_ready()
+        connection = self._require_ready()
         limit = self.info.max_num_seqs + self._max_waiting
         if self.num_requests >= limit:
             raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
         stream = self._streams.open(request, self._abort)
-        link.send(Submit(request))
+        connection.send(Submit(request))
         return stream
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Serve another adapter; see EngineClient."""
-        link = self._require_ready()
+        connection = self._require_ready()
         call, done = self._adapter_calls.load(name, path)
-        link.send(call)
+        connection.send(call)
         await done
 
     async def unload_adapter(self, name: str) -> None:
         """Take no more requests for an adapter; see EngineClient."""
-        link = self._require_ready()
+        connection = self._require_ready()
         call, done = self._adapter_calls.unload(name)
-        link.send(call)
+        connection.send(call)
         await done
 
     async def start(self) -> None:
@@ -145,12 +171,12 @@ class WorkerClient:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        await self._host.close()
+        await self._worker.close()
 
-    def _require_ready(self) -> WorkerLink:
-        if self.status.state != "ready" or self._link is None:
+    def _require_ready(self) -> Connection:
+        if self.status.state != "ready" or self._connection is None:
             raise EngineUnavailable(self._describe_status())
-        return self._link
+        return self._connection
 
     def _describe_status(self) -> str:
         status = self.status
@@ -161,8 +187,8 @@ class WorkerClient:
         self._adapter_calls.fail_all(reason)
 
     def _abort(self, *request_ids: str) -> None:
-        if self._link is not None and request_ids:
-            self._link.send(Abort(request_ids))
+        if self._connection is not None and request_ids:
+            self._connection.send(Abort(request_ids))
 
     async def _run(self) -> None:
         """Serve one worker after the other, until the policy gives up or the client closes."""
@@ -171,98 +197,98 @@ class WorkerClient:
                 delay: float | None = 0.0
                 while delay is not None:
                     await asyncio.sleep(delay)
-                    delay = self._settle(await self._serve_one_worker(context))
+                    delay = self._delay_after(await self._run_one_worker(context))
         except Exception as error:
             logger.exception("the worker client failed; this is a bug")
             self._set_status("failed", f"the worker client failed: {error}")
         finally:
             self._fail_all(self._describe_status())
 
-    async def _serve_one_worker(self, context: zmq.asyncio.Context) -> Departure:
+    async def _run_one_worker(self, context: zmq.asyncio.Context) -> Loss:
         """From launch to loss."""
         self._ready_since = None
         try:
-            endpoint = await self._host.launch()
+            endpoint = await self._worker.launch()
         except (OSError, ConfigError) as error:
-            reason = f"the {self._host.place} cannot be started: {error}"
-            return Departure(reason, retry=isinstance(error, OSError), ready_seconds=None)
-        link = WorkerLink(context, endpoint)
+            reason = f"the {self._worker.name} cannot be started: {error}"
+            return Loss(reason, retry=isinstance(error, OSError), ready_seconds=None)
+        connection = Connection(context, endpoint)
         try:
-            failure = await self._converse(link)
+            failure = await self._serve(connection)
             served = None if self._ready_since is None else time.monotonic() - self._ready_since
         finally:
-            how_it_ended = await self._part(link)
+            how_it_ended = await self._dismiss(connection)
         if failure is None:
-            return Departure(how_it_ended, retry=True, ready_seconds=served)
-        return Departure(failure.error, retry=failure.retry, ready_seconds=served)
+            return Loss(how_it_ended, retry=True, ready_seconds=served)
+        return Loss(failure.error, retry=failure.retry, ready_seconds=served)
 
-    async def _converse(self, link: WorkerLink) -> Failed | None:
-        """Greet the worker and take what it sends until it is lost; then fail its requests, before all else."""
+    async def _serve(self, connection: Connection) -> Failed | None:
+        """Greet the worker and handle its messages until it is lost; then end its requests, before all else."""
         failure: Failed | None = None
-        self._link = link
+        self._connection = connection
         try:
-            link.send(Hello())
-            failure = await self._listen(link)
+            connection.send(Hello())
+            failure = await self._listen(connection)
         except EngineFailed as error:
             failure = Failed(str(error), retry=True)
         finally:
-            self._link = None
+            self._connection = None
             self._stats = EngineStats()
-        reason = failure.error if failure else f"the {self._host.place} was lost"
+        reason = failure.error if failure else f"the {self._worker.name} was lost"
         self._set_status("restarting", reason)
         self._fail_all(reason)
         return failure
 
-    async def _part(self, link: WorkerLink) -> str:
-        can_hear = self._closing == "stopped" and self._ready_since is not None
+    async def _dismiss(self, connection: Connection) -> str:
+        is_listening = self._closing == "stopped" and self._ready_since is not None
         try:
-            return await self._host.dismiss((lambda: link.send(Shutdown())) if can_hear else None)
+            return await self._worker.dismiss((lambda: connection.send(Shutdown())) if is_listening else None)
         finally:
             # Not before: a Shutdown that was not sent yet would be dropped.
-            link.close()
+            connection.close()
 
-    async def _listen(self, link: WorkerLink) -> Failed | None:
+    async def _listen(self, connection: Connection) -> Failed | None:
         """Handle messages until the worker says Failed, its connection breaks or its process ends."""
-        reading = asyncio.create_task(self._read(link))
-        lost = asyncio.create_task(link.wait_lost())
-        gone = asyncio.create_task(self._host.wait_gone())
+        reading = asyncio.create_task(self._read(connection))
+        lost = asyncio.create_task(connection.wait_lost())
+        gone = asyncio.create_task(self._worker.wait_exited())
         try:
             await asyncio.wait({reading, lost, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and link.is_connected:
-                await asyncio.wait({reading, lost}, timeout=_LAST_WORDS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and connection.is_connected:
+                await asyncio.wait({reading, lost}, timeout=_LAST_MESSAGES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 return reading.result()
         finally:
             for task in (reading, lost, gone):
                 task.cancel()
             await asyncio.wait({reading, lost, gone})
-        return self._take_waiting(link)
+        return self._take_waiting(connection)
 
-    async def _read(self, link: WorkerLink) -> Failed:
+    async def _read(self, connection: Connection) -> Failed:
         """Handle messages as they come, up to Failed."""
         failure: asyncio.Future[Failed] = asyncio.get_running_loop().create_future()
 
         # Called back by the event loop: a task that waits for each message would have to be woken for it.
         def read() -> None:
             try:
-                said = self._take_waiting(link)
+                failed = self._take_waiting(connection)
             except Exception as error:  # belongs to whoever waits for the end of the conversation
-                link.notify(None)
+                connection.notify(None)
                 failure.set_exception(error)
             else:
-                if said is not None:
-                    link.notify(None)
-                    failure.set_result(said)
+                if failed is not None:
+                    connection.notify(None)
+                    failure.set_result(failed)
 
-        link.notify(read)
+        connection.notify(read)
         try:
             return await failure
         finally:
-            link.notify(None)
+            connection.notify(None)
 
-    def _take_waiting(self, link: WorkerLink) -> Failed | None:
-        """Handle the messages that are here; the first Failed ends it."""
-        while (message := link.receive_waiting()) is not None:
+    def _take_waiting(self, connection: Connection) -> Failed | None:
+        """Handle the messages that have arrived, up to the first Failed."""
+        while (message := connection.receive_waiting()) is not None:
             if isinstance(message, Failed):
                 return message
             self._handle(message)
@@ -274,7 +300,7 @@ class WorkerClient:
                 self._stats = steps[-1]
                 for output in outputs:
                     self._streams.deliver(output)
-                self._tell_listeners(message)
+                self._notify_listeners(message)
             case Rejected(request_id, error):
                 self._streams.reject(request_id, error)
             case Loading(stage, fraction):
@@ -292,32 +318,32 @@ class WorkerClient:
 
     def _restore_adapters(self, info: ModelInfo) -> None:
         """Ask a new worker for the adapters that the last one was asked for."""
-        assert self._link is not None
+        assert self._connection is not None
         for call in self._adapter_calls.restore(info):
-            self._link.send(call)
+            self._connection.send(call)
 
     def _become_ready(self) -> None:
         if not self._adapter_calls.is_restoring:
             self._set_status("ready", progress=1.0)
 
-    def _tell_listeners(self, report: StepReport) -> None:
+    def _notify_listeners(self, report: StepReport) -> None:
         for listener in self._listeners:
             try:
                 listener(report)
             except Exception:
                 logger.exception("a step listener failed")
 
-    def _settle(self, departure: Departure) -> float | None:
+    def _delay_after(self, loss: Loss) -> float | None:
         """Decide after a loss; the seconds to wait before the next worker, None for no next one."""
         if self._closing is not None:
             return None
-        delay = self._policy.delay_after(departure)
+        delay = self._policy.delay_after(loss)
         if delay is None:
-            logger.error("%s; not started again", departure.reason)
-            self._set_status("failed", departure.reason)
+            logger.error("%s; not started again", loss.reason)
+            self._set_status("failed", loss.reason)
             return None
-        logger.warning("%s; next try in %.1f s", departure.reason, delay)
-        self._set_status("restarting", departure.reason, num_restarts=self._status.num_restarts + 1)
+        logger.warning("%s; next try in %.1f s", loss.reason, delay)
+        self._set_status("restarting", loss.reason, num_restarts=self._status.num_restarts + 1)
         return delay
 
     def _set_status(

@@ -1,4 +1,4 @@
-"""WorkerLoop: drives the engine for the clients of a channel, one step at a time, and reports what it brings.
+"""WorkerLoop: drives the engine for the clients of a WorkerSocket, one step at a time, and reports the outputs.
 
 It knows which client owns which request; it never looks into an output beyond its finish_reason.
 """
@@ -15,7 +15,6 @@ import msgspec
 from cllm_core.errors import CllmError, RequestError
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput
-from cllm_core.worker.channel import ClientId, Command, WorkerChannel
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
@@ -28,10 +27,11 @@ from cllm_core.worker.messages import (
     UnloadAdapter,
 )
 from cllm_core.worker.outbox import Outbox
+from cllm_core.worker.transport import ClientId, Command, WorkerSocket
 
 logger = logging.getLogger(__name__)
 
-# How often an idle loop looks whether a request has been prepared.
+# How often an idle loop checks whether a request has been prepared.
 _PREPARING_SECONDS = 0.005
 
 
@@ -52,7 +52,7 @@ class StepEngine(Protocol):
         ...
 
     def load_adapter(self, name: str, path: str) -> None:
-        """Serve another adapter; `info` tells of it then. CllmError where it cannot be used."""
+        """Serve another adapter; `info` lists it then. CllmError where it cannot be used."""
         ...
 
     def unload_adapter(self, name: str) -> None:
@@ -81,26 +81,26 @@ class WorkerLoop:
 
     Args:
         engine: driven by this loop alone.
-        channel: not closed by the loop.
-        should_stop: asked whenever the channel was read.
+        socket: not closed by the loop.
+        should_stop: checked whenever the socket was read.
         stream_interval: see EngineConfig.
     """
 
     def __init__(
         self,
         engine: StepEngine,
-        channel: WorkerChannel,
+        socket: WorkerSocket,
         should_stop: Callable[[], bool],
         *,
         stream_interval: float = 0.0,
     ) -> None:
         self._engine = engine
-        self._channel = channel
+        self._socket = socket
         self._should_stop = should_stop
         self._shutdown = False
         self._owners: dict[str, ClientId] = {}
         self._preparing: dict[str, _Preparing] = {}
-        self._impatient: set[str] = set()  # requests that look at every step
+        self._every_step: set[str] = set()  # requests whose outputs are sent after every step
         self._outboxes: defaultdict[ClientId, Outbox] = defaultdict(lambda: Outbox(stream_interval))
 
     def run(self) -> None:
@@ -111,44 +111,44 @@ class WorkerLoop:
             self._send_rest()
 
     def _serve(self) -> None:
-        while not self._leaving():
-            commands = self._channel.receive(self._wait_seconds())
+        while not self._should_exit():
+            commands = self._socket.receive(self._wait_seconds())
             # An adapter to load holds the loop up, and so does a prompt to read.
             if any(isinstance(command, Submit | LoadAdapter | UnloadAdapter) for _, command in commands):
                 self._send_outputs()
             for client, command in commands:
-                self._obey(client, command)
+                self._handle(client, command)
             self._add_prepared()
-            if self._is_busy():
-                if self._may_admit():
+            if self._has_work():
+                if self._can_admit():
                     self._send_outputs()
                 self._report(self._engine.step())
         self._abort((*self._owners, *self._preparing))
-        if self._is_busy():
+        if self._has_work():
             self._report(self._engine.step())
 
-    def _leaving(self) -> bool:
+    def _should_exit(self) -> bool:
         return self._shutdown or self._should_stop()
 
-    def _is_busy(self) -> bool:
+    def _has_work(self) -> bool:
         # Owned requests count too: an aborted one may leave no work, but its last output is still owed.
         return bool(self._owners) or self._engine.has_work()
 
     def _wait_seconds(self) -> float | None:
         """How long to wait for a command: None for as long as it takes."""
-        if self._is_busy():
+        if self._has_work():
             return 0
         return _PREPARING_SECONDS if self._preparing else None
 
-    def _may_admit(self) -> bool:
+    def _can_admit(self) -> bool:
         """Whether the next step may begin to read a prompt, and take as long as many others."""
         now = self._engine.stats()
         return now.num_waiting > 0 and now.num_running < self._engine.info.max_num_seqs
 
-    def _obey(self, client: ClientId, command: Command) -> None:
+    def _handle(self, client: ClientId, command: Command) -> None:
         match command:
             case Submit(request):
-                self._take(client, request)
+                self._submit(client, request)
             case Abort(request_ids):
                 self._abort(id for id in request_ids if self._owner_of(id) == client)
             case LoadAdapter(call_id, name, path):
@@ -158,12 +158,12 @@ class WorkerLoop:
             case Shutdown():
                 self._shutdown = True
 
-    def _take(self, client: ClientId, request: NewRequest) -> None:
-        """Add a request, once all that would hold the steps of others up is done."""
+    def _submit(self, client: ClientId, request: NewRequest) -> None:
+        """Add a request, once what would delay the steps of others is done."""
         try:
             prepared = self._engine.prepare(request)
         except RequestError as error:
-            self._channel.send(client, Rejected(request.request_id, str(error)))
+            self._socket.send(client, Rejected(request.request_id, str(error)))
             return
         if prepared is None or prepared.done():
             self._add(client, request)
@@ -183,26 +183,26 @@ class WorkerLoop:
         try:
             self._engine.add_request(request)
         except RequestError as error:
-            self._channel.send(client, Rejected(request.request_id, str(error)))
+            self._socket.send(client, Rejected(request.request_id, str(error)))
         else:
             self._owners[request.request_id] = client
             # A draft is shown while it lasts; what is decoded behind a stop string is thrown away.
             if request.wants_draft or request.params.stop:
-                self._impatient.add(request.request_id)
+                self._every_step.add(request.request_id)
 
     def _change_adapters(self, client: ClientId, call_id: str, change: Callable[[], None]) -> None:
-        """Tell all clients of the change before the one that asked hears that it is done."""
+        """Announce the change to all clients before the one that asked gets its answer."""
         error: str | None = None
         try:
             change()
         except CllmError as refusal:
             error = str(refusal)
-        except Exception as failure:  # files that a client named: whatever is wrong with them harms no other request
+        except Exception as failure:  # a client named the files: what is wrong with them must not end other requests
             logger.exception("an adapter cannot be loaded")
             error = f"{type(failure).__name__}: {failure}"
         else:
-            self._channel.announce(Ready(self._engine.info))
-        self._channel.send(client, AdapterDone(call_id, error))
+            self._socket.announce(Ready(self._engine.info))
+        self._socket.send(client, AdapterDone(call_id, error))
 
     def _abort(self, request_ids: Iterable[str]) -> None:
         for request_id in tuple(request_ids):
@@ -217,23 +217,23 @@ class WorkerLoop:
         output = RequestOutput(request_id=waiting.request.request_id, finish_reason="abort", stats=stats)
         # Figures without a step's rows: they were reported with the step.
         figures = msgspec.structs.replace(self._engine.stats(), accepted_per_row=(), adapter_per_row=())
-        self._channel.send(waiting.client, StepReport((output,), (figures,)))
+        self._socket.send(waiting.client, StepReport((output,), (figures,)))
 
     def _report(self, outputs: list[RequestOutput]) -> None:
         step = self._engine.stats()
         by_client = self._by_client(outputs)
-        for client in self._channel.clients:
+        for client in self._socket.clients:
             outbox, mine = self._outboxes[client], by_client[client]
-            outbox.add(mine, step, urgent=any(output.request_id in self._impatient for output in mine))
-            self._send(client, outbox.take_due() if self._is_busy() else outbox.take())
-        self._forget_all_but(self._channel.clients)
+            outbox.add(mine, step, urgent=any(output.request_id in self._every_step for output in mine))
+            self._send(client, outbox.take_due() if self._has_work() else outbox.take())
+        self._drop_requests_except_of(self._socket.clients)
 
     def _send(self, client: ClientId, report: StepReport | None) -> None:
         if report is not None:
-            self._channel.send(client, report)
+            self._socket.send(client, report)
 
-    def _forget_all_but(self, clients: Collection[ClientId]) -> None:
-        """Abort what was asked for by clients that turned out to be gone, whatever was to be sent to them then."""
+    def _drop_requests_except_of(self, clients: Collection[ClientId]) -> None:
+        """Abort the requests of clients that were found disconnected by any send."""
         for gone in self._outboxes.keys() - clients:
             del self._outboxes[gone]
         for waiting in [waiting for waiting in self._preparing.values() if waiting.client not in clients]:
@@ -241,7 +241,7 @@ class WorkerLoop:
         self._abort(id for id, owner in self._owners.items() if owner not in clients)
 
     def _send_outputs(self) -> None:
-        """Let no output that is there wait for what comes now."""
+        """Send outputs that are there before something that takes long."""
         for client, outbox in tuple(self._outboxes.items()):
             if outbox.has_outputs:
                 self._send(client, outbox.take())
@@ -256,7 +256,7 @@ class WorkerLoop:
             by_client[self._owners[output.request_id]].append(output)
             if output.finish_reason is not None:
                 del self._owners[output.request_id]
-                self._impatient.discard(output.request_id)
+                self._every_step.discard(output.request_id)
         return by_client
 
 

@@ -1,8 +1,8 @@
-"""Outbox: what one client of the worker has not been sent yet.
+"""Outbox: outputs and figures of steps that one client of the worker was not sent yet.
 
-Steps are short beside what one message costs both processes and the client, which is taken from the cores that compute.
-So what brings nobody news can wait a little, and goes with the next steps. What a client without requests hears is as
-little as it can be, since nothing bounds how long the requests of others go on.
+Steps are short compared to the cost of a message, which is paid in both processes by the cores that compute. So
+outputs that are not urgent wait a little and go with those of the next steps. A client without requests is sent one
+small report a second, since nothing bounds how long the requests of others run.
 """
 
 import math
@@ -15,7 +15,7 @@ from cllm_core.info import EngineStats
 from cllm_core.request import RequestOutput
 from cllm_core.worker.messages import StepReport
 
-# Seconds from a report to the next where it has figures alone: for gauges that somebody reads now and then.
+# Seconds from a report to the next where it has figures alone: for gauges, which are read rarely.
 FIGURES_INTERVAL = 1.0
 
 
@@ -26,27 +26,27 @@ class Outbox:
     rows are those of all, and wait longer.
 
     Args:
-        interval: seconds from a report to the next, where nothing in it is urgent; 0 makes one of every step with
+        interval: seconds from a report to the next, where no output is urgent; 0 sends one after every step with
             outputs.
-        clock: tells the time in seconds.
+        clock: the time in seconds.
     """
 
     def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
         self._outputs: list[RequestOutput] = []
-        self._places: dict[str, int] = {}  # of the latest output of each request
+        self._indices: dict[str, int] = {}  # of the latest output of each request
         self._steps: list[EngineStats] = []
         self._is_urgent = False
         self._sent_at = -math.inf
 
     @property
     def has_outputs(self) -> bool:
-        """Whether it holds more than figures."""
+        """Whether it holds outputs, not only figures."""
         return bool(self._outputs)
 
     def add(self, outputs: Iterable[RequestOutput], step: EngineStats, *, urgent: bool = False) -> None:
-        """Put in what a step brought.
+        """Add the outputs and figures of a step.
 
         Args:
             outputs: of the client's requests.
@@ -54,7 +54,7 @@ class Outbox:
             urgent: it must not wait.
         """
         if self._steps and not self._outputs:
-            step = _together(self._steps.pop(), step)
+            step = _merge(self._steps.pop(), step)
         self._steps.append(step)
         self._is_urgent = self._is_urgent or urgent
         for output in outputs:
@@ -76,20 +76,20 @@ class Outbox:
         if not self._steps:
             return None
         report = StepReport(tuple(self._outputs), tuple(self._steps))
-        self._outputs, self._places, self._steps, self._is_urgent = [], {}, [], False
+        self._outputs, self._indices, self._steps, self._is_urgent = [], {}, [], False
         return report
 
     def _add(self, output: RequestOutput) -> None:
-        place = self._places.get(output.request_id)
-        # What came before an end that is none is given to the client, the end itself is not.
-        if place is None or output.finish_reason in {"abort", "error"}:
-            self._places[output.request_id] = len(self._outputs)
+        index = self._indices.get(output.request_id)
+        # An abort or error holds no tokens, so those before it stay an output of their own.
+        if index is None or output.finish_reason in {"abort", "error"}:
+            self._indices[output.request_id] = len(self._outputs)
             self._outputs.append(output)
         else:
-            self._outputs[place] = self._outputs[place].followed_by(output)
+            self._outputs[index] = self._outputs[index].followed_by(output)
 
 
-def _together(earlier: EngineStats, later: EngineStats) -> EngineStats:
+def _merge(earlier: EngineStats, later: EngineStats) -> EngineStats:
     """The state after the later of two steps, with the rows of both."""
     adapters: tuple[str, ...] = ()
     if earlier.adapter_per_row or later.adapter_per_row:

@@ -1,4 +1,4 @@
-"""The worker process: loads the engine, says how that goes, serves, and leaves with an exit code that tells why.
+"""The worker process: loads the engine, reports its progress, serves, and exits with a code that tells why.
 
     python -m cllm_core.worker --endpoint tcp://127.0.0.1:5557 --config '{"model": "..."}'
 
@@ -13,9 +13,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from socket import socketpair
+from types import FrameType
 from typing import cast, get_args
 
 import msgspec
@@ -24,8 +26,6 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError, ConfigError
 from cllm_core.heap import settle_heap
 from cllm_core.logs import LogFormat, LogLevel, configure_logging
-from cllm_core.worker.channel import WorkerChannel
-from cllm_core.worker.lifeline import StopSignals, leave_with_parent
 from cllm_core.worker.loop import StepEngine, WorkerLoop
 from cllm_core.worker.messages import (
     AdapterDone,
@@ -38,6 +38,7 @@ from cllm_core.worker.messages import (
     Submit,
     UnloadAdapter,
 )
+from cllm_core.worker.transport import WorkerSocket
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,14 @@ EXIT_LEFT = 0
 EXIT_ENGINE_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 EXIT_LOAD_FAILED = 3
+EXIT_ORPHANED = 4
 
 # How long a supervised worker waits for its parent's Hello. It comes within milliseconds, and without it nobody would
-# hear why a load failed that fails at once.
+# learn why a load failed that fails at once.
 _HELLO_SECONDS = 5.0
 
 
-class _LeaveWhileLoading(BaseException):
+class _ShutdownWhileLoading(BaseException):
     """A client said Shutdown during loading. Not an Exception, so that no loader swallows it."""
 
 
@@ -80,7 +82,7 @@ def read_config(text: str) -> EngineConfig:
 
 
 def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENGINE, supervised: bool = False) -> int:
-    """Load the engine and serve it until told to leave; takes over the signals of the process.
+    """Load the engine and serve it until a Shutdown or a signal; takes over the signals of the process.
 
     Args:
         endpoint: tcp://ADDRESS:PORT or ipc://PATH to bind. There is no authentication: loopback, a private network,
@@ -98,52 +100,52 @@ def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENG
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        channel = WorkerChannel(endpoint, Loading("importing the engine", 0.0))
+        socket = WorkerSocket(endpoint, Loading("importing the engine", 0.0))
     except ConfigError as error:
         logger.error("%s", error)
         return EXIT_BAD_SETTINGS
-    with channel:
+    with socket:
         try:
-            _answer_while_loading(channel, wait_seconds=_HELLO_SECONDS if supervised else 0.0)
-            loaded = _load(channel, config, engine)
-        except _LeaveWhileLoading:
+            _answer_commands(socket, wait_seconds=_HELLO_SECONDS if supervised else 0.0)
+            loaded = _load(socket, config, engine)
+        except _ShutdownWhileLoading:
             return EXIT_LEFT
         except Exception as error:
-            # Our own errors speak for themselves.
+            # Our own errors need no traceback.
             logger.error("loading failed: %s", _describe(error), exc_info=not isinstance(error, CllmError))
             # What is not ours may pass: memory not given back yet, a network that is away.
-            channel.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
+            socket.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
             return EXIT_LOAD_FAILED
         stop_signals = [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT]
-        return _serve(channel, loaded, stop_signals, stream_interval=config.stream_interval)
+        return _serve(socket, loaded, stop_signals, stream_interval=config.stream_interval)
 
 
 def _serve(
-    channel: WorkerChannel, engine: StepEngine, stop_signals: Sequence[signal.Signals], *, stream_interval: float
+    socket: WorkerSocket, engine: StepEngine, stop_signals: Sequence[signal.Signals], *, stream_interval: float
 ) -> int:
     # Only now: until here the default handlers end the process at once, also inside a long call of a loader.
     stop = StopSignals(stop_signals)
-    channel.wake_on(stop)
+    socket.wake_on(stop)
     settle_heap()
-    channel.announce(Ready(engine.info))
+    socket.announce(Ready(engine.info))
     logger.info("ready: %s", engine.info.name)
     try:
-        WorkerLoop(engine, channel, stop.requested, stream_interval=stream_interval).run()
+        WorkerLoop(engine, socket, stop.requested, stream_interval=stream_interval).run()
     except Exception as error:
         logger.exception("the engine failed")
-        channel.announce(Failed(error=f"the engine failed: {_describe(error)}", retry=True))
+        socket.announce(Failed(error=f"the engine failed: {_describe(error)}", retry=True))
         return EXIT_ENGINE_FAILED
     return EXIT_LEFT
 
 
-def _load(channel: WorkerChannel, config: EngineConfig, engine: str) -> StepEngine:
+def _load(socket: WorkerSocket, config: EngineConfig, engine: str) -> StepEngine:
     # Downloads report from threads of their own, and a ZeroMQ socket takes one thread at a time.
-    turn = threading.Lock()
+    lock = threading.Lock()
 
     def on_progress(stage: str, fraction: float) -> None:
-        with turn:
-            channel.announce(Loading(stage, fraction))
-            _answer_while_loading(channel, wait_seconds=0.0)
+        with lock:
+            socket.announce(Loading(stage, fraction))
+            _answer_commands(socket, wait_seconds=0.0)
 
     return _find_factory(engine)(config, on_progress)
 
@@ -156,15 +158,15 @@ def _find_factory(engine: str) -> EngineFactory:
         raise ConfigError(f"engine={engine!r}: cannot import it ({error}); give module:function") from error
 
 
-def _answer_while_loading(channel: WorkerChannel, *, wait_seconds: float) -> None:
-    for client, command in channel.receive(wait_seconds):
+def _answer_commands(socket: WorkerSocket, *, wait_seconds: float) -> None:
+    for client, command in socket.receive(wait_seconds):
         match command:
             case Submit(request):
-                channel.send(client, Rejected(request.request_id, "the worker is still loading"))
+                socket.send(client, Rejected(request.request_id, "the worker is still loading"))
             case LoadAdapter(call_id) | UnloadAdapter(call_id):
-                channel.send(client, AdapterDone(call_id, "the worker is still loading"))
+                socket.send(client, AdapterDone(call_id, "the worker is still loading"))
             case Shutdown():
-                raise _LeaveWhileLoading
+                raise _ShutdownWhileLoading
 
 
 def _describe(error: Exception) -> str:
@@ -178,6 +180,55 @@ def _remove_ipc_folder(endpoint: str) -> None:
             os.unlink(path)
             # Removes nothing but an empty folder: the private one of a supervisor that could not do it itself.
             Path(path).parent.rmdir()
+
+
+def leave_with_parent(clean_up: Callable[[], None]) -> None:
+    """End this process at once when standard input closes, as it does with the death of the parent that holds it.
+
+    An orphan must not keep a GPU, so nothing is waited for: not a step, not the loading. The pipe works on every
+    system and, unlike prctl(PR_SET_PDEATHSIG), does not fire when the mere thread ends that started the worker.
+    Standard input itself becomes empty, so that no library takes the pipe for a person who answers questions.
+    """
+    lifeline = os.dup(0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    threading.Thread(target=_watch, args=(lifeline, clean_up), name="lifeline", daemon=True).start()
+
+
+def _watch(lifeline: int, clean_up: Callable[[], None]) -> None:
+    try:
+        while os.read(lifeline, 1024):
+            pass
+        clean_up()
+    finally:
+        os._exit(EXIT_ORPHANED)
+
+
+class StopSignals:
+    """Turns signals into a question and a file descriptor, so that a step is not torn and a blocking poll wakes up.
+
+    Made in the main thread. Replaces the handlers of the signals for the rest of the process.
+    """
+
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+        self._requested = False
+        self._reader, self._writer = socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, self._request)
+
+    def requested(self) -> bool:
+        """Whether one of the signals has come."""
+        return self._requested
+
+    def fileno(self) -> int:
+        """Readable once one of the signals has come."""
+        return self._reader.fileno()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,8 @@
-"""WorkerProcess: a worker process of our own, and the ready-made clients for a supervised and for a remote worker."""
+"""Where a worker comes from, and whether a lost one is replaced.
+
+WorkerProcess is a process of our own, RemoteWorker one that somebody else keeps alive. WorkerClient uses both alike:
+launch, then wait_exited and dismiss, then perhaps launch again, as RestartPolicy says.
+"""
 
 import asyncio
 import contextlib
@@ -10,15 +14,13 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from cllm_core.config import EngineConfig
-from cllm_core.worker.client import WorkerClient
-from cllm_core.worker.endpoint import check_endpoint
-from cllm_core.worker.host import RemoteHost
-from cllm_core.worker.restart import RestartPolicy
+from cllm_core.worker.transport import check_endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +30,67 @@ _SHUTDOWN_SECONDS = 3.0
 _SIGTERM_SECONDS = 3.0
 
 
-def supervised_worker(
-    config: EngineConfig, *, worker_arguments: Sequence[str] = (), policy: RestartPolicy | None = None
-) -> WorkerClient:
-    """A client with a worker process of its own, restarted when it dies.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a worker was lost.
+
+    Attributes:
+        reason: one line for people.
+        retry: whether another worker with the same settings may do better.
+        ready_seconds: for how long it served; None where it was never ready.
+    """
+
+    reason: str
+    retry: bool
+    ready_seconds: float | None
+
+
+class RestartPolicy:
+    """Whether and when a lost worker is replaced: the delay doubles with every loss, until one serves for a while.
 
     Args:
-        config: sent to the worker.
-        worker_arguments: further options of `python -m cllm_core.worker`, such as ("--log-level", "debug").
-        policy: when to restart; None is the default policy.
+        first_delay: seconds before the first restart.
+        max_delay: seconds that the delay grows to.
+        healthy_seconds: a worker that served this long resets the delay.
+        max_failed_starts: give up after this many starts in a row that were never ready, or where a worker reports
+            that retrying is no use; None never gives up.
     """
-    host = WorkerProcess(config, worker_arguments)
-    return WorkerClient(host, max_waiting=config.max_waiting, policy=policy or RestartPolicy())
 
+    def __init__(
+        self,
+        *,
+        first_delay: float = 0.5,
+        max_delay: float = 30.0,
+        healthy_seconds: float = 60.0,
+        max_failed_starts: int | None = 5,
+    ) -> None:
+        self._first_delay = first_delay
+        self._max_delay = max_delay
+        self._healthy_seconds = healthy_seconds
+        self._max_failed_starts = max_failed_starts
+        self._next_delay = first_delay
+        self._failed_starts = 0
 
-def remote_worker(endpoint: str, *, max_waiting: int, policy: RestartPolicy | None = None) -> WorkerClient:
-    """A client of a worker that was started elsewhere; it reconnects for ever.
+    def delay_after(self, loss: Loss) -> float | None:
+        """Seconds to wait before the next start; None gives up. Call it once for each loss."""
+        self._count(loss)
+        if self._max_failed_starts is not None and (not loss.retry or self._failed_starts >= self._max_failed_starts):
+            return None
+        delay = self._next_delay
+        self._next_delay = min(2 * delay, self._max_delay)
+        return delay
 
-    The channel has no authentication: keep the endpoint on loopback or on a private network.
-
-    Raises:
-        ConfigError: the endpoint is malformed.
-    """
-    lasting = RestartPolicy(max_delay=5.0, healthy_seconds=5.0, max_failed_starts=None)
-    return WorkerClient(RemoteHost(endpoint), max_waiting=max_waiting, policy=policy or lasting)
+    def _count(self, loss: Loss) -> None:
+        if loss.ready_seconds is None:
+            self._failed_starts += 1
+            return
+        self._failed_starts = 0
+        if loss.ready_seconds >= self._healthy_seconds:
+            self._next_delay = self._first_delay
 
 
 class WorkerProcess:
-    """A WorkerHost that runs `python -m cllm_core.worker`, reachable by this user only.
+    """Runs `python -m cllm_core.worker`, reachable by this user only.
 
     The worker dies with this process: it watches its standard input, whose other end is held here.
 
@@ -63,6 +98,8 @@ class WorkerProcess:
         config: sent to the worker.
         arguments: further options of the worker's command line.
     """
+
+    name = "worker process"
 
     def __init__(self, config: EngineConfig, arguments: Sequence[str] = ()) -> None:
         self._config = config
@@ -72,17 +109,17 @@ class WorkerProcess:
         self._process: Process | None = None
 
     @property
-    def place(self) -> str:
-        """What people call it."""
-        return "worker process"
-
-    @property
     def pid(self) -> int | None:
-        """Of the process that runs, None where none does."""
+        """Of the running process, None where there is none."""
         return None if self._process is None or self._process.returncode is not None else self._process.pid
 
     async def launch(self) -> str:
-        """Start a process; returns its own new ipc endpoint. OSError, ConfigError: see WorkerHost."""
+        """Start a process; returns its own new ipc endpoint.
+
+        Raises:
+            OSError: the system refuses to start it now.
+            ConfigError: it always will.
+        """
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="cllm-"))  # made with mode 0700
         self._num_launches += 1
@@ -97,13 +134,17 @@ class WorkerProcess:
         logger.info("worker process %d started", self._process.pid)
         return endpoint
 
-    async def wait_gone(self) -> None:
+    async def wait_exited(self) -> None:
         """Return when the process has ended."""
         if self._process is not None:
             await self._process.wait()
 
     async def dismiss(self, ask_to_leave: Callable[[], None] | None) -> str:
-        """Wait for the end of the process, with more and more force; returns how it ended."""
+        """Wait for the end of the process, with more and more force; returns how it ended.
+
+        Args:
+            ask_to_leave: sends it a Shutdown; None where it cannot receive one.
+        """
         if ask_to_leave is not None:
             ask_to_leave()
         await self._exits_within(_EXIT_SECONDS if ask_to_leave is None else _SHUTDOWN_SECONDS)
@@ -126,11 +167,11 @@ class WorkerProcess:
     async def _exits_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.wait_gone()
+                await self.wait_exited()
 
     async def _kill(self) -> str:
         self._signal(signal.SIGKILL)
-        await self.wait_gone()
+        await self.wait_exited()
         return describe_exit(None if self._process is None else self._process.returncode)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -138,6 +179,36 @@ class WorkerProcess:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+class RemoteWorker:
+    """A worker that someone else started and keeps alive. It serves other servers too, so it is never shut down.
+
+    Args:
+        endpoint: tcp://HOST:PORT or ipc://PATH.
+
+    Raises:
+        ConfigError: the endpoint is malformed.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = check_endpoint(endpoint)
+        self.name = f"worker at {endpoint}"
+
+    async def launch(self) -> str:
+        """The endpoint; ZeroMQ keeps trying to connect until a worker listens."""
+        return self._endpoint
+
+    async def wait_exited(self) -> None:
+        """Never return: only the connection shows whether it is there."""
+        await asyncio.get_running_loop().create_future()
+
+    async def dismiss(self, ask_to_leave: Callable[[], None] | None) -> str:
+        """Do nothing: the worker aborts our requests when the connection closes."""
+        return f"the connection to the {self.name} was lost"
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to give back."""
 
 
 def describe_exit(returncode: int | None) -> str:

@@ -10,8 +10,8 @@ import uvicorn
 
 from cllm_core.heap import settle_heap
 from cllm_core.logs import configure_logging
-from cllm_core.worker.protocol import EngineClient
-from cllm_core.worker.supervisor import remote_worker, supervised_worker
+from cllm_core.worker.client import remote_worker, supervised_worker
+from cllm_core.worker.engine_client import EngineClient
 
 from ..app import create_app
 from ..settings import ServerSettings

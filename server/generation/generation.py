@@ -14,7 +14,7 @@ from cllm_core.errors import EngineFailed, EngineUnavailable
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
-from cllm_core.worker.protocol import EngineClient
+from cllm_core.worker.engine_client import EngineClient
 
 from ..http.record import RequestRecord
 from ..ops.metrics import Metrics

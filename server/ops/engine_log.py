@@ -6,7 +6,7 @@ import structlog
 
 from cllm_core.errors import CllmError
 from cllm_core.info import ModelInfo
-from cllm_core.worker.protocol import EngineClient, EngineStatus
+from cllm_core.worker.engine_client import EngineClient, EngineStatus
 
 from ..served_models import ModelRegistry
 

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cllm_core.worker.engine_client import EngineClient
 from cllm_core.worker.messages import StepReport
-from cllm_core.worker.protocol import EngineClient
 
 from ..http.record import RequestRecord
 from ..served_models import ModelRegistry

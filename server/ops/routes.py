@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from cllm_core import __version__
-from cllm_core.worker.protocol import EngineState, EngineStatus
+from cllm_core.worker.engine_client import EngineState, EngineStatus
 
 from ..services import ServicesDep
 

@@ -10,9 +10,9 @@ from cllm_core.errors import EngineBusy, EngineUnavailable, InvalidRequest
 from cllm_core.info import AdapterInfo, EngineStats, ModelInfo, TokenizerBundle
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput, SamplingDefaults, TokenLogprobs
 from cllm_core.text.codec import TextCodec
+from cllm_core.worker.engine_client import EngineState, EngineStatus
 from cllm_core.worker.messages import StepReport
-from cllm_core.worker.protocol import EngineState, EngineStatus
-from cllm_core.worker.stream import LiveStreams
+from cllm_core.worker.streams import LiveStreams
 from tests.text.factories import BOS, END, byte_level, id_of
 
 MODEL_NAME = "org/tiny-cllm"

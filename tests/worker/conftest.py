@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from cllm_core.config import EngineConfig
-from cllm_core.worker.channel import WorkerChannel
-from cllm_core.worker.client import WorkerClient
+from cllm_core.worker.client import WorkerClient, remote_worker
+from cllm_core.worker.engine_client import EngineState
 from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import Loading, Ready
-from cllm_core.worker.protocol import EngineState
-from cllm_core.worker.restart import RestartPolicy
-from cllm_core.worker.supervisor import WorkerProcess, remote_worker
+from cllm_core.worker.supervisor import RestartPolicy, WorkerProcess
+from cllm_core.worker.transport import WorkerSocket
 from tests.worker.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +32,7 @@ class ThreadWorker:
         self.endpoint = endpoint
         self._stream_interval = stream_interval
         self.engine = FakeEngine(EngineConfig(max_num_seqs=2))
-        self.channel = WorkerChannel(endpoint, Loading("starting", 0.0))
+        self.channel = WorkerSocket(endpoint, Loading("starting", 0.0))
         self._bell, self._rope = socket.socketpair()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)

@@ -9,9 +9,8 @@ import pytest
 
 from cllm_core.errors import ConfigError, EngineBusy, EngineUnavailable, InvalidRequest
 from cllm_core.request import NewRequest, RequestOutput
-from cllm_core.worker.client import WorkerClient
+from cllm_core.worker.client import WorkerClient, remote_worker
 from cllm_core.worker.messages import StepReport
-from cllm_core.worker.supervisor import remote_worker
 from tests.worker.conftest import ThreadWorker, happens, reaches
 from tests.worker.fake_engine import BAD_ADAPTER, BROKEN_ADAPTER, REFUSED, SLOW_STEPS, make_request
 

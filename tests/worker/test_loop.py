@@ -1,4 +1,4 @@
-"""WorkerLoop and WorkerChannel against bare sockets, so that the client's own care cannot hide a fault."""
+"""WorkerLoop and WorkerSocket against bare sockets, so that the client's own care cannot hide a fault."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ import zmq
 from cllm_core.config import EngineConfig
 from cllm_core.info import EngineStats
 from cllm_core.request import RequestOutput, SamplingParams
-from cllm_core.worker.channel import WorkerChannel
 from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import (
     Abort,
@@ -28,6 +27,7 @@ from cllm_core.worker.messages import (
     ToWorker,
     UnloadAdapter,
 )
+from cllm_core.worker.transport import WorkerSocket
 from tests.worker.conftest import ThreadWorker
 from tests.worker.fake_engine import PREPARED, REFUSED, SLOW_STEPS, FakeEngine, make_request
 
@@ -139,7 +139,7 @@ def test_requests_that_look_at_every_step_wait_for_none(patient_peer: Peer, chan
 
 def test_tokens_that_waited_come_before_the_failure_of_the_engine(endpoint: str) -> None:
     engine = EngineThatFails(EngineConfig())
-    with WorkerChannel(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
+    with WorkerSocket(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
         peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=ENDLESS)))
         with pytest.raises(RuntimeError, match="device-side assert"):
             WorkerLoop(engine, channel, lambda: False, stream_interval=60.0).run()
@@ -186,7 +186,7 @@ def test_tokens_that_waited_come_before_the_prompt_of_a_request_from_the_queue(e
                     heard.extend(token_id for output in message.outputs for token_id in output.token_ids)
 
         engine = EngineThatAdmits(EngineConfig(), listen)
-        with WorkerChannel(endpoint, Ready(engine.info)) as channel:
+        with WorkerSocket(endpoint, Ready(engine.info)) as channel:
             peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=ENDLESS)))
             WorkerLoop(engine, channel, lambda: engine.stats().num_steps > 4, stream_interval=60.0).run()
     assert heard == [1, 2, 3, 4]
@@ -194,7 +194,7 @@ def test_tokens_that_waited_come_before_the_prompt_of_a_request_from_the_queue(e
 
 def test_a_queue_behind_a_full_house_makes_no_token_go_earlier(endpoint: str) -> None:
     engine = EngineWithQueue(EngineConfig(max_num_seqs=1))
-    with WorkerChannel(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
+    with WorkerSocket(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
         peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=9)))
         WorkerLoop(engine, channel, lambda: engine.stats().num_steps == 9, stream_interval=60.0).run()
         assert [output.token_ids for output in peer.outputs()] == [(1,), tuple(range(2, 10))]

@@ -1,8 +1,8 @@
-from cllm_core.worker.restart import Departure, RestartPolicy
+from cllm_core.worker.supervisor import Loss, RestartPolicy
 
 
-def crash(ready_seconds: float | None = 1.0, *, retry: bool = True) -> Departure:
-    return Departure("killed", retry=retry, ready_seconds=ready_seconds)
+def crash(ready_seconds: float | None = 1.0, *, retry: bool = True) -> Loss:
+    return Loss("killed", retry=retry, ready_seconds=ready_seconds)
 
 
 def test_the_wait_doubles_up_to_its_bound() -> None:

@@ -18,10 +18,10 @@ import uvloop
 from cllm_core.config import EngineConfig
 from cllm_core.errors import EngineUnavailable
 from cllm_core.request import RequestOutput
-from cllm_core.worker import endpoint as endpoint_module
+from cllm_core.worker import transport
+from cllm_core.worker.client import remote_worker, supervised_worker
 from cllm_core.worker.process import EXIT_BAD_SETTINGS, EXIT_LEFT, EXIT_LOAD_FAILED
-from cllm_core.worker.restart import RestartPolicy
-from cllm_core.worker.supervisor import WorkerProcess, describe_exit, remote_worker, supervised_worker
+from cllm_core.worker.supervisor import RestartPolicy, WorkerProcess, describe_exit
 from tests.worker.conftest import FAKE_ENGINE, ROOT, StartSupervised, happens, reaches
 from tests.worker.fake_engine import BREAKS_DEVICE, KILLS_PROCESS, LONG_STEP, SLOW_STEPS, make_request
 
@@ -30,8 +30,8 @@ ENDLESS = 10**6
 PARENT = """
 import asyncio, sys
 from cllm_core.config import EngineConfig
-from cllm_core.worker.restart import RestartPolicy
-from cllm_core.worker.supervisor import supervised_worker
+from cllm_core.worker.supervisor import RestartPolicy
+from cllm_core.worker.client import supervised_worker
 
 async def main():
     client = supervised_worker(EngineConfig(), worker_arguments=("--engine", sys.argv[1]))
@@ -260,8 +260,8 @@ def test_a_worker_started_alone_says_on_stderr_why_it_leaves(
 async def test_a_remote_worker_is_missed_when_silent_but_not_when_busy(
     monkeypatch: pytest.MonkeyPatch, start_alone: StartAlone, tcp_endpoint: str
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "HEARTBEAT_MS", 100)
-    monkeypatch.setattr(endpoint_module, "HEARTBEAT_TIMEOUT_MS", 500)
+    monkeypatch.setattr(transport, "HEARTBEAT_MS", 100)
+    monkeypatch.setattr(transport, "HEARTBEAT_TIMEOUT_MS", 500)
     worker, client = start_alone(tcp_endpoint), remote_worker(tcp_endpoint, max_waiting=2)
     await client.start()
     await reaches(client, "ready")

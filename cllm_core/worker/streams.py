@@ -1,6 +1,6 @@
-"""RequestStream: the outputs of one request on their way to one reader. LiveStreams: all that a worker still owes.
+"""RequestStream: the outputs of one request for one reader. LiveStreams: those of all requests that have not ended.
 
-Neither knows sockets; both live in one event loop.
+Neither knows sockets; both belong to one event loop.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class RequestStream(AsyncGenerator[RequestOutput]):
     nobody; max_tokens bounds it.
 
     Args:
-        request: whose outputs these are.
+        request: that the outputs belong to.
         on_abandon: called, at most once, when the reader leaves before the last output has come.
     """
 
@@ -33,7 +33,7 @@ class RequestStream(AsyncGenerator[RequestOutput]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last output has come, or the reader has left: nothing more gets in."""
+        """Whether the last output has come or the reader has left; later outputs are ignored."""
         return self._is_complete
 
     def push(self, output: RequestOutput) -> None:
@@ -51,7 +51,7 @@ class RequestStream(AsyncGenerator[RequestOutput]):
         )
 
     def refuse(self, error: str) -> None:
-        """Let the reader hear InvalidRequest; ignored once the stream is complete."""
+        """Raise InvalidRequest in the reader; ignored once the stream is complete."""
         if not self._is_complete:
             self._is_complete = True
             self._queue.put_nowait(InvalidRequest(error))
@@ -101,9 +101,9 @@ class RequestStream(AsyncGenerator[RequestOutput]):
 
 
 class LiveStreams:
-    """The streams of all requests whose last output the worker still owes, abandoned ones included.
+    """The streams of all requests whose last output has not come from the worker, abandoned ones included.
 
-    So an id is free again, and a place in the queue, only when the worker is done with the request.
+    So an id, and a slot of the queue, is free again only when the worker is done with the request.
     """
 
     def __init__(self) -> None:
@@ -143,21 +143,21 @@ class LiveStreams:
             self._remove(request_id)
 
     def abort_all(self) -> tuple[str, ...]:
-        """End every stream with "abort" now; returns the ids that the worker must be told to abort."""
+        """End every stream with "abort" now; returns the ids that the worker has to abort."""
         running = {request_id: stream for request_id, stream in self._streams.items() if not stream.is_complete}
         for stream in running.values():
             stream.end("abort")
         return tuple(running)
 
     def fail_all(self, error: str) -> None:
-        """End every stream with an error, for a worker that is gone and owes nothing any more."""
+        """End every stream with an error, for a worker that is lost."""
         for stream in self._streams.values():
             stream.end("error", error)
         self._streams.clear()
         self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Return when the worker owes nothing."""
+        """Return when no request is left."""
         await self._idle.wait()
 
     def _remove(self, request_id: str) -> None:

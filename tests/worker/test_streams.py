@@ -4,7 +4,7 @@ import pytest
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import DecodingStats, FinishReason, RequestOutput
-from cllm_core.worker.stream import LiveStreams, RequestStream
+from cllm_core.worker.streams import LiveStreams, RequestStream
 from tests.worker.fake_engine import make_request
 
 

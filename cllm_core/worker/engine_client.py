@@ -1,4 +1,4 @@
-"""The engine as the server sees it: the one seam between HTTP and the worker, and the one place for fakes."""
+"""EngineClient: the engine as the server sees it, the one seam between HTTP and the worker, and for fakes in tests."""
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Literal, Protocol
@@ -16,8 +16,9 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests can be taken, for /health and /ready.
 
     Attributes:
-        state: ready takes requests; starting and restarting will, draining and stopped will not, failed needs a person.
-        detail: one line for people: the loading stage, or why the worker is away.
+        state: ready takes requests; starting and restarting will, draining and stopped will not; failed needs an
+            operator.
+        detail: one line for people: the loading stage, or why there is no worker.
         progress: of loading, 0..1.
         num_restarts: times the worker died and was started again.
     """
@@ -63,7 +64,7 @@ class EngineClient(Protocol):
         ...
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """Serve another adapter beside the base; once this returns, `info` tells of it and requests may name it.
+        """Serve another adapter beside the base; once this returns, `info` lists it and requests may name it.
 
         A worker that is restarted gets it again.
 
@@ -72,7 +73,7 @@ class EngineClient(Protocol):
             path: of its folder, as the worker sees it; below the worker's adapter_root.
 
         Raises:
-            InvalidRequest: the worker does not take it; the message tells why.
+            InvalidRequest: the worker refuses it; the message gives the reason.
             EngineUnavailable: the status is not "ready", or the worker was lost meanwhile.
         """
         ...
@@ -82,7 +83,7 @@ class EngineClient(Protocol):
         ...
 
     async def start(self) -> None:
-        """Begin to start or reach the worker; returns at once, `status` tells how it goes."""
+        """Begin to start or reach the worker; returns at once; `status` shows the progress."""
         ...
 
     async def drain(self, grace_seconds: float) -> None:

@@ -1,9 +1,8 @@
 import pytest
 
 from cllm_core.errors import ConfigError
-from cllm_core.worker.channel import WorkerChannel
-from cllm_core.worker.endpoint import check_endpoint, is_exposed
 from cllm_core.worker.messages import Loading
+from cllm_core.worker.transport import WorkerSocket, check_endpoint, is_exposed
 
 
 @pytest.mark.parametrize(
@@ -25,5 +24,5 @@ def test_only_endpoints_beyond_this_machine_are_exposed() -> None:
 
 
 def test_an_endpoint_in_use_is_refused_with_a_remedy(tcp_endpoint: str) -> None:
-    with WorkerChannel(tcp_endpoint, Loading("", 0)), pytest.raises(ConfigError, match="give a free port"):
-        WorkerChannel(tcp_endpoint, Loading("", 0))
+    with WorkerSocket(tcp_endpoint, Loading("", 0)), pytest.raises(ConfigError, match="give a free port"):
+        WorkerSocket(tcp_endpoint, Loading("", 0))
