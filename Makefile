@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray docs site models lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray docs site dist models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ docs: setup ## regenerate the pages on settings, metrics and compatibility
 
 site: setup ## build the documentation as a web site in build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+dist: setup ## build an sdist, and from it a wheel, in dist/
+	$(BIN)/python -m build --outdir dist
 
 models: setup ## compare every architecture with transformers; rewrite the page on models and the list of proven models
 	$(BIN)/python -m tests.models_page

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tests.server.harness import wait_until
 
 LOAD_SECONDS = 120.0  # torch is slow to import on a busy machine
 
+FROM_SOURCES = (sys.executable, "-c", "from server.cli import main; main()")
 OPTIONS = [
     "--served-model-name=tiny", "--device=cpu", "--dtype=float32", "--num-threads=1", "--num-cache-blocks=64",
     "--port=0", "--log-format=json",
@@ -52,9 +53,11 @@ class ServeProcess:
 
 
 @contextmanager
-def serving(checkpoint: Path, log: Path, *options: str) -> Iterator[ServeProcess]:
+def serving(
+    checkpoint: Path | str, log: Path, *options: str, program: Sequence[str] = FROM_SOURCES
+) -> Iterator[ServeProcess]:
     """Serve a checkpoint as `tiny` for the time of the block, once it is ready."""
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", str(checkpoint)]
+    command = [*program, "serve", str(checkpoint)]
     with log.open("wb") as stderr, subprocess.Popen([*command, *OPTIONS, *options], stderr=stderr) as process:
         try:
             served = ServeProcess(log)
