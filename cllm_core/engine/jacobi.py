@@ -16,8 +16,8 @@ token after each of them. A *Jacobi iteration* is one such pass with what follow
     x1 == y0, x2 != y1:    accepted y0 y1;  y2 y3 stay where they are and begin the next draft
 
 Writing every prediction to the place it predicts (position p + 1 + i) is the whole update: the accepted tokens and
-the shifted draft are then in place. Any other draft may take that one's place (see `draft_choice`): a draft decides how
-many tokens are accepted, never which.
+the shifted draft are then in place. Any other draft may take its place (see `drafters`): a draft decides how many
+tokens are accepted, never which.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm_core.engine.drafts import Ids
+from cllm_core.engine.ids import Ids
 from cllm_core.request import SamplingParams
 
 

@@ -1,7 +1,7 @@
 """RequestText: on the host, what a running request has said - prompt, accepted output, then the current draft.
 
-Predictions are written to the places they predict, so accepting tokens and shifting the draft need no move (see
-`jacobi`); where copied text was right further lately, it is written over them (see `draft_choice`).
+Predictions are written to the positions that they predict, so accepting tokens and shifting the draft need no move (see
+`jacobi`); where another source of drafts was right further lately, its draft is written over them (see `drafters`).
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cllm_core.config import MAX_BLOCK_LENGTH
-from cllm_core.engine.draft_choice import DraftChoice
-from cllm_core.engine.drafts import Ids, copy_known
+from cllm_core.engine.ids import Ids
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.plan import Admission
 from cllm_core.engine.token_counts import TokenCounts, WindowCounts
@@ -26,6 +25,7 @@ class RequestText:
     Attributes:
         admission: as given.
         named: tokens that the request's settings name, for choosing tokens.
+        prediction: [P] what the client expects as output; empty where it says nothing.
     """
 
     def __init__(self, admission: Admission, *, max_model_len: int) -> None:
@@ -34,9 +34,8 @@ class RequestText:
         stop_token_ids = admission.stop_token_ids if admission.constraint is None else ()
         self.named = NamedTokens.of(admission.request.params, stop_token_ids)
         self._num_prompt = len(admission.request.prompt_ids)
-        self._prediction = np.asarray(admission.request.prediction_ids[:max_model_len], dtype=np.int64)
-        self._choice = DraftChoice()
-        # Room for a draft behind a full context.
+        self.prediction: Ids = np.asarray(admission.request.prediction_ids[:max_model_len], dtype=np.int64)
+        # With capacity for a draft behind a full context.
         self._tokens = np.zeros(max_model_len + MAX_BLOCK_LENGTH, dtype=np.int64)
         num_tokens = len(admission.token_ids)
         self._tokens[:num_tokens] = admission.token_ids
@@ -48,20 +47,20 @@ class RequestText:
         self._num_counted = self._num_prompt
         if num_tokens == self._num_prompt:
             # While nothing is decoded no n-gram could find the prediction's beginning.
-            self.write_draft(num_tokens, self._prediction[: admission.block_length - 1])
+            self.write_draft(num_tokens, self.prediction[: admission.block_length - 1])
 
     def tokens(self, first: int, end: int) -> Ids:
         """[end - first] tokens from a position on, accepted or draft; a view."""
         return self._tokens[first:end]
 
-    def make_draft(self, text_end: int, num_tokens: int) -> None:
-        """Put a draft of `num_tokens` behind the first `text_end` tokens, all of which are accepted."""
-        text = self._tokens[:text_end]
-        copies = copy_known(text, num_prompt=self._num_prompt, prediction=self._prediction, num_tokens=num_tokens)
-        own = copies.tokens.copy()
-        predicted = self._tokens[text_end : min(self._draft_end, text_end + num_tokens)]
-        own[: len(predicted)] = predicted
-        self._tokens[text_end : text_end + num_tokens] = self._choice.choose(text, own, copies)
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self._num_prompt
+
+    def predicted(self, text_end: int, num_tokens: int) -> Ids:
+        """Up to so many tokens that are predicted or drafted behind the first `text_end` tokens; a view."""
+        return self._tokens[text_end : min(self._draft_end, text_end + num_tokens)]
 
     def window_counts(self, text_end: int, num_drafted: int) -> WindowCounts | None:
         """What the positions of a window count for penalties, None where the request has none.
@@ -75,6 +74,10 @@ class RequestText:
         self._counts.add(self._tokens[self._num_counted : text_end].tolist())
         self._num_counted = text_end
         return self._counts.of_window(self._tokens[text_end : text_end + num_drafted].tolist())
+
+    def put_draft(self, text_end: int, draft_ids: Ids) -> None:
+        """Put another source's draft behind the first `text_end` tokens; it counts as predicted only where it was."""
+        self._tokens[text_end : text_end + len(draft_ids)] = draft_ids
 
     def write_draft(self, text_end: int, draft_ids: Sequence[int] | Ids) -> None:
         """Put this draft, or what the model predicts, behind the first `text_end` tokens."""

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from cllm_core.backends.paged_model import DrawKernel
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
-from cllm_core.engine.drafts import Ids
+from cllm_core.engine.drafters.base import SeenWindow
+from cllm_core.engine.drafters.drafting import Drafting, default_sources
 from cllm_core.engine.grammar_masks import MaskFiller
+from cllm_core.engine.ids import Ids
 from cllm_core.engine.jacobi import count_matched
 from cllm_core.engine.logprobs import pack_logprobs, unpack_logprobs
 from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
@@ -47,6 +49,7 @@ class LaunchedStep:
 
     Attributes:
         plan: of the step.
+        drafting: made its drafts, and sees what became of them.
         rows: of the plan, with the texts of their requests.
         chosen: [S] int64 on the device, the token behind each position of the windows; None where there are none.
         predictions: [S, 1 or more] on the way to the host: these tokens and, where asked, log-probabilities.
@@ -56,6 +59,7 @@ class LaunchedStep:
     """
 
     plan: StepPlan
+    drafting: Drafting
     rows: Sequence[TextRow] = ()
     chosen: Tensor | None = None
     predictions: HostCopy | None = None
@@ -65,7 +69,7 @@ class LaunchedStep:
 
     def read(self) -> StepResult:
         """Wait for the step and accept what it brought. Steps are read in the order in which they were launched."""
-        in_order = iter(() if self.predictions is None else _read_windows(_windows(self.rows), self.predictions))
+        in_order = iter(self._read_windows())
         results = tuple(next(in_order) if row.num_sampled else RowResult() for row in self.plan.rows)
         if self.scores is not None:
             scores = _read_scores(self.rows, self.scores)
@@ -74,6 +78,21 @@ class LaunchedStep:
             )
         return StepResult(rows=results)
 
+    def _read_windows(self) -> list[RowResult]:
+        """Acceptance of the rows that have a window; the sources of drafts see it."""
+        if self.predictions is None:
+            return []
+        host, rows = self.predictions.wait(), _windows(self.rows)
+        ends = np.cumsum([row.num_sampled for row, _ in rows])
+        results = []
+        for (row, text), end in zip(rows, ends, strict=True):
+            result = _read_row(row, text, host[end - row.num_sampled : end])
+            self.drafting.observe(
+                SeenWindow(row.slot, text, row.last_accepted_position + 1, result.predicted_ids, result.num_accepted)
+            )
+            results.append(result)
+        return results
+
 
 class ModelRunner:
     """Runs plans on a model.
@@ -81,6 +100,7 @@ class ModelRunner:
     Args:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
+        drafting: makes the drafts; None: from the default sources.
         draw: the model's way to choose tokens at random; None: by tensor code.
         num_graphs: tells how many CUDA graphs the model has captured so far.
     """
@@ -90,6 +110,7 @@ class ModelRunner:
         model: StepModel,
         *,
         max_model_len: int,
+        drafting: Drafting | None = None,
         draw: DrawKernel | None = None,
         num_graphs: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -97,6 +118,7 @@ class ModelRunner:
         self._device = model.device
         self._max_model_len = max_model_len
         self.draw = draw
+        self._drafting = drafting or Drafting(default_sources())
         self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
 
@@ -120,12 +142,17 @@ class ModelRunner:
         """
         for admission in plan.admissions:
             self._texts[admission.slot] = RequestText(admission, max_model_len=self._max_model_len)
+            self._drafting.begin(admission.slot)
         if not plan.rows:
-            return LaunchedStep(plan)
+            return LaunchedStep(plan, self._drafting)
         rows = [(row, self._texts[row.slot]) for row in plan.rows]
-        for row, text in rows:
-            if row.num_sampled > 1:
-                text.make_draft(row.last_accepted_position + 1, row.num_sampled - 1)
+        self._drafting.write(
+            [
+                (row.slot, text, row.last_accepted_position + 1, row.num_sampled - 1)
+                for row, text in rows
+                if row.num_sampled > 1
+            ]
+        )
         windows = _windows(rows)
         constrained = self._constrain(windows)  # before the drafts are read: it may write them
         num_graphs = self._num_graphs()
@@ -134,6 +161,7 @@ class ModelRunner:
         chosen = self._choose(windows, logits[:num_sampled], constrained) if windows else None
         return LaunchedStep(
             plan=plan,
+            drafting=self._drafting,
             rows=rows,
             chosen=chosen,
             predictions=None if chosen is None else _copy_windows(windows, logits[:num_sampled], chosen),
@@ -217,15 +245,6 @@ def _copy_windows(rows: Sequence[TextRow], logits: Tensor, chosen: Tensor) -> Ho
     return HostCopy(torch.cat(columns, dim=1))
 
 
-def _read_windows(rows: Sequence[TextRow], predictions: HostCopy) -> list[RowResult]:
-    """Acceptance of the rows that have a window."""
-    host = predictions.wait()
-    ends = np.cumsum([row.num_sampled for row, _ in rows])
-    return [
-        _read_row(row, text, host[end - row.num_sampled : end]) for (row, text), end in zip(rows, ends, strict=True)
-    ]
-
-
 def _read_scores(rows: Sequence[TextRow], scores: HostCopy) -> list[tuple[TokenLogprobs, ...]]:
     """Of the prompt tokens behind each row's scored positions."""
     parts = np.split(scores.wait(), np.cumsum([len(row.scored_positions) for row, _ in rows])[:-1])
@@ -258,7 +277,6 @@ def _read_row(row: PlannedRow, text: RequestText, values: np.ndarray) -> RowResu
     window_ids = tuple(text.tokens(start, row.end_position).tolist())
     predicted_ids = tuple(values[:, 0].tolist())
     num_accepted = count_matched(window_ids, predicted_ids) + 1
-    text.write_draft(start + 1, predicted_ids)
     num_top = text.admission.request.params.logprobs
     return RowResult(
         window_ids=window_ids,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cllm_core.engine.drafts import Ids
+from cllm_core.engine.ids import Ids
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.noise import position_keys
 from cllm_core.engine.token_counts import WindowCounts

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from cllm_core.engine.drafts import Ids
+from cllm_core.engine.ids import Ids
 
 Counts = NDArray[np.float32]
 

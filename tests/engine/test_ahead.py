@@ -289,7 +289,8 @@ def test_windows_that_the_policy_keeps_at_one_token_are_launched_ahead_but_for_t
     requests = [make_request(str(i), (*STEM, i + 2), greedy(max_tokens=300, ignore_eos=True)) for i in range(4)]
     turns = {}
     for runs_ahead in (True, False):
-        setup = replace(SETUP, block_length=16, runs_ahead=runs_ahead)
+        # Blocks for all: nobody is preempted, a step earlier or later.
+        setup = replace(SETUP, block_length=16, num_blocks=400, runs_ahead=runs_ahead)
         engine = make_scripted_engine(setup, FixedTimes({1: 1.2, 64: 64.2}))
         launches = Launches(engine)
         answers = decode(engine, requests)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cllm_core.engine.drafts import MAX_NGRAM
+from cllm_core.engine.drafters.copying import MAX_NGRAM
 from cllm_core.request import SamplingParams
 from tests.engine.factories import (
     Answer,

@@ -4,11 +4,24 @@ from collections.abc import Sequence
 
 import pytest
 
+from cllm_core.engine.drafters.drafting import Drafting, default_sources
 from cllm_core.engine.plan import Admission
 from cllm_core.engine.request_text import RequestText
 from tests.engine.factories import make_request
 
 MAX_MODEL_LEN = 32
+
+
+class DraftedText(RequestText):
+    """A text with the sources of its drafts."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__(admission, max_model_len=MAX_MODEL_LEN)
+        self._drafting = Drafting(default_sources())
+        self._drafting.begin(admission.slot)
+
+    def make_draft(self, text_end: int, num_tokens: int) -> None:
+        self._drafting.write([(self.admission.slot, self, text_end, num_tokens)])
 
 
 def make_text(
@@ -17,7 +30,7 @@ def make_text(
     output_ids: Sequence[int] = (),
     block_length: int = 4,
     prediction_ids: Sequence[int] = (),
-) -> RequestText:
+) -> DraftedText:
     admission = Admission(
         slot=0,
         request=make_request("a", prompt_ids, prediction_ids=prediction_ids),
@@ -26,10 +39,10 @@ def make_text(
         block_length=block_length,
         stop_token_ids=(),
     )
-    return RequestText(admission, max_model_len=MAX_MODEL_LEN)
+    return DraftedText(admission)
 
 
-def draft(text: RequestText, text_end: int, num_tokens: int) -> list[int]:
+def draft(text: DraftedText, text_end: int, num_tokens: int) -> list[int]:
     text.make_draft(text_end, num_tokens)
     tokens: list[int] = text.tokens(text_end, text_end + num_tokens).tolist()
     return tokens

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cllm_core.engine.drafts import MAX_NGRAM, Copies, copy_known, find_continuation, scattered_tokens
+from cllm_core.engine.drafters.copying import MAX_NGRAM, Copies, copy_known, find_continuation, scattered_tokens
 
 corpora = st.lists(st.integers(1, 3), max_size=14)
 suffixes = st.lists(st.integers(1, 3), min_size=1, max_size=MAX_NGRAM)

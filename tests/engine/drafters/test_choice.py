@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cllm_core.engine.draft_choice import DraftChoice
-from cllm_core.engine.drafts import Copies
+from cllm_core.engine.drafters.base import Proposal
+from cllm_core.engine.drafters.choice import DraftChoice, SharedLengths
 
 OWN, COPIED = [11, 12, 13], [21, 22, 23]
 NUM_LEARNT_IN = 4  # drafts that must be enough to change sides
@@ -12,8 +12,8 @@ NUM_LEARNT_IN = 4  # drafts that must be enough to change sides
 class Request:
     """A text that grows, and the drafts chosen behind it."""
 
-    def __init__(self, *, copied_was_right_in: int = 0) -> None:
-        self.choice = DraftChoice()
+    def __init__(self, *, copied_was_right_in: int = 0, shared: SharedLengths | None = None) -> None:
+        self.choice = DraftChoice(shared or SharedLengths(2))
         self.text = [1]
         for _ in range(copied_was_right_in):
             self.choose()
@@ -27,9 +27,9 @@ class Request:
         is_found: bool = True,
         is_trusted: bool = False,
     ) -> list[int]:
-        copies = Copies(np.array(copied), is_found, is_trusted)
-        draft: list[int] = self.choice.choose(np.array(self.text), np.array(own), copies).tolist()
-        return draft
+        copies = Proposal(np.array(copied), is_trusted) if is_found else None
+        source = self.choice.choose(np.array(self.text), [Proposal(np.array(own)), copies])
+        return (own, copied)[source]
 
 
 def test_a_request_begins_with_its_own_predictions() -> None:
@@ -84,3 +84,22 @@ def test_drafts_of_different_length_are_compared_as_far_as_they_go() -> None:
     request.choose(own=COPIED[:1], copied=COPIED[:1])
     request.text += COPIED
     assert request.choose() == OWN
+
+
+def test_a_new_request_begins_with_the_source_that_was_right_for_those_before_it() -> None:
+    shared = SharedLengths(2)
+    for _ in range(3):
+        Request(copied_was_right_in=3, shared=shared).choose()
+    assert Request(shared=shared).choose() == COPIED
+
+
+def test_any_number_of_sources_is_compared() -> None:
+    choice, text = DraftChoice(SharedLengths(3)), [1]
+    for _ in range(NUM_LEARNT_IN):
+        choice.choose(
+            np.array(text), [Proposal(np.array(OWN)), Proposal(np.array(COPIED)), Proposal(np.array([31, 32]))]
+        )
+        text += [31, 32]
+    assert choice.choose(np.array(text), [Proposal(np.array(OWN)), None, Proposal(np.array([41]))]) == 2
+    assert choice.is_best(2)
+    assert not choice.is_best(0)

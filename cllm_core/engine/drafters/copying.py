@@ -1,17 +1,15 @@
-"""Drafts copied from known text. Pure functions on one request's tokens, on the host.
+"""Drafts copied from known text: pure functions on one request's tokens, on the host.
 
 What followed the last tokens of a text earlier in the prompt, the output, or the client's predicted output is likely to
 follow them again; where they are new, random tokens of the prompt stand in, which is how training fills drafts
-(arXiv:2403.00835, appendix). Whether such a draft or the model's own is used is decided in `draft_choice`.
+(arXiv:2403.00835, appendix). Texts that repeat words of the prompt are guessed well so.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids = NDArray[np.int64]
-"""Token ids or positions, one-dimensional."""
+from cllm_core.engine.ids import Ids
 
 MAX_NGRAM = 3
 

@@ -1,0 +1,84 @@
+"""Drafter: a source of drafts. It proposes for all rows of a step at once and sees what became of each window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cllm_core.engine.drafters.copying import Copies
+from cllm_core.engine.ids import Ids
+from cllm_core.engine.request_text import RequestText
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """A window whose draft is wanted.
+
+    Attributes:
+        slot: of the request.
+        text: of the request.
+        text_end: tokens of it that are accepted.
+        num_tokens: K, to propose behind them; at least 1.
+        copies: K tokens that known text says to follow, or stand-ins: they fill up what a source proposes.
+    """
+
+    slot: int
+    text: RequestText
+    text_end: int
+    num_tokens: int
+    copies: Copies
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWindow:
+    """What the model made of a window.
+
+    Attributes:
+        slot: of the request.
+        text: of the request.
+        text_end: tokens of it that were accepted before.
+        predicted_ids: n tokens from position text_end on: what follows each token of the window.
+        num_accepted: 1..n leading predictions that are final.
+        gated_ids: proposals of its gated blocks, one block after another; empty where it had none.
+    """
+
+    slot: int
+    text: RequestText
+    text_end: int
+    predicted_ids: Sequence[int]
+    num_accepted: int
+    gated_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Up to K tokens. `is_trusted`: to be taken whatever the source was worth lately."""
+
+    tokens: Ids
+    is_trusted: bool = False
+
+
+class Drafter(Protocol):
+    """A source of drafts.
+
+    Attributes:
+        name: of the source, as users write it.
+    """
+
+    name: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds beyond the model and the texts."""
+        ...
+
+    def begin(self, slot: int) -> None:
+        """A request takes this slot: forget the one before."""
+        ...
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Proposal | None]:
+        """A proposal for each row, None where there is nothing to go by."""
+        ...
+
+    def observe(self, window: SeenWindow) -> None:
+        """Learn from a window."""
+        ...

@@ -1,0 +1,80 @@
+"""Drafting: writes the drafts of a step, each by the source that its request's choice names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cllm_core.engine.drafters.base import Drafter, DraftRow, Proposal, SeenWindow
+from cllm_core.engine.drafters.choice import DraftChoice, SharedLengths
+from cllm_core.engine.drafters.copies import KnownText
+from cllm_core.engine.drafters.copying import copy_known
+from cllm_core.engine.drafters.own import OwnPredictions
+from cllm_core.engine.request_text import RequestText
+
+
+def default_sources() -> tuple[Drafter, ...]:
+    """Jacobi's own predictions, and copies of known text."""
+    return OwnPredictions(), KnownText()
+
+
+class Drafting:
+    """Drafts of running requests.
+
+    Args:
+        sources: in the order in which they are preferred where nothing tells them apart; at least one of them proposes
+            for every row.
+    """
+
+    def __init__(self, sources: Sequence[Drafter]) -> None:
+        self.sources = tuple(sources)
+        self._shared = SharedLengths(len(self.sources))
+        self._choices: dict[int, DraftChoice] = {}  # by slot
+
+    def begin(self, slot: int) -> None:
+        """A request takes this slot."""
+        self._choices[slot] = DraftChoice(self._shared)
+        for source in self.sources:
+            source.begin(slot)
+
+    def write(self, windows: Sequence[tuple[int, RequestText, int, int]]) -> list[str]:
+        """Put a draft into each text.
+
+        Args:
+            windows: slot, text, tokens of it that are accepted, and tokens of the draft behind them, at least 1.
+
+        Returns:
+            The source of each draft.
+        """
+        rows = [_draft_row(*window) for window in windows]
+        proposals = [source.propose(rows) for source in self.sources]
+        return [
+            self._write_row(row, [_filled(offered[index], row) for offered in proposals])
+            for index, row in enumerate(rows)
+        ]
+
+    def observe(self, window: SeenWindow) -> None:
+        """Tell all sources what became of a window."""
+        for source in self.sources:
+            source.observe(window)
+
+    def _write_row(self, row: DraftRow, drafts: Sequence[Proposal | None]) -> str:
+        source = self._choices[row.slot].choose(row.text.tokens(0, row.text_end), drafts)
+        chosen = drafts[source]
+        assert chosen is not None
+        row.text.put_draft(row.text_end, chosen.tokens)
+        return self.sources[source].name
+
+
+def _draft_row(slot: int, text: RequestText, text_end: int, num_tokens: int) -> DraftRow:
+    copies = copy_known(
+        text.tokens(0, text_end), num_prompt=text.num_prompt, prediction=text.prediction, num_tokens=num_tokens
+    )
+    return DraftRow(slot, text, text_end, num_tokens, copies)
+
+
+def _filled(proposal: Proposal | None, row: DraftRow) -> Proposal | None:
+    """A proposal of the draft's length."""
+    if proposal is None or len(proposal.tokens) >= row.num_tokens:
+        return proposal
+    tail = row.copies.tokens[len(proposal.tokens) :]
+    return Proposal(np.concatenate([proposal.tokens, tail]), proposal.is_trusted)
