@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray docs site dist models lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray test-readers gguf docs site dist models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -68,6 +68,18 @@ test-clients: setup ## run clients of other makers, libraries and coding agents,
 	fi
 	$(BIN)/pytest -m clients tests/clients
 
+# transformers 4 and PEFT get a place of their own; the paths of llama.cpp's programs come from whoever has built it:
+# make test-readers LLAMA_SERVER=build/bin/llama-server LLAMA_CONVERTER=convert_hf_to_gguf.py
+export LLAMA_SERVER LLAMA_CONVERTER
+READERS := .venv-readers
+test-readers: setup ## let transformers 4, PEFT and, where their paths are given, llama.cpp's programs read what is written here
+	$(PYTHON) -m venv $(READERS)
+	$(READERS)/bin/pip install $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --requirement tests/readers/requirements.txt
+	TRANSFORMERS_4=$(CURDIR)/$(READERS)/bin/python $(BIN)/pytest -m slow tests/readers
+
+gguf: setup ## compare GGUF files with llama.cpp (paths as for test-readers); rewrite the table in docs/reference/models.md
+	$(BIN)/python -m tests.gguf_page
+
 docs: setup ## regenerate the pages on settings, metrics and compatibility
 	$(BIN)/python -m tests.settings_page > docs/reference/settings.md
 	$(BIN)/python -m tests.metrics_page > docs/reference/metrics.md
@@ -87,5 +99,5 @@ lock: setup ## write the installed versions to constraints.txt
 	mv constraints.new constraints.txt
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) build dist .venv-clients tests/clients/node/node_modules tests/clients/node/agents/node_modules
+	rm -rf $(VENV) build dist .venv-clients $(READERS) tests/clients/node/node_modules tests/clients/node/agents/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

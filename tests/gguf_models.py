@@ -124,3 +124,14 @@ def write_model(folder: Path, name: str) -> Path:
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+def random_tokens(length: int) -> torch.Tensor:
+    """[1, length] int64, always the same for a length."""
+    return torch.randint(3, VOCAB_SIZE, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+@torch.no_grad()
+def log_probabilities(model: torch.nn.Module, length: int) -> torch.Tensor:
+    """[1, length, V] of `random_tokens`."""
+    return torch.log_softmax(model(random_tokens(length)).logits, dim=-1)

@@ -8,6 +8,7 @@ release 5 still knows the old ones.
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG: Final = "config.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_SENTENCEPIECE: Final = "tokenizer.model"
 # What a few architectures called these values in release 4.
 _OWN_NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     model_type: {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
@@ -70,8 +72,15 @@ def with_old_names(config: PreTrainedConfig, saved: Mapping[str, Any]) -> dict[s
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files and its chat template."""
+    """Write the tokenizer's files and its chat template.
+
+    A SentencePiece model beside the files that it was read from is copied: llama.cpp's converter reads nothing else of
+    Gemma and Phi 3.
+    """
     tokenizer.save_pretrained(folder)
+    origin = Path(tokenizer.name_or_path, _SENTENCEPIECE)
+    if tokenizer.name_or_path and origin.is_file():
+        shutil.copyfile(origin, folder / _SENTENCEPIECE)
     path = folder / _TOKENIZER_CONFIG
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     values = {name: value for name, value in values.items() if name not in _OF_LOADING}

@@ -16,14 +16,15 @@ Load = Callable[..., LoadedModel]
 
 @pytest.fixture
 def load() -> Load:
-    """Load with the given settings, on the CPU, with an attention that plain transformers has too."""
-
-    def load_silently(model: Path | str | None, **settings: object) -> LoadedModel:
-        name = None if model is None else str(model)
-        config = EngineConfig(model=name, **{"device": "cpu", **settings})  # type: ignore[arg-type]
-        return load_model(config, lambda stage, fraction: None, attn_implementation="eager")
-
+    """See load_silently."""
     return load_silently
+
+
+def load_silently(model: Path | str | None, **settings: object) -> LoadedModel:
+    """Load with the given settings, on the CPU, with an attention that plain transformers has too."""
+    name = None if model is None else str(model)
+    config = EngineConfig(model=name, **{"device": "cpu", **settings})  # type: ignore[arg-type]
+    return load_model(config, lambda stage, fraction: None, attn_implementation="eager")
 
 
 @torch.no_grad()

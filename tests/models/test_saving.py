@@ -1,27 +1,18 @@
-"""What is saved reads alike in transformers 5 and 4.
-
-The slow tests need a Python with transformers 4, whose path is in the environment variable TRANSFORMERS_4.
-"""
+"""What is saved has the names that transformers 4 reads beside those of release 5; tests/readers has it read them."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cllm_core.models.frequencies import same_rope
 from cllm_core.models.saving import save_model, save_tokenizer, with_old_names
 from tests.checkpoints import build_model, build_tokenizer
-from tests.export.conftest import Export, export  # noqa: F401 - a fixture here, too
-from tests.gguf_models import CONFIGS, write_model
+from tests.gguf_models import CONFIGS
 from tests.tiny_models import tiny_config
 
-SCRIPT = Path(__file__).parent / "load_with_transformers_4.py"
-PYTHON = os.environ.get("TRANSFORMERS_4")
 TEXT = "<|im_start|>user\nThe server reads 42 naïve tokens.<|im_end|>"
 
 
@@ -74,23 +65,17 @@ def test_a_saved_tokenizer_names_a_class_of_both_releases(tmp_path: Path) -> Non
     assert read.chat_template == tokenizer.chat_template
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(PYTHON is None, reason="TRANSFORMERS_4 names no Python that has transformers 4")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_transformers_4_computes_the_same_from_an_export(
-    export: Export,  # noqa: F811 - the fixture
-    tmp_path: Path,
-    name: str,
+def test_the_sentencepiece_model_that_a_tokenizer_came_with_stays_beside_it(tmp_path: Path) -> None:
+    build_tokenizer().save_pretrained(tmp_path / "in")
+    (tmp_path / "in" / "tokenizer.model").write_bytes(b"pieces")
+    save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "in"), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+
+
+def test_a_tokenizer_without_files_takes_none_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = export(write_model(tmp_path / "source", name), tmp_path / "folder")
-    answer = subprocess.run([str(PYTHON), SCRIPT, folder, TEXT], capture_output=True, text=True, check=True)
-    theirs = json.loads(answer.stdout)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert theirs["release"].startswith("4.")
-    assert theirs["ids"] == tokenizer(TEXT)["input_ids"]
-    assert theirs["special_tokens"] == tokenizer.special_tokens_map
-    assert theirs["chat_template"] == tokenizer.chat_template
-    with torch.no_grad():
-        ours = model(torch.tensor([theirs["prompt"]])).logits[0, -1]
-    assert torch.allclose(torch.tensor(theirs["logits"]), ours, atol=1e-4)
+    (tmp_path / "tokenizer.model").write_bytes(b"of another model")
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(build_tokenizer(), tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.model").exists()

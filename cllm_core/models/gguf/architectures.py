@@ -3,7 +3,7 @@
 Each class reads a configuration from a file's keys and gives the keys for one. A key or tensor of a file that its class
 does not read is refused by name. On the way out, the written keys must give back the configuration, so what a class
 does not write is refused, too. The tables follow llama.cpp's loader (src/models) and converter, and
-tests/models/gguf/test_llama_cpp.py compares both sides' logits.
+tests/readers/test_llama_cpp.py compares both sides' logits.
 """
 
 from collections.abc import Mapping

@@ -3,28 +3,16 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from cllm_core.models.gguf.architectures import ARCHITECTURES, architecture_written_as
 from cllm_core.models.proven import read_proven
-from tests.checkpoints import VOCAB_SIZE
 from tests.export.conftest import Export, export  # noqa: F401 - a fixture here, too
-from tests.gguf_models import CONFIGS, write_model
+from tests.gguf_models import CONFIGS, log_probabilities, write_model
+from tests.gguf_page import BEGIN, END, HEAD, PAGE
 from tests.models.conftest import Load
 
 MAX_DIFFERENCE = 1e-3  # nats
 LENGTHS = (5, 33, 90, 300)
-
-
-def random_tokens(length: int) -> torch.Tensor:
-    """[1, length] int64, always the same for a length."""
-    return torch.randint(3, VOCAB_SIZE, (1, length), generator=torch.Generator().manual_seed(length))
-
-
-@torch.no_grad()
-def log_probabilities(model: torch.nn.Module, length: int) -> torch.Tensor:
-    """[1, length, V] of `random_tokens`."""
-    return torch.log_softmax(model(random_tokens(length)).logits, dim=-1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -49,3 +37,9 @@ def test_every_architecture_is_among_the_models() -> None:
 
 def test_the_list_of_what_is_proven_names_every_architecture() -> None:
     assert read_proven().gguf == sorted(kind.config_class.model_type for kind in ARCHITECTURES.values())
+
+
+def test_the_table_of_the_comparison_with_llama_cpp_has_every_model() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    named = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][len(HEAD) :]
+    assert named == list(CONFIGS), "run `make gguf`"

@@ -1,0 +1,1 @@
+"""Programs of other makers read what is written here. They are slow and skipped where such a program is missing."""
