@@ -65,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cpu_isa: instruction set that the C kernels use; auto takes the best that the processor has.
         cuda_graphs: capture steps as CUDA graphs, which launch faster and take some memory (CUDA).
         num_threads: CPU threads of torch; None leaves torch's choice.
+        tensor_parallel_size: devices of this machine that the model is divided among; on CPUs, processes.
     """
 
     model: str | None = None
@@ -98,6 +99,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cpu_isa: CpuIsaName = "auto"
     cuda_graphs: bool = True
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         _require_range("block_length", self.block_length, 1, MAX_BLOCK_LENGTH, "1 is plain AR decoding")
@@ -125,6 +127,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 "beside the base; give it a name too"
             )
         self._check_quantization()
+        self._check_tensor_parallel()
         if self.cpu_isa != "auto" and not self.native_kernels:
             raise ConfigError(
                 f"cpu_isa={self.cpu_isa!r}: the C kernels use it, and native_kernels is off; leave out one of them"
@@ -142,6 +145,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1]")
+
+    def _check_tensor_parallel(self) -> None:
+        size = self.tensor_parallel_size
+        _require_range("tensor_parallel_size", size, 1, 64, "1 keeps the model on one device")
+        if size == 1:
+            return
+        if self.adapter is not None or self.adapters or self.adapter_root is not None:
+            raise ConfigError(
+                f"tensor_parallel_size={size}: adapters cannot be divided; merge one with cllm export and serve that"
+            )
+        if self.quantization is not None:
+            raise ConfigError(
+                f"tensor_parallel_size={size}: quantization={self.quantization!r} is not divided; leave out one of them"
+            )
 
     def _check_quantization(self) -> None:
         if self.quantization is None:

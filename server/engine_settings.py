@@ -134,6 +134,11 @@ class EngineSettings(BaseSettings):
     num_threads: Annotated[
         int | None, MODEL, Field(description="CPU threads of the model. Left out: as many as torch chooses.")
     ] = None
+    tensor_parallel_size: Annotated[
+        int,
+        MODEL,
+        Field(ge=1, description="Devices of this machine that the model is divided among; on CPUs, processes."),
+    ] = 1
     block_length: Annotated[
         int | None,
         DECODING,

@@ -1,6 +1,6 @@
 """Imports point one way, and the API process loads no torch: read from the source, nothing is imported.
 
-    errors, config, heap, logs, request, info <- text, models, tasks <- backends <- engine, cli <- llm
+    errors, config, heap, logs, request, info <- text, models, tasks <- backends <- parallel <- engine, cli <- llm
         <- worker, training, evaluation, bench, export, check <- server
 
     server: http, engine_settings, settings <- served_models, response_store <- ops.metrics <- generation <- services
@@ -32,6 +32,7 @@ LAYERS = (
     ),
     ("cllm_core.text", "cllm_core.models", "cllm_core.tasks"),
     ("cllm_core.backends",),
+    ("cllm_core.parallel",),
     ("cllm_core.engine", "cllm_core.cli"),
     ("cllm_core.llm",),
     (

@@ -46,6 +46,8 @@ def choose_backend(config: EngineConfig, model: PreTrainedModel) -> Backend:
         config: its dtype, kernels, quantization, graphs, cache blocks and limits are used.
         model: on its device.
     """
+    if config.tensor_parallel_size > 1:
+        return _divided_backend(model)
     quantizes = config.quantization is not None
     if model.device.type == "cuda":
         buckets = Buckets.of(max_rows=config.max_num_seqs, max_tokens=config.max_batched_tokens)
@@ -67,6 +69,14 @@ def choose_backend(config: EngineConfig, model: PreTrainedModel) -> Backend:
     )
 
 
+def _divided_backend(model: PreTrainedModel) -> Backend:
+    """For a model that transformers has divided: it computes the layers, as their weights are not whole."""
+    reason = "the model is divided among devices"
+    if model.device.type == "cuda":
+        return CudaBackend(None, keeps_layers=reason)
+    return TorchBackend(reason)
+
+
 def kernels_take_bfloat16(config: EngineConfig) -> bool:
     """Whether a bfloat16 model will have C kernels, which compute it on processors without bfloat16 too.
 
@@ -74,7 +84,9 @@ def kernels_take_bfloat16(config: EngineConfig) -> bool:
         ConfigError: the processor lacks the instruction set that the settings ask for.
         ModelLoadError: CUDA is asked for and there is none.
     """
-    return choose_device(config.device).type == "cpu" and _kernels(config) is not None
+    if config.tensor_parallel_size > 1 or choose_device(config.device).type != "cpu":
+        return False
+    return _kernels(config) is not None
 
 
 def _kernels(config: EngineConfig) -> Kernels | None:

@@ -54,6 +54,22 @@ class DrawKernel(Protocol):
         ...
 
 
+class ModelCalls(Protocol):
+    """Is told of each call of a model before it is made, as the other devices that hold parts of it have to be."""
+
+    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
+        """PagedModel.allocate_cache."""
+        ...
+
+    def free_cache(self) -> None:
+        """PagedModel.free_cache."""
+        ...
+
+    def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> None:
+        """PagedModel.forward."""
+        ...
+
+
 class PagedModel:
     """Allocates a KV cache and computes steps.
 
@@ -91,6 +107,11 @@ class PagedModel:
         self._forward_pass = forward_pass or TransformersForward(model)
         self._adapters = adapters
         self._cache: KVCache | None = None
+        self._followers: ModelCalls | None = None
+
+    def lead(self, followers: ModelCalls) -> None:
+        """Tell these of every call from now on."""
+        self._followers = followers
 
     @property
     def num_graphs(self) -> int:
@@ -113,6 +134,8 @@ class PagedModel:
 
     def allocate_cache(self, *, num_blocks: int, block_size: int) -> int:
         """Make the KV cache, of `num_blocks` for texts; returns its size in bytes."""
+        if self._followers is not None:
+            self._followers.allocate_cache(num_blocks, block_size)
         self._cache = KVCache(
             self.layers,
             num_blocks=num_blocks + self._attention.num_scratch_blocks,
@@ -124,6 +147,8 @@ class PagedModel:
 
     def free_cache(self) -> None:
         """Give the cache's memory back, and that of all that depends on it."""
+        if self._followers is not None:
+            self._followers.free_cache()
         self._cache = None
 
     def enable_graphs(self, *, max_model_len: int) -> None:
@@ -146,6 +171,8 @@ class PagedModel:
         Returns:
             [S, V] float32 logits, valid until the next step.
         """
+        if self._followers is not None:
+            self._followers.forward(input_ids, positions, rows, sampled)
         if self._adapters is not None:
             self._adapters.step.begin(rows, self.device)
         return self._compute(input_ids, positions, rows, sampled)

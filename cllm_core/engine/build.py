@@ -24,6 +24,7 @@ from cllm_core.models.attention import register_paged_attention
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
+from cllm_core.parallel.followers import Followers
 from cllm_core.request import SamplingDefaults
 
 logger = logging.getLogger(__name__)
@@ -49,21 +50,43 @@ def build_engine(config: EngineConfig, on_progress: ProgressCallback | None = No
     report = on_progress or (lambda stage, fraction: None)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    if config.tensor_parallel_size == 1:
+        return _build(config, report)
+    followers = Followers(config)
+    try:
+        return _build(config, report, followers)
+    except BaseException:
+        followers.close()
+        raise
+
+
+def _build(config: EngineConfig, report: ProgressCallback, followers: Followers | None = None) -> Engine:
     register_paged_attention()
     loaded = load_model(
         config,
         on_progress=lambda stage, fraction: report(stage, 0.9 * fraction),
         kernels_take_bfloat16=kernels_take_bfloat16(config),
     )
-    return assemble_engine(config, loaded, report)
+    return assemble_engine(config, loaded, report, followers)
 
 
-def assemble_engine(config: EngineConfig, loaded: LoadedModel, report: ProgressCallback) -> Engine:
-    """Make an engine of a model in memory, loaded with attn_implementation="cllm_paged"; errors as build_engine."""
+def assemble_engine(
+    config: EngineConfig, loaded: LoadedModel, report: ProgressCallback, followers: Followers | None = None
+) -> Engine:
+    """Make an engine of a model in memory, loaded with attn_implementation="cllm_paged"; errors as build_engine.
+
+    Args:
+        config: as build_engine.
+        loaded: the model, or the part of this rank where it is divided.
+        report: called with the progress.
+        followers: the other ranks, None where there are none.
+    """
     # Counted before a backend takes parameters out of the model.
     num_parameters, weight_bytes = _count_parameters(loaded.model)
     bank = AdapterBank(loaded.model) if config.adapters or config.adapter_root is not None else None
     model = prepare_model(config, loaded.model, bank)
+    if followers is not None:
+        model.lead(followers)
     adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
     report("allocating the KV cache", 0.92)
     wanted_len = _wanted_model_len(config, loaded)

@@ -100,7 +100,7 @@ def _free_bytes(config: EngineConfig, device: torch.device, other_bytes: int) ->
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - (1 - config.gpu_memory_utilization) * total - other_bytes)
-    return int(CPU_CACHE_SHARE * (_free_host_bytes() - other_bytes))
+    return int(CPU_CACHE_SHARE * (_free_host_bytes() - other_bytes)) // config.tensor_parallel_size
 
 
 def _free_host_bytes() -> int:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from cllm_core.errors import ModelLoadError
@@ -113,7 +114,13 @@ def stored_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtyp
 
 
 def read_weights(
-    checkpoint: Checkpoint, config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device, attention: str
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    num_parts: int = 1,
 ) -> PreTrainedModel:
     """The model in eval mode on `device`, every weight from the checkpoint.
 
@@ -123,6 +130,7 @@ def read_weights(
         dtype: of the weights; the few that the architecture keeps in float32 stay there.
         device: that the weights are read to.
         attention: name of transformers' attention implementation.
+        num_parts: ranks of the process group that the model is divided among; this one reads its part.
 
     Raises:
         ModelLoadError: weights are damaged, missing, left over or of another shape than the config says.
@@ -133,13 +141,15 @@ def read_weights(
     if checkpoint.gguf_file is not None:
         options = {"state_dict": read_gguf_weights(checkpoint.gguf, config, dtype)}
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if num_parts > 1:
+        options = {**options, "distributed_config": DistributedConfig(tp_size=num_parts)}
     with _translated(checkpoint.path, "the weights"), quiet():
         model, report = model_class.from_pretrained(
             checkpoint.folder if checkpoint.gguf_file is None else None,
             config=config,
             dtype=dtype,
             # given a map, transformers marks the model as dispatched, and PEFT would hang hooks on its layers
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if device.type == "cpu" or num_parts > 1 else {"": device},
             attn_implementation="eager",  # some classes know no other than transformers' own while they are built
             weights_only=True,
             ignore_mismatched_sizes=True,  # so that they are reported by name; they are refused below

@@ -22,6 +22,7 @@ from cllm_core.models.checkpoint import (
     read_weights,
     stored_dtype,
 )
+from cllm_core.models.divided import require_divisible
 from cllm_core.models.end_tokens import find_eos_token_ids
 from cllm_core.models.own_attention import has_own_attention, teach_paging
 from cllm_core.models.placement import choose_device, choose_dtype
@@ -101,7 +102,17 @@ def load_model(
     bundle = build_bundle(tokenizer, model_name=source.name, chat_template=config.chat_template)
     stored = stored_dtype(source.checkpoint, model_config)
     dtype = choose_dtype(config.dtype, stored, device, kernels_take_bfloat16=kernels_take_bfloat16)
-    model = read_model(source, model_config, dtype, device, attention=attn_implementation, on_progress=on_progress)
+    if config.tensor_parallel_size > 1:
+        require_divisible(source, model_config, config.tensor_parallel_size)
+    model = read_model(
+        source,
+        model_config,
+        dtype,
+        device,
+        attention=attn_implementation,
+        on_progress=on_progress,
+        num_parts=config.tensor_parallel_size,
+    )
     max_model_len = _max_model_len(source, model_config, config.max_model_len)
     fix_ropes(model, config.max_model_len or max_model_len)
     unproven = find_gap(model, source.checkpoint)
@@ -133,6 +144,7 @@ def read_model(
     *,
     attention: str,
     on_progress: OnProgress,
+    num_parts: int = 1,
 ) -> PreTrainedModel:
     """The weights in eval mode, adapter merged. The merge runs on the CPU: in float32 the base may not fit the device.
 
@@ -142,13 +154,16 @@ def read_model(
         dtype, device: of the weights returned.
         attention: transformers' name of the attention function.
         on_progress: called with the stage and the fraction of the whole load.
+        num_parts: as in `read_weights`.
 
     Raises:
         ModelLoadError: weights or adapter are damaged or do not fit together.
     """
     on_progress("reading weights", _FETCHING_SHARE + 0.1)
     if source.adapter is None:
-        model = read_weights(source.checkpoint, model_config, dtype=dtype, device=device, attention=attention)
+        model = read_weights(
+            source.checkpoint, model_config, dtype=dtype, device=device, attention=attention, num_parts=num_parts
+        )
     else:
         _require_mergeable(source, model_config)
         cpu = torch.device("cpu")

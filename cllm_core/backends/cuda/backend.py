@@ -29,15 +29,18 @@ class CudaBackend:
     Args:
         buckets: shapes of the steps to capture as graphs; None: steps run without graphs.
         quantizes: whether quantization is wanted, which there is none of.
+        keeps_layers: why transformers' own layers stay in place; None: they are fused.
     """
 
-    def __init__(self, buckets: Buckets | None, *, quantizes: bool = False) -> None:
-        self._buckets, self._quantizes = buckets, quantizes
+    def __init__(self, buckets: Buckets | None, *, quantizes: bool = False, keeps_layers: str | None = None) -> None:
+        self._buckets, self._quantizes, self._keeps_layers = buckets, quantizes, keeps_layers
 
     def prepare(self, model: PreTrainedModel, adapters: AdapterBank | None = None) -> PagedModel:
         """See Backend."""
         layers = probe_layers(model)
-        layers_path = _fuse(model, adapters)
+        layers_path = ComputePath(TRANSFORMERS, self._keeps_layers)
+        if self._keeps_layers is None:
+            layers_path = _fuse(model, adapters)
         if adapters is not None:
             adapters.attach(model)
         no_attention = attention_gap(layers, model.dtype, model.device)
