@@ -27,6 +27,7 @@ FOOTER = """
 Tokens per forward pass of all traffic are
 `sum(rate(cllm_completion_tokens_total[5m])) / sum(rate(cllm_forward_passes_total[5m]))`. At 1 the drafts bring nothing:
 the model is not a CLLM, or the task does not suit Jacobi decoding.
+[Monitoring](../how-to/monitoring.md) has a dashboard and alerts on these series.
 """
 
 
