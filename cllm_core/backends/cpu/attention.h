@@ -258,9 +258,9 @@ static void make_group(const attention *a, const row_span *row, int64_t kv_head,
         group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
         group->end_key[i] = (int32_t)(position + 1);
         group->first_key[i] = a->window && position >= a->window ? (int32_t)(position + 1 - a->window) : 0;
+        if (i == 0) group->begin = group->first_key[i] / CHUNK * CHUNK;
+        group->end = group->end_key[i];
     }
-    group->begin = group->first_key[0] / CHUNK * CHUNK;
-    group->end = group->end_key[group->count - 1];
 }
 
 /* Work on a row: its groups of queries, for each KV head. */
@@ -268,11 +268,9 @@ static inline int64_t num_row_items(const attention *a, const row_span *row) {
     return a->num_kv_heads * ((row->num_tokens * (a->num_heads / a->num_kv_heads) + GROUP - 1) / GROUP);
 }
 
-/* From every row to its blocks. Tiles of products have to be configured anew behind it. */
-static void attend_rows(member *me, const attention *a) {
-    int64_t num_items = 0;
-    for (int64_t r = 0; r < a->num_rows; r++) num_items += num_row_items(a, &a->rows[r]);
-    for (int64_t item; (item = next_item(me, num_items)) >= 0;) {
+static void attend_items(member *me, void *argument) {
+    const attention *a = argument;
+    for (int64_t item; (item = next_item(me)) >= 0;) {
         const row_span *row = a->rows;
         for (; item >= num_row_items(a, row); row++) item -= num_row_items(a, row);
         query_group group;
@@ -280,6 +278,14 @@ static void attend_rows(member *me, const attention *a) {
         begin_scores(group.count);
         attend_group(a, row, &group);
     }
+    end_tiles();
+}
+
+/* From every row to its blocks. */
+static void attend_rows(team *t, attention *a) {
+    int64_t num_items = 0;
+    for (int64_t r = 0; r < a->num_rows; r++) num_items += num_row_items(a, &a->rows[r]);
+    run_items(t, num_items, attend_items, a);
 }
 
 /* Puts a token's keys and values, [num_kv_heads, size] each, into its slot (block * block_size + offset). */
@@ -293,11 +299,6 @@ static void store_kv(const attention *a, const bf16 *key, const bf16 *value, int
     memcpy(values + slot * width, value, sizeof(bf16) * (size_t)width);
 }
 
-static void attend_team(member *me, void *a) {
-    attend_rows(me, a);
-    end_tiles();
-}
-
 /* Stores the step's keys and values in the cache, then attends. query [T, num_heads, size], key and value
  * [T, num_kv_heads, size], tokens `strides` numbers apart in each; slots [T]. */
 void EXPORT(attend)(const bf16 *query, const bf16 *key, const bf16 *value, const int64_t *strides, bf16 *keys,
@@ -309,5 +310,7 @@ void EXPORT(attend)(const bf16 *query, const bf16 *key, const bf16 *value, const
                    num_heads, num_kv_heads, size,   window, scale,     softcap, sinks};
     for (int64_t token = 0; token < num_tokens; token++)
         store_kv(&a, key + token * strides[1], value + token * strides[2], slots[token], keys, values);
-    run_team(num_threads, attend_team, &a);
+    team *t = begin_team(num_threads);
+    attend_rows(t, &a);
+    end_team(t);
 }

@@ -1,5 +1,5 @@
-/* All layers of a decoder in one call: between small operations, threads wait at barriers instead of being woken. The
- * residual stream stays float32. */
+/* All layers of a decoder in one call: between small operations, threads spin instead of being woken. The residual stream
+ * stays float32. */
 
 #include "kernels.h"
 
@@ -33,95 +33,99 @@ typedef struct {
     void *inputs;    /* [T, scratch_bytes of the widest product] */
 } decoder_buffers;
 
+/* A norm of the residual stream, and the inputs of the product that reads it. */
 typedef struct {
-    const decoder_layer *layers;
-    int64_t num_layers;
-    const decoder_step *step;
+    const bf16 *weight;
+    float epsilon;
+    const linear *layer; /* of the product */
+    int64_t num_tokens;
     decoder_buffers buffers;
-} decoder_call;
+} input_norm;
 
-/* By each member, for its own part of the tokens: out[i] = x[i] / rms(x[i]) * weight. */
-static void normalise(member *me, const float *x, const bf16 *weight, float epsilon, int64_t num_tokens, int64_t size,
-                      bf16 *out) {
-    range tokens = own_range(me, num_tokens);
-    for (int64_t token = tokens.first; token < tokens.end; token++) {
-        const float *in = x + token * size;
-        vec squares = {0};
-        for (int64_t i = 0; i < size; i += WIDTH) squares += load(in + i) * load(in + i);
-        float factor = 1.0f / __builtin_sqrtf(reduce_add(squares) / (float)size + epsilon);
-        for (int64_t i = 0; i < size; i += WIDTH)
-            store_bf16(out + token * size + i, load(in + i) * factor * load_bf16(weight + i));
+/* out[i] = x[i] / rms(x[i]) * weight. */
+static void normalise_token(const float *x, const bf16 *weight, float epsilon, int64_t size, bf16 *out) {
+    vec squares = {0};
+    for (int64_t i = 0; i < size; i += WIDTH) squares += load(x + i) * load(x + i);
+    float factor = 1.0f / __builtin_sqrtf(reduce_add(squares) / (float)size + epsilon);
+    for (int64_t i = 0; i < size; i += WIDTH) store_bf16(out + i, load(x + i) * factor * load_bf16(weight + i));
+}
+
+static void normalise_items(member *me, void *argument) {
+    const input_norm n = *(const input_norm *)argument;
+    int64_t size = n.layer->num_in;
+    for (int64_t item; (item = next_item(me)) >= 0;) {
+        token_range tokens = item_tokens(item, n.num_tokens, size);
+        for (int64_t t = tokens.first; t < tokens.end; t++) {
+            normalise_token(n.buffers.residual + t * size, n.weight, n.epsilon, size, n.buffers.normed + t * size);
+            convert_token(n.layer, n.buffers.normed, t, n.num_tokens, n.buffers.inputs);
+        }
     }
 }
 
-/* By each member, for its own part of the tokens: norms queries and keys, applies rotary embedding, stores keys and
- * values. */
-static void rope_and_store_kv(member *me, const decoder_layer *layer, const decoder_step *step, int64_t index,
-                              const attention *a, bf16 *heads) {
+/* The inputs of a product with the norm of the residual stream. */
+static const void *normalised_inputs(team *t, const bf16 *weight, float epsilon, const linear *layer,
+                                     int64_t num_tokens, const decoder_buffers *b) {
+    input_norm n = {weight, epsilon, layer, num_tokens, *b};
+    run_items(t, num_token_items(num_tokens, layer->num_in), normalise_items, &n);
+    return converts_inputs(layer) ? b->inputs : b->normed;
+}
+
+typedef struct {
+    const decoder_layer *layer;
+    const decoder_step *step;
+    int64_t index;
+    const attention *attention;
+    bf16 *heads;
+} rope_call;
+
+/* Norms queries and keys of a token, applies rotary embedding, stores keys and values. */
+static void rope_and_store_kv(const rope_call *call, int64_t token) {
+    const decoder_layer *layer = call->layer;
+    const decoder_step *step = call->step;
     int64_t size = layer->size, num_heads = layer->num_heads, num_kv_heads = layer->num_kv_heads;
     int64_t stride = (num_heads + 2 * num_kv_heads) * size;
-    range tokens = own_range(me, step->num_tokens);
-    for (int64_t token = tokens.first; token < tokens.end; token++) {
-        bf16 *query = heads + token * stride, *key = query + num_heads * size, *value = key + num_kv_heads * size;
-        if (layer->query_norm) {
-            rms_norm(query, size, layer->query_norm, layer->query_epsilon, num_heads, size, query);
-            rms_norm(key, size, layer->key_norm, layer->key_epsilon, num_kv_heads, size, key);
-        }
-        apply_rope(query, stride, step->cos + token * size, step->sin + token * size, 1, num_heads + num_kv_heads, size);
-        store_kv(a, key, value, step->slots[token], step->keys[index], step->values[index]);
+    bf16 *query = call->heads + token * stride, *key = query + num_heads * size, *value = key + num_kv_heads * size;
+    if (layer->query_norm) {
+        rms_norm(query, size, layer->query_norm, layer->query_epsilon, num_heads, size, query);
+        rms_norm(key, size, layer->key_norm, layer->key_epsilon, num_kv_heads, size, key);
+    }
+    apply_rope(query, stride, step->cos + token * size, step->sin + token * size, 1, num_heads + num_kv_heads, size);
+    store_kv(call->attention, key, value, step->slots[token], step->keys[call->index], step->values[call->index]);
+}
+
+static void rope_items(member *me, void *argument) {
+    const rope_call *call = argument;
+    for (int64_t item; (item = next_item(me)) >= 0;) {
+        token_range tokens = item_tokens(item, call->step->num_tokens, call->layer->qkv.num_out);
+        for (int64_t token = tokens.first; token < tokens.end; token++) rope_and_store_kv(call, token);
     }
 }
 
-/* The inputs of a product with x, whose rows other members have written. */
-static const void *shared_inputs(member *me, const linear *layer, const bf16 *x, int64_t num_tokens, void *scratch) {
-    const void *inputs = to_inputs(me, layer, x, num_tokens, scratch);
-    if (inputs == scratch) team_barrier(me);
-    return inputs;
-}
-
-static void run_layer(member *me, const decoder_layer *layer, const decoder_step *step, int64_t index,
+static void run_layer(team *t, const decoder_layer *layer, const decoder_step *step, int64_t index,
                       const decoder_buffers *b) {
-    int64_t num_tokens = step->num_tokens, hidden_size = layer->qkv.num_in;
-    const void *inputs; /* of the next product */
+    int64_t num_tokens = step->num_tokens;
     attention a = {
         .query = b->heads, .keys = step->keys[index], .values = step->values[index], .out = b->attended,
         .rows = step->rows, .num_rows = step->num_rows, .block_ids = step->block_ids, .block_size = step->block_size,
         .query_stride = layer->qkv.num_out, .num_heads = layer->num_heads, .num_kv_heads = layer->num_kv_heads,
         .size = layer->size, .window = layer->window, .scale = layer->scale};
-    normalise(me, b->residual, layer->input_norm, layer->input_epsilon, num_tokens, hidden_size, b->normed);
-    inputs = to_inputs(me, &layer->qkv, b->normed, num_tokens, b->inputs);
-    team_barrier(me);
-    multiply(me, &layer->qkv, inputs, num_tokens, b->heads);
-    team_barrier(me);
-    rope_and_store_kv(me, layer, step, index, &a, b->heads);
-    team_barrier(me);
-    attend_rows(me, &a);
-    begin_tiles(num_tokens);
-    team_barrier(me);
-    inputs = shared_inputs(me, &layer->out, b->attended, num_tokens, b->inputs);
-    multiply_add(me, &layer->out, inputs, num_tokens, b->residual);
-    team_barrier(me);
-    normalise(me, b->residual, layer->mlp_norm, layer->mlp_epsilon, num_tokens, hidden_size, b->normed);
-    inputs = to_inputs(me, &layer->gate_up, b->normed, num_tokens, b->inputs);
-    team_barrier(me);
-    multiply_gated(me, &layer->gate_up, inputs, num_tokens, b->gated);
-    team_barrier(me);
-    inputs = shared_inputs(me, &layer->down, b->gated, num_tokens, b->inputs);
-    multiply_add(me, &layer->down, inputs, num_tokens, b->residual);
-    team_barrier(me);
-}
-
-static void run_layers(member *me, void *argument) {
-    const decoder_call *call = argument;
-    begin_tiles(call->step->num_tokens);
-    for (int64_t index = 0; index < call->num_layers; index++)
-        run_layer(me, &call->layers[index], call->step, index, &call->buffers);
-    end_tiles();
+    rope_call rope = {layer, step, index, &a, b->heads};
+    const void *inputs = normalised_inputs(t, layer->input_norm, layer->input_epsilon, &layer->qkv, num_tokens, b);
+    multiply(t, STORE, &layer->qkv, inputs, num_tokens, b->heads);
+    run_items(t, num_token_items(num_tokens, layer->qkv.num_out), rope_items, &rope);
+    attend_rows(t, &a);
+    inputs = to_inputs(t, &layer->out, b->attended, num_tokens, b->inputs);
+    multiply(t, ADD, &layer->out, inputs, num_tokens, b->residual);
+    inputs = normalised_inputs(t, layer->mlp_norm, layer->mlp_epsilon, &layer->gate_up, num_tokens, b);
+    multiply(t, GATE, &layer->gate_up, inputs, num_tokens, b->gated);
+    inputs = to_inputs(t, &layer->down, b->gated, num_tokens, b->inputs);
+    multiply(t, ADD, &layer->down, inputs, num_tokens, b->residual);
 }
 
 /* residual: the tokens' embeddings, changed in place into what the layers make of them. */
 void EXPORT(decode)(const decoder_layer *layers, int64_t num_layers, const decoder_step *step, int num_threads,
                     const decoder_buffers *buffers) {
-    decoder_call call = {layers, num_layers, step, *buffers};
-    run_team(num_threads, run_layers, &call);
+    team *t = begin_team(num_threads);
+    for (int64_t index = 0; index < num_layers; index++) run_layer(t, &layers[index], step, index, buffers);
+    end_team(t);
 }

@@ -1,6 +1,6 @@
 /* What the parts of the kernels share. They are compiled once for each instruction set (kernels.c), called through
  * ctypes (cllm_core/backends/cpu/kernels.py), which checks shapes, and run by a team of threads (team.h): functions
- * that take a member are called by all of them, and their results are complete after the next barrier.
+ * that take a team are loops over items, which those that take a member work on.
  */
 
 #ifndef CLLM_KERNELS_H

@@ -45,57 +45,87 @@ static inline int64_t rows_per_tile(int64_t num_tokens, int64_t most_rows) {
 
 static inline vec rounded(vec x) { return x + 12582912.0f; } /* 1.5 * 2^23: the last bits are the number, ties to even */
 
-/* By each member, for its own part of the tokens: x [T, num_in] in 8 bits, [T] rows of int8_row_bytes. */
-static void quantise(member *me, const bf16 *x, int64_t num_tokens, int64_t num_in, int8_t *out) {
-    int64_t num_groups = num_in / INT8_GROUP;
-    range tokens = own_range(me, num_tokens);
-    for (int64_t index = tokens.first * num_groups; index < tokens.end * num_groups; index++) {
-        const bf16 *in = x + index * INT8_GROUP;
-        int8_t *row = out + index / num_groups * int8_row_bytes(num_groups), *to = row + index % num_groups * INT8_GROUP;
+/* x [num_groups, INT8_GROUP] in 8 bits. */
+static void quantise_token(const bf16 *x, int64_t num_groups, int8_t *out) {
+    for (int64_t g = 0; g < num_groups; g++, x += INT8_GROUP) {
         vec top = {0};
-        for (int i = 0; i < INT8_GROUP; i += WIDTH) top = maximum(top, absolute(load_bf16(in + i)));
+        for (int i = 0; i < INT8_GROUP; i += WIDTH) top = maximum(top, absolute(load_bf16(x + i)));
         float largest = reduce_max(top), inverse = largest > 0.0f ? 127.0f / largest : 0.0f, scaled[INT8_GROUP];
-        for (int i = 0; i < INT8_GROUP; i += WIDTH) store(scaled + i, load_bf16(in + i) * inverse);
+        for (int i = 0; i < INT8_GROUP; i += WIDTH) store(scaled + i, load_bf16(x + i) * inverse);
         __asm__ volatile("" : : "r"(scaled) : "memory"); /* or the compiler makes one operation, one rounding, of both */
         ivec total = {0};
         typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
         for (int i = 0; i < INT8_GROUP; i += WIDTH) {
             ivec numbers = (ivec)rounded(load(scaled + i)) - (ivec)rounded((vec){0});
-            *(bytes *)(to + i) = __builtin_convertvector(numbers, bytes);
+            *(bytes *)(out + g * INT8_GROUP + i) = __builtin_convertvector(numbers, bytes);
             total += numbers;
         }
         int32_t offset = 0;
         for (int i = 0; i < WIDTH; i++) offset += 128 * total[i];
-        input_scales(row, num_groups)[index % num_groups] = largest / 127.0f;
-        input_offsets(row, num_groups)[index % num_groups] = offset;
+        input_scales(out, num_groups)[g] = largest / 127.0f;
+        input_offsets(out, num_groups)[g] = offset;
     }
 }
 
-/* By each member, for its own part of the tokens: x [T, num_in] as float32, packed by tiles. Tokens that the last tile
- * computes again are in both. */
-static void pack_floats(member *me, const bf16 *x, int64_t num_tokens, int64_t num_in, float *out) {
+/* x [num_in] as float32, where tiles of the product for num_tokens read it. A token that the last tile computes again is
+ * in two places. */
+static void pack_token(const bf16 *x, int64_t token, int64_t num_tokens, int64_t num_in, float *out) {
     int64_t rows = rows_per_tile(num_tokens, BF16_ROWS), last = num_tokens - rows;
-    range tokens = own_range(me, num_tokens);
-    for (int64_t token = tokens.first; token < tokens.end; token++) {
-        const bf16 *in = x + token * num_in;
-        float *to = out + token / rows * rows * num_in + token % rows;
-        if (token / rows * rows <= last)
-            for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(in[k]);
-        if (token < last || last % rows == 0) continue;
-        to = out + divide_up(last, rows) * rows * num_in + token - last;
-        for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(in[k]);
+    float *to = out + token / rows * rows * num_in + token % rows;
+    if (token / rows * rows <= last)
+        for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(x[k]);
+    if (token < last || last % rows == 0) return;
+    to = out + divide_up(last, rows) * rows * num_in + token - last;
+    for (int64_t k = 0; k < num_in; k++) to[k * rows] = bf16_to_float(x[k]);
+}
+
+/* Whether a product reads its inputs from a scratch buffer, where convert_token has written them; else where they are. */
+static inline int converts_inputs(const linear *layer) { return layer->is_int8 || reads_floats(); }
+
+static void convert_token(const linear *layer, const bf16 *x, int64_t token, int64_t num_tokens, void *scratch) {
+    x += token * layer->num_in;
+    if (layer->is_int8)
+        quantise_token(x, layer->num_in / INT8_GROUP, (int8_t *)scratch + token * input_bytes(layer->num_in, 1));
+    else if (reads_floats())
+        pack_token(x, token, num_tokens, layer->num_in, scratch);
+}
+
+/* Items of loops over tokens: as many at once as make some microseconds of work of `size` numbers each. */
+typedef struct {
+    int64_t first, end;
+} token_range;
+
+static inline int64_t tokens_at_once(int64_t size) { return larger(1, 4096 / size); }
+
+static inline int64_t num_token_items(int64_t num_tokens, int64_t size) {
+    return divide_up(num_tokens, tokens_at_once(size));
+}
+
+static inline token_range item_tokens(int64_t item, int64_t num_tokens, int64_t size) {
+    int64_t first = item * tokens_at_once(size);
+    return (token_range){first, smaller(num_tokens, first + tokens_at_once(size))};
+}
+
+typedef struct {
+    const linear *layer;
+    const bf16 *x;
+    int64_t num_tokens;
+    void *scratch;
+} conversion;
+
+static void convert_items(member *me, void *argument) {
+    const conversion *c = argument;
+    for (int64_t item; (item = next_item(me)) >= 0;) {
+        token_range tokens = item_tokens(item, c->num_tokens, c->layer->num_in);
+        for (int64_t t = tokens.first; t < tokens.end; t++) convert_token(c->layer, c->x, t, c->num_tokens, c->scratch);
     }
 }
 
-/* By each member, for its own part of the tokens: x as the layer's product reads it. It is written to `scratch`, or x
- * itself where tiles read bfloat16. */
-static const void *to_inputs(member *me, const linear *layer, const bf16 *x, int64_t num_tokens, void *scratch) {
-    if (layer->is_int8)
-        quantise(me, x, num_tokens, layer->num_in, scratch);
-    else if (reads_floats())
-        pack_floats(me, x, num_tokens, layer->num_in, scratch);
-    else
-        return x;
+/* x [T, num_in] as the layer's product reads it: converted in `scratch`, or x itself. */
+static const void *to_inputs(team *t, const linear *layer, const bf16 *x, int64_t num_tokens, void *scratch) {
+    if (!converts_inputs(layer)) return x;
+    conversion c = {layer, x, num_tokens, scratch};
+    run_items(t, num_token_items(num_tokens, layer->num_in), convert_items, &c);
     return scratch;
 }
 
@@ -121,80 +151,82 @@ static inline void use_sums(const linear *layer, use what, const float *sums, in
     }
 }
 
-/* A product's part that stays in the second cache: tiles of rows [first_row, end_row) with panels [first, end). */
+/* A product, whose items are groups of panels times blocks of tokens that stay in the second cache. */
 typedef struct {
-    int64_t first_row, end_row, rows, first_panel, end_panel;
-} tile_block;
+    use what;
+    const linear *layer;
+    const char *inputs; /* of to_inputs */
+    int64_t num_tokens;
+    void *out;
+    int64_t rows;                   /* of a tile */
+    int64_t block_rows, num_blocks; /* tokens of a block, the last one having more */
+    int64_t group, num_groups;      /* panels of a group, the last one having fewer */
+} product;
 
-ALWAYS_INLINE void multiply_block(use what, const linear *layer, const char *inputs, tile_block block, void *out) {
+static product make_product(const team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens,
+                            void *out) {
+    product p = {.what = what, .layer = layer, .inputs = inputs, .num_tokens = num_tokens, .out = out};
+    int64_t num_panels = layer->num_out / PANEL;
+    p.rows = rows_per_tile(num_tokens, layer->is_int8 ? INT8_ROWS : BF16_ROWS);
+    if (!p.rows) return p;
+    p.block_rows = larger(1, BLOCK_ROWS / p.rows) * p.rows;
+    p.num_blocks = larger(1, num_tokens / p.block_rows);
+    int64_t shared_out = num_panels / (GROUPS_PER_THREAD * team_size(t));
+    p.group = num_tokens == p.rows ? 1 : larger(1, smaller(GROUP_BYTES / panel_bytes(layer), shared_out));
+    p.num_groups = divide_up(num_panels, p.group);
+    return p;
+}
+
+ALWAYS_INLINE void multiply_item(use what, const product *p, int64_t item) {
+    const linear *layer = p->layer;
     int64_t row_bytes = input_bytes(layer->num_in, layer->is_int8), bytes = panel_bytes(layer);
+    int64_t block = item / p->num_groups, first_panel = item % p->num_groups * p->group;
+    int64_t end_panel = smaller(layer->num_out / PANEL, first_panel + p->group);
+    int64_t first_row = block * p->block_rows;
+    int64_t end_row = block + 1 < p->num_blocks ? first_row + p->block_rows : p->num_tokens;
     float sums[(BF16_ROWS > INT8_ROWS ? BF16_ROWS : INT8_ROWS) * PANEL];
-    for (int64_t done = block.first_row; done < block.end_row; done += block.rows) {
-        int64_t row = smaller(done, block.end_row - block.rows);
-        prefetch how = done == block.first_row ? processor.prefetch : PREFETCH_NOTHING;
-        for (int64_t p = block.first_panel; p < block.end_panel; p++) {
-            const char *panel = (const char *)layer->panels + p * bytes;
+    for (int64_t done = first_row; done < end_row; done += p->rows) {
+        int64_t row = smaller(done, end_row - p->rows); /* of the tile; those before `done` are in the last one too */
+        prefetch how = done == first_row ? processor.prefetch : PREFETCH_NOTHING;
+        for (int64_t index = first_panel; index < end_panel; index++) {
+            const char *panel = (const char *)layer->panels + index * bytes;
             if (layer->is_int8)
-                int8_tile((const int8_t *)inputs + row * row_bytes, (const weight_group *)panel, how,
-                          layer->num_in / INT8_GROUP, (int)block.rows, sums);
+                int8_tile((const int8_t *)p->inputs + row * row_bytes, (const weight_group *)panel, how,
+                          layer->num_in / INT8_GROUP, (int)p->rows, sums);
             else
-                bf16_tile((const bf16_input *)(inputs + (reads_floats() ? done : row) * row_bytes), (const bf16 *)panel,
-                          how, layer->num_in, (int)block.rows, sums);
-            for (int64_t i = done; i < smaller(done + block.rows, block.end_row); i++)
-                use_sums(layer, what, sums + (i - row) * PANEL, i, p * PANEL, out);
+                bf16_tile((const bf16_input *)(p->inputs + (reads_floats() ? done : row) * row_bytes),
+                          (const bf16 *)panel, how, layer->num_in, (int)p->rows, sums);
+            for (int64_t i = done; i < smaller(done + p->rows, end_row); i++)
+                use_sums(layer, what, sums + (i - row) * PANEL, i, index * PANEL, p->out);
         }
     }
 }
 
-ALWAYS_INLINE void multiply_and(member *me, use what, const linear *layer, const void *inputs, int64_t num_tokens,
-                                void *out) {
-    int64_t rows = rows_per_tile(num_tokens, layer->is_int8 ? INT8_ROWS : BF16_ROWS);
-    if (!rows) return;
-    int64_t block_rows = larger(1, BLOCK_ROWS / rows) * rows, num_blocks = larger(1, num_tokens / block_rows);
-    int64_t num_panels = layer->num_out / PANEL;
-    int64_t group = num_tokens == rows ? 1 : larger(1, smaller(GROUP_BYTES / panel_bytes(layer),
-                                                              num_panels / (GROUPS_PER_THREAD * me->num_threads)));
-    int64_t num_groups = divide_up(num_panels, group);
-    for (int64_t item; (item = next_item(me, num_blocks * num_groups)) >= 0;) {
-        int64_t index = item / num_groups, first = item % num_groups * group;
-        tile_block block = {index * block_rows, index + 1 < num_blocks ? (index + 1) * block_rows : num_tokens, rows,
-                            first, smaller(num_panels, first + group)};
-        multiply_block(what, layer, inputs, block, out);
-    }
-}
-
-/* out [T, num_out] = the product; inputs: of to_inputs. */
-static void multiply(member *me, const linear *layer, const void *inputs, int64_t num_tokens, bf16 *out) {
-    multiply_and(me, STORE, layer, inputs, num_tokens, out);
-}
-
-/* out [T, num_out] += the product. */
-static void multiply_add(member *me, const linear *layer, const void *inputs, int64_t num_tokens, float *out) {
-    multiply_and(me, ADD, layer, inputs, num_tokens, out);
-}
-
-/* out [T, num_out / 2] = silu(gates) * the others, which lie in turns of LANES outputs. */
-static void multiply_gated(member *me, const linear *layer, const void *inputs, int64_t num_tokens, bf16 *out) {
-    multiply_and(me, GATE, layer, inputs, num_tokens, out);
-}
-
-typedef struct {
-    const linear *layer;
-    const bf16 *x;
-    int64_t num_tokens, is_float;
-    void *scratch, *out;
-} product;
-
-static void run_product(member *me, void *argument) {
-    const product *p = argument;
-    begin_tiles(p->num_tokens);
-    const void *inputs = to_inputs(me, p->layer, p->x, p->num_tokens, p->scratch);
-    if (inputs == p->scratch) team_barrier(me);
-    if (p->is_float)
-        multiply_and(me, STORE_FLOAT, p->layer, inputs, p->num_tokens, p->out);
-    else
-        multiply(me, p->layer, inputs, p->num_tokens, p->out);
+static void multiply_items(member *me, void *argument) {
+    product p = *(const product *)argument;
+    begin_tiles(p.num_tokens);
+    for (int64_t item; (item = next_item(me)) >= 0;)
+        switch (p.what) {
+            case STORE: multiply_item(STORE, &p, item); break;
+            case STORE_FLOAT: multiply_item(STORE_FLOAT, &p, item); break;
+            case ADD: multiply_item(ADD, &p, item); break;
+            case GATE: multiply_item(GATE, &p, item); break;
+        }
     end_tiles();
+}
+
+/* STORE: bf16 out [T, num_out] = the product; STORE_FLOAT: float; ADD: float out += the product; GATE: bf16
+ * out [T, num_out / 2] = silu(gates) * the others, which alternate in runs of LANES outputs. */
+static void multiply(team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens, void *out) {
+    product p = make_product(t, what, layer, inputs, num_tokens, out);
+    run_items(t, p.num_blocks * p.num_groups, multiply_items, &p);
+}
+
+static void run_product(int num_threads, use what, const linear *layer, const bf16 *x, int64_t num_tokens,
+                        void *scratch, void *out) {
+    team *t = begin_team(num_threads);
+    multiply(t, what, layer, to_inputs(t, layer, x, num_tokens, scratch), num_tokens, out);
+    end_team(t);
 }
 
 /* Bytes that a product's inputs take in the scratch buffer; 0 where bfloat16 ones are read where they are. */
@@ -206,12 +238,10 @@ int64_t EXPORT(scratch_bytes)(int64_t num_tokens, int64_t num_in, int64_t is_int
 
 /* out [T, num_out] of x [T, num_in]; num_in is even, or of int8 weights a multiple of INT8_GROUP, num_out of PANEL. */
 void EXPORT(linear)(const linear *layer, const bf16 *x, int64_t num_tokens, int num_threads, void *scratch, bf16 *out) {
-    product p = {layer, x, num_tokens, 0, scratch, out};
-    run_team(num_threads, run_product, &p);
+    run_product(num_threads, STORE, layer, x, num_tokens, scratch, out);
 }
 
 /* The same with float32 results. */
 void EXPORT(logits)(const linear *layer, const bf16 *x, int64_t num_tokens, int num_threads, void *scratch, float *out) {
-    product p = {layer, x, num_tokens, 1, scratch, out};
-    run_team(num_threads, run_product, &p);
+    run_product(num_threads, STORE_FLOAT, layer, x, num_tokens, scratch, out);
 }

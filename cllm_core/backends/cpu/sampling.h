@@ -317,10 +317,12 @@ static void draw_rows(member *me, void *argument) {
     const draw_call *call = argument;
     float *memory = call->scratch + me->index * scratch_size(call->vocab_size);
     draw_scratch scratch = scratch_of(memory, call->vocab_size);
-    for (int64_t row; (row = next_item(me, call->num_rows)) >= 0;) call->out[row] = draw_token(call, row, &scratch);
+    for (int64_t row; (row = next_item(me)) >= 0;) call->out[row] = draw_token(call, row, &scratch);
 }
 
 /* Numbers of scratch that a thread needs. */
 int64_t EXPORT(draw_scratch_size)(int64_t vocab_size) { return scratch_size(vocab_size); }
 
-void EXPORT(draw)(const draw_call *call, int num_threads) { run_team(num_threads, draw_rows, (void *)call); }
+void EXPORT(draw)(const draw_call *call, int num_threads) {
+    run_loop(num_threads, call->num_rows, draw_rows, (void *)call);
+}

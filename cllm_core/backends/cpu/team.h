@@ -1,59 +1,49 @@
-/* The kernels' own threads. A team of them runs one call: its members share the work out and wait for each other at
- * barriers, spinning for some microseconds and then asleep.
+/* The kernels' own threads. A team of them runs one call as a sequence of loops: the caller's thread goes through the
+ * sequence, and helpers take items of the loop it is at. It waits for items that a helper has begun, never for a helper:
+ * one that another program keeps from its processor delays nothing but the item in its hands, and the caller is as fast
+ * as alone. Waiting threads spin for some microseconds, then sleep.
  *
- * OpenMP's threads spin for milliseconds instead. Where other programs want the processors too, they use up their time
- * with waiting and are descheduled when there is work: steps were seen to take a hundred times as long.
+ * OpenMP's threads meet at the end of each loop and spin for milliseconds. Beside another program, steps were seen to
+ * take a hundred times as long.
  */
 
 #ifndef CLLM_TEAM_H
 #define CLLM_TEAM_H
 
-#include <stdatomic.h>
 #include <stdint.h>
 
 typedef struct team team;
 
-/* Items that have been taken of a thread's share of a loop; on a cache line of its own. */
-typedef struct {
-    _Atomic int64_t taken;
-    char padding[56];
-} share;
-
-/* One thread of a call. */
+/* A thread at a loop. */
 typedef struct {
     team *team;
-    share *shares; /* [num_threads] */
     int index, num_threads;
-    int num_exhausted; /* shares in which it found no more items, since the last barrier */
+    uint32_t loop;
+    int64_t num_items, item; /* item: that it holds, or -1 */
+    int is_first;            /* the item was taken before the work began */
+    int num_exhausted;       /* shares in which it found no more items */
 } member;
 
-/* Runs `work` on up to num_threads threads, the caller's among them, and returns when all have come back. A call that
- * comes while another one has the threads runs on its caller's alone. */
-void run_team(int num_threads, void (*work)(member *me, void *argument), void *argument);
+/* A member's work on a loop: it calls next_item until there is none left, and does not look at the argument then. */
+typedef void work_function(member *me, void *argument);
 
-/* Returns when all members have called it; what they wrote before is visible to all. */
-void team_barrier(member *me);
+/* A team of up to num_threads threads, the caller's among them; of the caller's alone while another call has the rest. */
+team *begin_team(int num_threads);
+void end_team(team *t);
+int team_size(const team *t);
 
-/* The next item of a loop over num_items that nobody has taken yet, or -1: first of the member's own share, which is
- * contiguous, then of the others', so that a thread without a processor holds nobody up. One such loop between two
- * barriers. */
-static inline int64_t next_item(member *me, int64_t num_items) {
-    for (; me->num_exhausted < me->num_threads; me->num_exhausted++) {
-        int64_t owner = (me->index + me->num_exhausted) % me->num_threads;
-        int64_t first = num_items * owner / me->num_threads, end = num_items * (owner + 1) / me->num_threads;
-        int64_t item = first + atomic_fetch_add_explicit(&me->shares[owner].taken, 1, memory_order_relaxed);
-        if (item < end) return item;
-    }
-    return -1;
-}
+/* Runs a loop; returns when all items are done, and what was written for them is visible. */
+void run_items(team *t, int64_t num_items, work_function *work, void *argument);
 
-/* A member's fixed part of a loop, for what is too short to be shared out anew, or read by the same member next. */
-typedef struct {
-    int64_t first, end;
-} range;
+/* The next item that nobody has taken yet, or -1; the one before it is done. Items come first from the member's own part
+ * of the loop, which is contiguous, then from the others'. */
+int64_t next_item(member *me);
 
-static inline range own_range(const member *me, int64_t num_items) {
-    return (range){num_items * me->index / me->num_threads, num_items * (me->index + 1) / me->num_threads};
+/* A call that is one loop. */
+static inline void run_loop(int num_threads, int64_t num_items, work_function *work, void *argument) {
+    team *t = begin_team(num_threads);
+    run_items(t, num_items, work, argument);
+    end_team(t);
 }
 
 #endif
