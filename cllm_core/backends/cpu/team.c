@@ -1,6 +1,7 @@
 #include "team.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -9,6 +10,7 @@
 #define MAX_SPIN 100000    /* nanoseconds that a thread spins before it sleeps, at most and at least: half as long each */
 #define MIN_SPIN 1000      /* time that it was in vain, as it is for a thread on the same processor; else twice */
 #define SPINS_PER_CLOCK 16 /* between two looks at the clock */
+#define TURN 1000000       /* nanoseconds between two times that a helper offers its processor to others */
 
 /* A counter that threads wait on. */
 typedef struct {
@@ -113,6 +115,15 @@ static int64_t take_item(member *me) {
     return -1;
 }
 
+/* Between two items: another program gets the processor now rather than in the middle of an item, for which the caller
+ * would have to wait. */
+static void yield_in_turns(int64_t *turn_end) {
+    int64_t now = nanoseconds();
+    if (now < *turn_end) return;
+    sched_yield();
+    *turn_end = nanoseconds() + TURN;
+}
+
 int64_t next_item(member *me) {
     if (me->team == &alone) return me->item + 1 < me->num_items ? ++me->item : -1;
     if (me->is_first) {
@@ -121,13 +132,14 @@ int64_t next_item(member *me) {
     }
     event *done = &me->team->done;
     if (me->item >= 0 && atomic_fetch_add(&done->value, 1) + 1 == (uint32_t)me->num_items) wake(done);
+    if (me->turn_end) yield_in_turns(me->turn_end);
     return me->item = take_item(me);
 }
 
 /* Takes part in the loop that is published, if it is still there; returns its number. */
-static uint32_t help(team *t, int index) {
+static uint32_t help(team *t, int index, int64_t *turn_end) {
     uint32_t loop = atomic_load(&t->published.value);
-    member me = {.team = t, .index = index, .loop = loop, .is_first = 1};
+    member me = {.team = t, .index = index, .loop = loop, .is_first = 1, .turn_end = turn_end};
     work_function *work = atomic_load(&t->work);
     void *argument = atomic_load(&t->argument);
     me.num_items = atomic_load(&t->num_items);
@@ -138,8 +150,8 @@ static uint32_t help(team *t, int index) {
 
 static void *run_helper(void *index_pointer) {
     int index = (int)(intptr_t)index_pointer;
-    int64_t spin_duration = MAX_SPIN;
-    for (uint32_t last = 0;; wait_for(&all.published, last, 0, &spin_duration)) last = help(&all, index);
+    int64_t spin_duration = MAX_SPIN, turn_end = 0;
+    for (uint32_t last = 0;; wait_for(&all.published, last, 0, &spin_duration)) last = help(&all, index, &turn_end);
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /* The kernels' own threads. A team of them runs one call as a sequence of loops: the caller's thread goes through the
  * sequence, and helpers take items of the loop it is at. It waits for items that a helper has begun, never for a helper:
  * one that another program keeps from its processor delays nothing but the item in its hands, and the caller is as fast
- * as alone. Waiting threads spin for some microseconds, then sleep.
+ * as alone. Helpers offer their processor to other programs between items, as one that is taken away in the middle of an
+ * item keeps the caller waiting. Waiting threads spin for some microseconds, then sleep.
  *
  * OpenMP's threads meet at the end of each loop and spin for milliseconds. Beside another program, steps were seen to
  * take a hundred times as long.
@@ -22,6 +23,7 @@ typedef struct {
     int64_t num_items, item; /* item: that it holds, or -1 */
     int is_first;            /* the item was taken before the work began */
     int num_exhausted;       /* shares in which it found no more items */
+    int64_t *turn_end;       /* when a helper is to offer its processor to others; null for the caller */
 } member;
 
 /* A member's work on a loop: it calls next_item until there is none left, and does not look at the argument then. */
