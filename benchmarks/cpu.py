@@ -122,7 +122,7 @@ def _seconds_to_read(engine: Engine, size: int) -> float:
 def measure_sampling(llm: LLM, prompt: str, num_rounds: int) -> Goal:
     """Time to choose tokens for as many positions, greedy and sampled."""
     logits = _real_logits(llm, prompt)
-    draw = llm.engine.runner.draw
+    sampling = llm.engine.runner.sampling
     ways = {"greedy": SamplingParams(temperature=0), "temperature 1, top-p 0.95": SamplingParams(top_p=0.95)}
     milliseconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(20 * num_rounds):
@@ -135,7 +135,7 @@ def measure_sampling(llm: LLM, prompt: str, num_rounds: int) -> Goal:
                 first_output_position=0,
             )
             started = time.perf_counter()
-            sample(logits, SamplingBatch.build([row], logits.device), draw)
+            sample(logits, SamplingBatch.build([row], logits.device), sampling)
             milliseconds[name].append(1e3 * (time.perf_counter() - started))
     details = {name: statistics.median(values) for name, values in milliseconds.items()}
     greedy, sampled = details.values()

@@ -36,10 +36,14 @@ class ForwardPass(Protocol):
         ...
 
 
-class DrawKernel(Protocol):
-    """Chooses tokens at random, as `cllm_core.engine.sampling` defines it but for the rounding of exponentials."""
+class SamplingKernels(Protocol):
+    """Choose tokens as `cllm_core.engine.sampling` defines it but for the rounding of exponentials."""
 
-    def __call__(
+    def largest(self, logits: Tensor) -> Tensor:
+        """[T, V] float32 to [T] int64, the lowest of equal ones."""
+        ...
+
+    def draw(
         self,
         logits: Tensor,
         *,
@@ -81,7 +85,7 @@ class PagedModel:
         forward_pass: of the model; None: transformers' own.
         adapters: the bank that is attached to the model, None where there is none.
         saved_bytes: of weights, by quantization.
-        draw: chooses tokens at random from the logits; None: tensor code does.
+        sampling: chooses tokens by the logits; None: tensor code does.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class PagedModel:
         forward_pass: ForwardPass | None = None,
         adapters: AdapterBank | None = None,
         saved_bytes: int = 0,
-        draw: DrawKernel | None = None,
+        sampling: SamplingKernels | None = None,
     ) -> None:
         self.causal_lm = model
         self.device, self.dtype = model.device, model.dtype
@@ -102,7 +106,7 @@ class PagedModel:
         self.layers = list(layers)
         self.paths = paths
         self.saved_bytes = saved_bytes
-        self.draw = draw
+        self.sampling = sampling
         self._attention = attention
         self._forward_pass = forward_pass or TransformersForward(model)
         self._adapters = adapters

@@ -112,7 +112,9 @@ def assemble_engine(
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
     )
-    runner = ModelRunner(model, max_model_len=max_model_len, draw=model.draw, num_graphs=lambda: model.num_graphs)
+    runner = ModelRunner(
+        model, max_model_len=max_model_len, sampling=model.sampling, num_graphs=lambda: model.num_graphs
+    )
     step_times = None
     if config.adaptive_block_length or config.prefill_step_seconds:
         report("measuring step times", 0.95)

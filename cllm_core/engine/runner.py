@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cllm_core.backends.paged_model import DrawKernel
+from cllm_core.backends.paged_model import SamplingKernels
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.drafters.base import SeenWindow
 from cllm_core.engine.drafters.drafting import Drafting, default_sources
@@ -101,7 +101,7 @@ class ModelRunner:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
         drafting: makes the drafts; None: from the default sources.
-        draw: the model's way to choose tokens at random; None: by tensor code.
+        sampling: chooses tokens by the logits; None: tensor code does.
         num_graphs: tells how many CUDA graphs the model has captured so far.
     """
 
@@ -111,13 +111,13 @@ class ModelRunner:
         *,
         max_model_len: int,
         drafting: Drafting | None = None,
-        draw: DrawKernel | None = None,
+        sampling: SamplingKernels | None = None,
         num_graphs: Callable[[], int] = lambda: 0,
     ) -> None:
         self.model = model
         self._device = model.device
         self._max_model_len = max_model_len
-        self.draw = draw
+        self.sampling = sampling
         self._drafting = drafting or Drafting(default_sources())
         self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
@@ -213,7 +213,7 @@ class ModelRunner:
         if constrained is not None:
             logits = constrained.mask(logits)
         batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
-        return sample(logits, batch, self.draw)
+        return sample(logits, batch, self.sampling)
 
     def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
         """Log-probabilities of the prompt tokens behind each row's scored positions; logits [P, V]."""

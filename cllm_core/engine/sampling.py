@@ -9,7 +9,7 @@ autoregressive decoding draws, whatever the block length and the batch.
 import torch
 from torch import Tensor
 
-from cllm_core.backends.paged_model import DrawKernel
+from cllm_core.backends.paged_model import SamplingKernels
 from cllm_core.engine import processors
 from cllm_core.engine.noise import gumbel_noise, token_words
 from cllm_core.engine.sampling_batch import Draw, Penalties, SamplingBatch
@@ -28,13 +28,13 @@ _BYTES_PER_DRAWN_LOGIT = 56
 _ARGMAX_BLOCK = 128
 
 
-def sample(logits: Tensor, batch: SamplingBatch, kernel: DrawKernel | None = None) -> Tensor:
+def sample(logits: Tensor, batch: SamplingBatch, kernels: SamplingKernels | None = None) -> Tensor:
     """Choose one token per position.
 
     Args:
         logits: [T, V] float32, row after row as in `batch`; not changed. Grammar masks (-inf) may be in it already.
         batch: T positions.
-        kernel: draws at random; None: tensor code does.
+        kernels: choose; None: tensor code does.
 
     Returns:
         [T] int64, on the device of the logits. Equal scores resolve to the lowest token id.
@@ -45,11 +45,11 @@ def sample(logits: Tensor, batch: SamplingBatch, kernel: DrawKernel | None = Non
     _check(logits, batch)
     logits = _process(logits, batch)
     if batch.has_greedy or not batch.draws:
-        tokens = largest(logits)
+        tokens = largest(logits) if kernels is None else kernels.largest(logits)
     else:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for group in batch.draws:
-        drawn = _draw(logits, group) if kernel is None else _draw_by(kernel, logits, group)
+        drawn = _draw(logits, group) if kernels is None else _draw_by(kernels, logits, group)
         tokens.index_copy_(0, group.positions, drawn)
     return tokens
 
@@ -115,8 +115,8 @@ def _draw(logits: Tensor, group: Draw) -> Tensor:
     return torch.cat([_draw_chunk(logits, group, slice(start, start + num_rows), words) for start in starts])
 
 
-def _draw_by(kernel: DrawKernel, logits: Tensor, group: Draw) -> Tensor:
-    return kernel(
+def _draw_by(kernels: SamplingKernels, logits: Tensor, group: Draw) -> Tensor:
+    return kernels.draw(
         logits,
         positions=group.positions,
         keys=group.keys,

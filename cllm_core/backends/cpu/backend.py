@@ -153,7 +153,7 @@ class CpuBackend:
             forward_pass=forward_pass,
             adapters=adapters,
             saved_bytes=saved_bytes,
-            draw=ops.kernels.draw,
+            sampling=ops.kernels,
         )
 
 

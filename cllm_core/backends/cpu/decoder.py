@@ -5,6 +5,7 @@ to the last without coming back. A token's numbers do not depend on what else is
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
@@ -33,6 +34,10 @@ class NativeDecoder(nn.Module):
         assert isinstance(qkv, PanelProduct)
         self._adapters = qkv.adapters  # active where any token of the step has an adapter
         self._records = (LayerRecord * len(layers))(*(_record(layer) for layer in layers))
+
+    def serial_torch(self) -> AbstractContextManager[None]:
+        """Kernels.serial_torch, but for steps with adapters, whose products torch computes."""
+        return nullcontext() if is_adapted(self._adapters) else self._kernels.serial_torch()
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: NativeStep, **_: object

@@ -1,6 +1,7 @@
 """Kernels: the C kernels for one instruction set, as calls on tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import CDLL, Array, addressof, c_float, c_int, c_int64, c_void_p
 from typing import Any
 
@@ -28,6 +29,7 @@ _ATTEND_TYPES = [
 ]
 _PRODUCT_TYPES = [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]
 _DECODE_TYPES = [c_void_p, c_int64, c_void_p, c_int, c_void_p]
+_LARGEST_TYPES = [c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p]
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -55,9 +57,31 @@ class Kernels:
         self._logits = function("logits", _PRODUCT_TYPES)
         self._decode = function("decode", _DECODE_TYPES)
         self._scratch_bytes = function("scratch_bytes", [c_int64, c_int64, c_int64], c_int64)
+        self._largest = function("largest", _LARGEST_TYPES)
         self._draw = function("draw", [c_void_p, c_int])
         self._draw_scratch_size = function("draw_scratch_size", [c_int64], c_int64)
         self._draw_scratch = torch.empty(0)  # kept: new memory would cost as much as a draw
+        self._own_threads: int | None = None
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that the kernels use, the caller's among them: as many as torch may."""
+        return self._own_threads or torch.get_num_threads()
+
+    @contextmanager
+    def serial_torch(self) -> Iterator[None]:
+        """Let torch compute by one thread; the kernels keep theirs.
+
+        For the small operations between kernels. OpenMP's threads wait for each other at the end of each operation on
+        more than 32768 numbers: beside a program that keeps a core busy, it takes milliseconds instead of microseconds.
+        """
+        self._own_threads = before = self.num_threads
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            self._own_threads = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., H] over its root mean square times weight [H]; the result is contiguous."""
@@ -127,7 +151,7 @@ class Kernels:
             step.rows_address,
             step.num_rows,
             step.block_ids_address,
-            torch.get_num_threads() if is_large else 1,
+            self.num_threads if is_large else 1,
             out.data_ptr(),
         )
         return out
@@ -141,10 +165,10 @@ class Kernels:
         return self._product(self._logits, x, weight, torch.float32)
 
     def _product(self, function: Callable[..., None], x: Tensor, weight: PanelWeight, dtype: torch.dtype) -> Tensor:
-        x, record, threads = x.contiguous(), weight.record, torch.get_num_threads()
+        x, record = x.contiguous(), weight.record
         out = torch.empty((len(x), weight.num_out), dtype=dtype)
         scratch = self._scratch(len(x), [record])
-        function(addressof(record), x.data_ptr(), len(x), threads, scratch.data_ptr(), out.data_ptr())
+        function(addressof(record), x.data_ptr(), len(x), self.num_threads, scratch.data_ptr(), out.data_ptr())
         return out
 
     def decode(self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor) -> None:
@@ -161,7 +185,23 @@ class Kernels:
         between = [torch.empty((num_tokens, width), dtype=torch.bfloat16) for width in widths]
         scratch = self._scratch(num_tokens, products)
         buffers = BuffersRecord(*(buffer.data_ptr() for buffer in (residual, *between, scratch)))
-        self._decode(addressof(layers), len(layers), addressof(step), torch.get_num_threads(), addressof(buffers))
+        self._decode(addressof(layers), len(layers), addressof(step), self.num_threads, addressof(buffers))
+
+    def largest(self, logits: Tensor) -> Tensor:
+        """Index of the largest logit of each row, the lowest of equal ones.
+
+        Args:
+            logits: [T, V] float32, rows contiguous.
+
+        Returns:
+            [T] int64.
+        """
+        assert logits.dtype == torch.float32
+        assert logits.stride(1) == 1
+        num_rows, vocab_size = logits.shape
+        out = torch.empty(num_rows, dtype=torch.int64)
+        self._largest(logits.data_ptr(), logits.stride(0), vocab_size, num_rows, self.num_threads, out.data_ptr())
+        return out
 
     def draw(
         self,
@@ -190,7 +230,7 @@ class Kernels:
         """
         assert logits.dtype == torch.float32
         assert logits.stride(1) == 1
-        num_threads, vocab_size = torch.get_num_threads(), logits.shape[1]
+        num_threads, vocab_size = self.num_threads, logits.shape[1]
         scratch_size = num_threads * self._draw_scratch_size(vocab_size)
         if len(self._draw_scratch) < scratch_size:
             self._draw_scratch = torch.empty(scratch_size)

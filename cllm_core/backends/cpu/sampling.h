@@ -1,6 +1,6 @@
-/* Choosing tokens at random: temperature, top-k, top-p, min-p and noise in one pass over a position's logits, as
- * cllm_core/engine/sampling.py defines them. A position is computed by one thread, so that its token does not depend on
- * the batch. */
+/* Choosing tokens as cllm_core/engine/sampling.py defines it: the likeliest, or at random, with temperature, top-k, top-p,
+ * min-p and noise in one pass over a position's logits. A position is computed by one thread, so that its token does not
+ * depend on the batch. */
 
 #include "kernels.h"
 
@@ -322,6 +322,35 @@ static void draw_rows(member *me, void *argument) {
 
 /* Numbers of scratch that a thread needs. */
 int64_t EXPORT(draw_scratch_size)(int64_t vocab_size) { return scratch_size(vocab_size); }
+
+typedef struct {
+    const float *logits; /* [num_rows, stride] */
+    int64_t stride, vocab_size;
+    int64_t *out; /* [num_rows] */
+} largest_call;
+
+/* The first index of a value; 0 where there is none. */
+static int64_t find(const float *x, int64_t size, float value) {
+    int64_t i = 0;
+    while (i + WIDTH <= size && !any_lane(load(x + i) == value)) i += WIDTH;
+    while (i < size && x[i] != value) i++;
+    return i < size ? i : 0;
+}
+
+static void largest_rows(member *me, void *argument) {
+    const largest_call *call = argument;
+    for (int64_t row; (row = next_item(me)) >= 0;) {
+        const float *logits = call->logits + row * call->stride;
+        call->out[row] = find(logits, call->vocab_size, largest(logits, call->vocab_size));
+    }
+}
+
+/* out: where the largest logit of each row is, the first of equal ones. */
+void EXPORT(largest)(const float *logits, int64_t stride, int64_t vocab_size, int64_t num_rows, int num_threads,
+                     int64_t *out) {
+    largest_call call = {logits, stride, vocab_size, out};
+    run_loop(num_threads, num_rows, largest_rows, &call);
+}
 
 void EXPORT(draw)(const draw_call *call, int num_threads) {
     run_loop(num_threads, call->num_rows, draw_rows, (void *)call);

@@ -51,6 +51,10 @@ class NativeModel:
 
     def __call__(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
         """See ForwardPass; the step is a NativeStep."""
+        with self._decoder.serial_torch():
+            return self._forward(input_ids, positions, sampled, step)
+
+    def _forward(self, input_ids: Tensor, positions: Tensor, sampled: Tensor, step: PagedAttention) -> Tensor:
         hidden = self._embedding(input_ids[None])
         factors = self._rotary(hidden, positions[None])
         hidden = self._decoder(hidden, position_embeddings=factors, paged=step)

@@ -1,4 +1,4 @@
-"""Tokens drawn by the kernels are those of the tensor code, for every instruction set."""
+"""Tokens chosen by the kernels are those of the tensor code, for every instruction set."""
 
 import math
 
@@ -40,7 +40,7 @@ def make_rows(params: SamplingParams, num_rows: int) -> list[RowSampling]:
 
 def draw(kernels: Kernels | None, logits: Tensor, params: SamplingParams) -> Tensor:
     batch = SamplingBatch.build(make_rows(params, len(logits)), CPU)
-    return sample(logits, batch, None if kernels is None else kernels.draw)
+    return sample(logits, batch, kernels)
 
 
 def make_logits(vocab_size: int, *, scale: float, num_rows: int = 64) -> Tensor:
@@ -81,9 +81,17 @@ def test_a_row_gets_the_same_token_alone_and_on_any_number_of_threads(kernels: K
     rows = make_rows(params, 9)
     torch.set_num_threads(2)
     try:
-        together = sample(logits, SamplingBatch.build(rows, CPU), kernels.draw)
+        together = sample(logits, SamplingBatch.build(rows, CPU), kernels)
     finally:
         torch.set_num_threads(1)
     for index, row in enumerate(rows):
-        alone = sample(logits[index : index + 1], SamplingBatch.build([row], CPU), kernels.draw)
+        alone = sample(logits[index : index + 1], SamplingBatch.build([row], CPU), kernels)
         assert alone[0] == together[index]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 50, 1000, 4099])
+def test_the_likeliest_token_is_the_first_of_the_largest_logits(kernels: Kernels, vocab_size: int) -> None:
+    logits = make_logits(vocab_size, scale=1.0).round()  # many are equal
+    logits[0] = -math.inf
+    logits[1, :-1] = -math.inf
+    assert torch.equal(kernels.largest(logits), logits.argmax(-1))

@@ -101,3 +101,11 @@ def test_a_process_forked_in_the_middle_of_a_loop_does_not_go_on_with_it(best: K
     finally:
         stop.set()
         other.join()
+
+
+def test_torch_has_one_thread_where_small_operations_run_between_kernels(best: Kernels) -> None:
+    before = torch.get_num_threads()
+    assert before > 1
+    with best.serial_torch():
+        assert (torch.get_num_threads(), best.num_threads) == (1, before)
+    assert (torch.get_num_threads(), best.num_threads) == (before, before)
