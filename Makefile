@@ -75,7 +75,7 @@ READERS := .venv-readers
 test-readers: setup ## let transformers 4, PEFT and, where their paths are given, llama.cpp's programs read what is written here
 	$(PYTHON) -m venv $(READERS)
 	$(READERS)/bin/pip install $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --requirement tests/readers/requirements.txt
-	TRANSFORMERS_4=$(CURDIR)/$(READERS)/bin/python $(BIN)/pytest -m slow tests/readers
+	TRANSFORMERS_4=$(abspath $(READERS)/bin/python) $(BIN)/pytest -m slow tests/readers
 
 gguf: setup ## compare GGUF files with llama.cpp (paths as for test-readers); rewrite the table in docs/reference/models.md
 	$(BIN)/python -m tests.gguf_page

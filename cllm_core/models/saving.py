@@ -64,7 +64,11 @@ def with_old_names(config: PreTrainedConfig, saved: Mapping[str, Any]) -> dict[s
     added = _old_rope(config)
     if not added:
         return values
-    restored = type(config).from_dict(copy.deepcopy({**values, **added}))  # which fills in what is missing
+    try:
+        restored = type(config).from_dict(copy.deepcopy({**values, **added}))  # which fills in what is missing
+    except ValueError as error:  # transformers 5.17 does not read the Dbrx configurations that it writes
+        logger.warning("transformers does not read its own configuration of this %s: %s", config.model_type, error)
+        return values
     if restored.rope_parameters == config.rope_parameters or same_rope(restored, config):
         return {**values, **added}
     logger.warning("transformers 4 has no names for the rotary embedding of this %s", config.model_type)

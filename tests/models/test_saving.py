@@ -43,8 +43,9 @@ def write_saved(folder: Path, name: str) -> Path:
 def test_the_old_names_change_nothing_for_transformers_5(model_type: str) -> None:
     try:
         config = tiny_config(model_type)
+        type(config).from_dict(config.to_dict())
     except Exception as error:
-        pytest.skip(f"cannot be built tiny: {error}")
+        pytest.skip(f"cannot be built tiny, or not read by transformers itself: {error}")
     restored = type(config).from_dict(with_old_names(config, config.to_dict()))
     assert getattr(restored, "rope_parameters", None) == getattr(config, "rope_parameters", None)
 
