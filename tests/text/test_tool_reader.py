@@ -112,6 +112,7 @@ def test_a_text_that_leaves_the_format_behind_a_marker_is_an_error(text: str) ->
         (r"{{- '\n<tool_call>\n<function=' + name + '>\n' }}", "<tool_call>\n<function="),
         ("<tool_call>\n<function={{ name }}>\n", "<tool_call>\n<function="),
         (r"{{ '<seed:tool_call>' + '\n<function=' + name }}", "<seed:tool_call>\n"),
+        (r"""{{ '<minimax:tool_call>' + '\n<invoke name="' + name }}""", '<minimax:tool_call>\n<invoke name="'),
         ("<tool_call>{{ name }}\n<arg_key>{{ k }}</arg_key>\n<arg_value>", "<tool_call>"),
         ("<tool_call>{{ name }}<arg_key>{{ k }}</arg_key><arg_value>", "<tool_call>"),
         (
@@ -152,6 +153,6 @@ def test_a_chosen_format_needs_no_template(chosen: ToolFormatName) -> None:
         assert found.name == chosen
 
 
-@pytest.mark.parametrize("template", [None, "{{ messages }}", '<minimax:tool_call>\n<invoke name="{{ name }}">'])
+@pytest.mark.parametrize("template", [None, "{{ messages }}", "<|tool_calls_section_begin|>{{ name }}"])
 def test_a_template_without_calls_or_with_others_shows_no_format(template: str | None) -> None:
     assert find_format("auto", template) is None

@@ -33,6 +33,14 @@ SEED_OSS = _chatml(
     between="{{ '\\n' }}",
     first="{{ '\\n' }}",
 )
+MINIMAX_M2 = _chatml(
+    "{{ '<invoke name=\"' + c.function.name + '\">\\n' }}"
+    "{% for k, v in c.function.arguments | items %}"
+    "{{ '<parameter name=\"' + k + '\">' + (v if v is string else v | tojson) + '</parameter>\\n' }}{% endfor %}"
+    "{{ '</invoke>\\n' }}",
+    first="{{ '\\n<minimax:tool_call>\\n' }}",
+    last="</minimax:tool_call>",
+)
 GLM45 = _chatml(
     "{{ '\\n<tool_call>' + c.function.name + '\\n' }}{% for k, v in (c.function.arguments or {}).items() %}"
     "<arg_key>{{ k }}</arg_key>\n<arg_value>{{ v | tojson if v is not string else v }}</arg_value>{{ '\\n' }}"
@@ -102,6 +110,7 @@ PHI4_FUNCTOOLS = (
 TEMPLATES: Mapping[str, str] = {
     "qwen3_coder": QWEN3_CODER,
     "seed_oss": SEED_OSS,
+    "minimax_m2": MINIMAX_M2,
     "glm45": GLM45,
     "glm47": GLM47,
     "deepseek_v3": DEEPSEEK_V3,

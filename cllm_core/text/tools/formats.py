@@ -87,6 +87,19 @@ _SEED_OSS = ToolFormat(
     tokens=("<seed:tool_call>", "</seed:tool_call>"),
 )
 
+_MINIMAX_M2 = ToolFormat(
+    name="minimax_m2",
+    first='<minimax:tool_call>\n<invoke name="',
+    between='">\n',
+    after="</invoke>",
+    next='\n<invoke name="',
+    last="\n</minimax:tool_call>",
+    marker="<minimax:tool_call>",
+    template_pattern=r"<minimax:tool_call>",
+    style=TaggedArguments(before_name='<parameter name="', before_value='">', after_value="</parameter>\n"),
+    tokens=("<minimax:tool_call>", "</minimax:tool_call>"),
+)
+
 _GLM45 = ToolFormat(
     name="glm45",
     first="<tool_call>",
@@ -228,7 +241,7 @@ _HARMONY = ToolFormat(
 # The first that a template shows is taken, so the narrower pattern stands first.
 FORMATS = (
     *(_HARMONY, _MISTRAL_ARGS, _MISTRAL_NEMO, _MISTRAL),
-    *(_DEEPSEEK_V3, _DEEPSEEK_V31, _SEED_OSS, _QWEN3_CODER, _GLM47, _GLM45, _HERMES),
+    *(_DEEPSEEK_V3, _DEEPSEEK_V31, _SEED_OSS, _MINIMAX_M2, _QWEN3_CODER, _GLM47, _GLM45, _HERMES),
     *(_PHI4_MINI_FUNCTOOLS, _PHI4_MINI_SINGLE, _PHI4_MINI, _GRANITE),
     *(_OLMO3_LINES, _OLMO3, _PYTHONIC, _LLAMA3),
 )
@@ -239,6 +252,7 @@ _DEFAULTS: Mapping[ToolFormatName, ToolFormat] = {
     "mistral": _MISTRAL,
     "qwen3_coder": _QWEN3_CODER,
     "seed_oss": _SEED_OSS,
+    "minimax_m2": _MINIMAX_M2,
     "glm45": _GLM45,
     "deepseek_v3": _DEEPSEEK_V3,
     "pythonic": _PYTHONIC,

@@ -23,6 +23,7 @@ ToolFormatName = Literal[
     "mistral",
     "qwen3_coder",
     "seed_oss",
+    "minimax_m2",
     "glm45",
     "deepseek_v3",
     "pythonic",
