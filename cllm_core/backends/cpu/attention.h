@@ -258,9 +258,9 @@ static void make_group(const attention *a, const row_span *row, int64_t kv_head,
         group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
         group->end_key[i] = (int32_t)(position + 1);
         group->first_key[i] = a->window && position >= a->window ? (int32_t)(position + 1 - a->window) : 0;
-        if (i == 0) group->begin = group->first_key[i] / CHUNK * CHUNK;
-        group->end = group->end_key[i];
     }
+    group->begin = group->first_key[0] / CHUNK * CHUNK;
+    group->end = group->end_key[group->count - 1];
 }
 
 /* Work on a row: its groups of queries, for each KV head. */

@@ -333,6 +333,53 @@ static void check_model(int is_int8, int has_head_norms, int64_t window) {
     free(at_once), free(chunked), free(beside), free(exact);
 }
 
+#define VOCAB_SIZE 1003
+#define NUM_POSITIONS 9
+
+/* cllm_core.engine.noise.mix32 and gumbel_noise */
+static uint32_t exact_mix(uint32_t word) {
+    word = (word ^ word >> 16) * 0x21f0aaadu;
+    word = (word ^ word >> 15) * 0x735a2d97u;
+    return word ^ word >> 15;
+}
+
+static double exact_noise(const int64_t *keys, int64_t token) {
+    uint32_t word = exact_mix((uint32_t)token + 1) * ((uint32_t)(keys[0] >> 1) | 1) ^ (uint32_t)keys[1];
+    return -log(-log1p(-(exact_mix(word) + 0.5) * 0x1p-32));
+}
+
+/* Tokens at temperature 1 of the same positions with all tokens allowed, and with the likeliest one. */
+static void check_sampling(int num_threads) {
+    float *logits = malloc(sizeof(float) * NUM_POSITIONS * VOCAB_SIZE), temperature[NUM_POSITIONS];
+    int64_t positions[NUM_POSITIONS], keys[2 * NUM_POSITIONS], top_k[NUM_POSITIONS];
+    int64_t drawn[NUM_POSITIONS], highest[NUM_POSITIONS], largest[NUM_POSITIONS];
+    for (int64_t i = 0; i < NUM_POSITIONS * VOCAB_SIZE; i++) logits[i] = 3 * noise();
+    for (int64_t i = 0; i < NUM_POSITIONS; i++) {
+        positions[i] = i, temperature[i] = 1, top_k[i] = 1;
+        keys[2 * i] = (int64_t)exact_mix((uint32_t)i), keys[2 * i + 1] = (int64_t)exact_mix((uint32_t)i + 100);
+        logits[i * VOCAB_SIZE + 7] = logits[i * VOCAB_SIZE + 900] = 20 * (i % 2); /* equal ones, the largest or not */
+    }
+    float *scratch = zeros((int64_t)sizeof(float) * num_threads * EXPORT_NAME(draw_scratch_size)(VOCAB_SIZE));
+    draw_call call = {.logits = logits, .stride = VOCAB_SIZE, .vocab_size = VOCAB_SIZE, .positions = positions, .keys = keys,
+                      .temperature = temperature, .num_rows = NUM_POSITIONS, .scratch = scratch, .out = drawn};
+    EXPORT_NAME(draw)(&call, num_threads);
+    call.top_k = top_k, call.out = highest;
+    EXPORT_NAME(draw)(&call, num_threads);
+    EXPORT_NAME(largest)(logits, VOCAB_SIZE, VOCAB_SIZE, NUM_POSITIONS, num_threads, largest);
+    for (int64_t i = 0; i < NUM_POSITIONS; i++) {
+        const float *row = logits + i * VOCAB_SIZE;
+        int64_t likeliest = 0, noisy = 0;
+        for (int64_t id = 1; id < VOCAB_SIZE; id++) {
+            if (row[id] > row[likeliest]) likeliest = id;
+            if (row[id] + exact_noise(keys + 2 * i, id) > row[noisy] + exact_noise(keys + 2 * i, noisy)) noisy = id;
+        }
+        expect(largest[i] == likeliest, "the largest logit", i, largest[i], likeliest);
+        expect(highest[i] == likeliest, "a token of one allowed", i, highest[i], likeliest);
+        expect(drawn[i] == noisy, "a token drawn", i, drawn[i], noisy);
+    }
+    free(logits), free(scratch);
+}
+
 #define TEXT_OF(name) #name
 #define TEXT(name) TEXT_OF(name)
 
@@ -351,6 +398,7 @@ int main(void) {
     for (int64_t size = 16; size <= 96; size += 16) check_norm_and_rope(size);
     check_model(0, 0, 0);
     check_model(0, 1, 20);
+    check_sampling(1), check_sampling(3);
     printf("%d of %d checks failed\n", num_wrong, num_checks);
     return num_wrong > 0;
 }
