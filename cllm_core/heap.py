@@ -6,7 +6,7 @@ import gc
 _ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
 
 
-def settle_heap() -> None:
+def freeze_garbage_collector() -> None:
     """Take everything that is there now for permanent: it is never looked through again for garbage.
 
     Modules and models are hundreds of thousands of objects. A full collection of the worker's took 0.2 s, in the middle

@@ -1,13 +1,13 @@
-"""settle_heap acts on a whole process, so in one of its own."""
+"""freeze_garbage_collector acts on a whole process, so in one of its own."""
 
 import subprocess
 import sys
 
 _SCRIPT = """
 import gc
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 kept = [[number] for number in range(100_000)]
-settle_heap()
+freeze_garbage_collector()
 looked_through = len(gc.get_objects())
 assert looked_through < 1000 and gc.isenabled(), looked_through
 class Node: pass

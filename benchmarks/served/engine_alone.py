@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.served.records import Answer, BenchmarkError, LoadJob
 from cllm_core import LLM, SamplingParams
 from cllm_core.config import EngineConfig
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 
 NAME = "engine alone"
 
@@ -82,7 +82,7 @@ def main() -> None:
     """Answer line by line until the input ends."""
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     llm = LLM(**msgspec.structs.asdict(config))
-    settle_heap()  # as the worker does
+    freeze_garbage_collector()  # as the worker does
     _write_line(sys.stdout.buffer, llm.info.name)
     for line in sys.stdin.buffer:
         job = msgspec.json.decode(line, type=LoadJob)

@@ -24,7 +24,7 @@ import msgspec
 
 from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError, ConfigError
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 from cllm_core.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.loop import StepEngine, WorkerLoop
 from cllm_core.worker.messages import (
@@ -126,7 +126,7 @@ def _serve(
     # Only now: until here the default handlers end the process at once, also inside a long call of a loader.
     stop = StopSignals(stop_signals)
     socket.wake_on(stop)
-    settle_heap()
+    freeze_garbage_collector()
     socket.announce(Ready(engine.info))
     logger.info("ready: %s", engine.info.name)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import structlog
 import uvicorn
 
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 from cllm_core.logs import configure_logging
 from cllm_core.worker.client import remote_worker, supervised_worker
 from cllm_core.worker.engine_client import EngineClient
@@ -78,7 +78,7 @@ def serve(settings: ServerSettings) -> None:
     else:
         _log.info("starting", worker=settings.worker)
     server = DrainingServer(engine, settings)
-    settle_heap()
+    freeze_garbage_collector()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
         server.run()
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from starlette.types import Message
 
 from cllm_core.errors import EngineUnavailable
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 from cllm_core.logs import configure_logging
 
 from ..app import create_app
@@ -43,7 +43,7 @@ class Replica:
         while self._engine.status.state != "ready":
             self.check()
             await asyncio.sleep(_POLL_SECONDS)
-        settle_heap()
+        freeze_garbage_collector()
 
     def check(self) -> None:
         """Raises EngineUnavailable if the worker failed for good."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from cllm_core.heap import settle_heap
+from cllm_core.heap import freeze_garbage_collector
 from tests.server.fakes import ScriptedEngine
 from tests.server.harness import RunningServer, running
 
@@ -21,9 +21,9 @@ def _plain_logs() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _settled_heap() -> None:
+def _frozen_garbage_collector() -> None:
     """As in a server. What the tests before have left takes a second to look through, as long as a request may cost."""
-    settle_heap()
+    freeze_garbage_collector()
 
 
 @pytest.fixture(scope="module")
