@@ -37,7 +37,7 @@ class StepShape:
     @property
     def sections(self) -> tuple[slice, ...]:
         """Where the tables lie in the packed array, in their order; there is one row more, for the padding."""
-        sizes = (self.num_rows + 2, self.num_rows + 1, self.num_rows + 1, self.num_tokens)
+        sizes = (self.num_rows + 2, *[self.num_rows + 1] * 3, self.num_tokens)
         starts = accumulate((_aligned(size) for size in sizes), initial=0)
         return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=False))
 
@@ -54,6 +54,7 @@ class StepTables:
         query_starts: [B + 1], index of each row's first token; the last is T.
         context_lengths: [B], tokens that the row's last token attends to, itself included; 0 for padding.
         block_starts: [B], where the row's cache blocks begin in block_ids.
+        gaps: [B], slots between the tokens before the row and its own, see RowSpan.
         write_slots: [T], cache slot (block * block_size + offset) of each token.
         block_ids: cache blocks of all rows, one row after another.
     """
@@ -61,14 +62,15 @@ class StepTables:
     query_starts: Tensor
     context_lengths: Tensor
     block_starts: Tensor
+    gaps: Tensor
     write_slots: Tensor
     block_ids: Tensor
 
     @classmethod
     def view(cls, packed: Tensor, shape: StepShape) -> "StepTables":
         """Of an array that `pack_tables` made for this shape, or of memory that will hold such arrays."""
-        starts, lengths, block_starts, slots = (packed[section] for section in shape.sections)
-        return cls(starts, lengths, block_starts, slots, block_ids=packed[shape.table_size(0) :])
+        starts, lengths, block_starts, gaps, slots = (packed[section] for section in shape.sections)
+        return cls(starts, lengths, block_starts, gaps, slots, block_ids=packed[shape.table_size(0) :])
 
     @property
     def num_rows(self) -> int:
@@ -92,7 +94,7 @@ def pack_tables(
         block_size: of the cache, in tokens.
         scratch_block: takes what padding stores.
     """
-    num_blocks = [-(-row.context_length // block_size) for row in rows]
+    num_blocks = [-(-row.end_slot // block_size) for row in rows]
     packed = np.zeros(shape.table_size(sum(num_blocks)), dtype=np.int32)
     block_ids = packed[shape.table_size(0) :]
     used = (row.block_ids[:count] for row, count in zip(rows, num_blocks, strict=True))
@@ -101,17 +103,18 @@ def pack_tables(
     num_rows = len(rows)
     lengths = np.asarray([row.num_tokens for row in rows], dtype=np.int32)
     num_tokens = int(lengths.sum())
-    query_starts, context_lengths, block_starts, slots = (packed[section] for section in shape.sections)
+    query_starts, context_lengths, block_starts, gaps, slots = (packed[section] for section in shape.sections)
     query_starts[1 : num_rows + 1] = np.cumsum(lengths)
     query_starts[num_rows + 1 :] = shape.num_tokens
     context_lengths[:num_rows] = [row.context_length for row in rows]
     block_starts[:num_rows] = np.cumsum(num_blocks) - num_blocks
+    gaps[:num_rows] = [row.gap for row in rows]
 
-    # A token's position is its index plus what its row's first position is ahead of the row's first index.
-    ahead = context_lengths[:num_rows] - query_starts[1 : num_rows + 1]
-    positions = np.arange(num_tokens, dtype=np.int32) + np.repeat(ahead, lengths)
-    blocks = block_ids[np.repeat(block_starts[:num_rows], lengths) + positions // block_size]
-    slots[:num_tokens] = blocks * block_size + positions % block_size
+    # A token's slot in its text is its index plus what its row's first slot is ahead of the row's first index.
+    ahead = context_lengths[:num_rows] + gaps[:num_rows] - query_starts[1 : num_rows + 1]
+    text_slots = np.arange(num_tokens, dtype=np.int32) + np.repeat(ahead, lengths)
+    blocks = block_ids[np.repeat(block_starts[:num_rows], lengths) + text_slots // block_size]
+    slots[:num_tokens] = blocks * block_size + text_slots % block_size
     slots[num_tokens:] = scratch_block * block_size
     return packed
 

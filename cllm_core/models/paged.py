@@ -95,11 +95,25 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(memory).view(dtype).view(shape)
 
 
+# Position of what no query sees: behind all of them.
+_NOWHERE = 2**62
+
+
 @dataclass(frozen=True, slots=True)
 class RowSpan:
-    """A row's place in the step: flattened tokens first_index.. and the position of the first of them in its text.
+    """Where a row lies in a step, in its text and in the cache.
 
-    `adapter_id` names the adapter to compute it with; 0 is none.
+    Attributes:
+        first_index: of its tokens among the flattened ones of the step.
+        num_tokens: to compute.
+        first_position: of the first of them in its text; they see each other causally, and all before it.
+        block_ids: cache blocks of the text.
+        adapter_id: of the adapter to compute it with; 0 is none.
+        gap: cache slots between the tokens before it and its own, which it does not see. So rows that go on from the
+            same text in different ways, or from a part of what another row computes, share its blocks::
+
+                slots   0 ...             first_position   first_position + gap
+                        | seen            | not seen       | its own tokens |
     """
 
     first_index: int
@@ -107,11 +121,17 @@ class RowSpan:
     first_position: int
     block_ids: tuple[int, ...]
     adapter_id: int = 0
+    gap: int = 0
 
     @property
     def context_length(self) -> int:
         """Tokens the row's last token attends to, itself included."""
         return self.first_position + self.num_tokens
+
+    @property
+    def end_slot(self) -> int:
+        """Slots of the blocks up to the last of its tokens."""
+        return self.context_length + self.gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +141,20 @@ class RowGroup:
     token_index: Tensor | None  # [B * N] int64, flat tokens; None: exactly the step's tokens in order
     block_table: Tensor  # [B, C / block_size] int64
     query_positions: Tensor  # [B, N] int64
+    key_positions: Tensor  # [C] or, where a row has a gap, [B, 1, C] int64; _NOWHERE for slots in a gap
 
-    def mask(self, block_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive causal mask [B, 1, N, C], 0 where visible and -inf elsewhere; `window` as in PagedAttention."""
-        num_slots = self.block_table.shape[1] * block_size
-        key_positions = torch.arange(num_slots, device=self.block_table.device)
         queries = self.query_positions[:, :, None]
-        visible = key_positions <= queries
+        visible = self.key_positions <= queries
         if window is not None:
-            visible &= key_positions > queries - window
+            visible &= self.key_positions > queries - window
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, float("-inf"))[:, None]
 
-    def distances(self, block_size: int) -> Tensor:
+    def distances(self) -> Tensor:
         """[B, 1, N, C], position of each slot's token less that of the query."""
-        num_slots = self.block_table.shape[1] * block_size
-        key_positions = torch.arange(num_slots, device=self.block_table.device)
-        return (key_positions - self.query_positions[:, :, None])[:, None]
+        return (self.key_positions - self.query_positions[:, :, None])[:, None]
 
 
 class PagedStep:
@@ -168,10 +185,7 @@ class PagedStep:
         repeat = query.shape[1] // key.shape[1]
         masks = self._masks.get((scoring.window, repeat))
         if masks is None:
-            masks = [
-                group.mask(self._cache.block_size, scoring.window, query.dtype).repeat(1, 1, repeat, 1)
-                for group in self._groups
-            ]
+            masks = [group.mask(scoring.window, query.dtype).repeat(1, 1, repeat, 1) for group in self._groups]
             self._masks[scoring.window, repeat] = masks
         parts = [
             _attend_group(group, mask, query, keys=keys, values=values, scoring=scoring)
@@ -195,7 +209,7 @@ def _attend_group(
     folded = folded.reshape(num_rows, num_kv_heads, repeat * num_queries, -1)
     gathered = _gather(keys, group.block_table), _gather(values, group.block_table)
     if scoring.features:
-        distances = group.distances(keys.shape[1]).repeat(1, 1, repeat, 1)
+        distances = group.distances().repeat(1, 1, repeat, 1)
         out = weigh(folded, *gathered, mask, distances, scoring)
     else:
         out = F.scaled_dot_product_attention(folded, *gathered, attn_mask=mask, scale=scoring.scale)
@@ -248,7 +262,7 @@ def write_slots(rows: Sequence[RowSpan], block_size: int) -> np.ndarray[tuple[in
     """Cache slot (block * block_size + offset) of each of the step's tokens, [T] int64."""
     slots = np.empty(sum(row.num_tokens for row in rows), dtype=np.int64)
     for row in rows:
-        positions = np.arange(row.first_position, row.context_length)
+        positions = np.arange(row.first_position, row.context_length) + row.gap
         block_ids = np.asarray(row.block_ids, dtype=np.int64)
         slots[row.first_index : row.first_index + row.num_tokens] = (
             block_ids[positions // block_size] * block_size + positions % block_size
@@ -266,7 +280,7 @@ def _group_similar(rows: Sequence[RowSpan]) -> list[list[RowSpan]]:
 
 def _build_group(rows: list[RowSpan], block_size: int, num_step_tokens: int, device: torch.device) -> RowGroup:
     num_queries = max(row.num_tokens for row in rows)
-    num_blocks = max(-(-row.context_length // block_size) for row in rows)
+    num_blocks = max(-(-row.end_slot // block_size) for row in rows)
     # Padding repeats a row's last token and block; the mask hides the block, nobody reads the token.
     offsets = np.stack([np.minimum(np.arange(num_queries), row.num_tokens - 1) for row in rows])
     token_index = offsets + np.asarray([[row.first_index] for row in rows])
@@ -280,7 +294,20 @@ def _build_group(rows: list[RowSpan], block_size: int, num_step_tokens: int, dev
         token_index=None if is_whole_step else torch.from_numpy(token_index.ravel()).to(device),
         block_table=torch.from_numpy(table).to(device),
         query_positions=torch.from_numpy(positions).to(device),
+        key_positions=torch.from_numpy(_key_positions(rows, num_blocks * block_size)).to(device),
     )
+
+
+def _key_positions(rows: Sequence[RowSpan], num_slots: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """RowGroup.key_positions."""
+    slots = np.arange(num_slots)
+    if not any(row.gap for row in rows):
+        return slots
+    first_hidden = np.array([[row.first_position] for row in rows])
+    gaps = np.array([[row.gap] for row in rows])
+    positions = np.where(slots < first_hidden, slots, slots - gaps)
+    is_hidden = (slots >= first_hidden) & (slots < first_hidden + gaps)
+    return np.where(is_hidden, _NOWHERE, positions)[:, None]
 
 
 def _output_order(groups: list[list[RowSpan]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -16,9 +16,11 @@ def attend_plainly(query: Tensor, keys: Tensor, values: Tensor, tables: StepTabl
         length, first_block = int(tables.context_lengths[row]), int(tables.block_starts[row])
         if length == 0 or start == end:
             continue
-        blocks = tables.block_ids[first_block : first_block - (-length // keys.shape[1])].long()
-        row_keys = keys[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
-        row_values = values[blocks].flatten(0, 1)[:length].repeat_interleave(repeat, dim=1)
+        gap = int(tables.gaps[row])
+        blocks = tables.block_ids[first_block : first_block - (-(length + gap) // keys.shape[1])].long()
+        slots = [*range(length - (end - start)), *range(length - (end - start) + gap, length + gap)]
+        row_keys = keys[blocks].flatten(0, 1)[slots].repeat_interleave(repeat, dim=1)
+        row_values = values[blocks].flatten(0, 1)[slots].repeat_interleave(repeat, dim=1)
         positions = torch.arange(length, device=query.device)
         behind = positions[length - (end - start) :, None] - positions
         hidden = (behind < 0) if scoring.window is None else (behind < 0) | (behind >= scoring.window)

@@ -44,7 +44,8 @@ typedef struct {
     query_number queries[GROUP][MAX_HEAD] __attribute__((aligned(64)));
     bf16 *outs[GROUP];
     int64_t heads[GROUP];
-    int32_t first_key[GROUP], end_key[GROUP]; /* the keys each query sees */
+    int32_t first_key[GROUP], end_key[GROUP]; /* slots of the keys each query sees, but for those hidden */
+    int32_t hidden, end_hidden;               /* the row's gap */
     int32_t begin, end;                       /* those that any sees, from the beginning of a chunk on */
 } query_group;
 
@@ -175,18 +176,22 @@ static void add_chunk(int64_t size, const query_group *group, const key_chunk *c
 }
 
 /* Turns a query's scores of a chunk into weights, relative to the largest score so far. */
-static void update_softmax(const attention *a, const key_chunk *chunk, int32_t first_key, int32_t end_key,
+static void update_softmax(const attention *a, const query_group *group, int64_t i, const key_chunk *chunk,
                            float *scores, softmax_state *state) {
+    int32_t first_key = group->first_key[i], end_key = group->end_key[i];
+    int32_t hidden = group->hidden, end_hidden = group->end_hidden;
     ivec lanes;
     for (int i = 0; i < WIDTH; i++) lanes[i] = i;
     vec top = broadcast(UNSEEN);
-    int sees_all = first_key <= chunk->first && end_key >= chunk->first + CHUNK;
+    int sees_all = first_key <= chunk->first && end_key >= chunk->first + CHUNK &&
+                   (hidden >= chunk->first + CHUNK || end_hidden <= chunk->first);
     for (int k = 0; k < CHUNK; k += WIDTH) {
         vec scaled = load(scores + k) * a->scale;
         if (a->softcap > 0) scaled = hyperbolic_tangent(scaled * (1.0f / a->softcap)) * a->softcap;
         if (!sees_all) {
             ivec position = lanes + (chunk->first + k);
-            scaled = blend((position >= first_key) & (position < end_key), scaled, broadcast(UNSEEN));
+            ivec is_seen = (position >= first_key) & (position < end_key) & ((position < hidden) | (position >= end_hidden));
+            scaled = blend(is_seen, scaled, broadcast(UNSEEN));
         }
         store(scores + k, scaled);
         top = maximum(top, scaled);
@@ -236,7 +241,7 @@ static void attend_group(const attention *a, const row_span *row, const query_gr
         key_chunk chunk = find_chunk(a, row, group->kv_head, first, group->end);
         score_chunk(a->size, group, &chunk, scores);
         for (int64_t i = 0; i < group->count; i++)
-            update_softmax(a, &chunk, group->first_key[i], group->end_key[i], scores[i], states + i);
+            update_softmax(a, group, i, &chunk, scores[i], states + i);
         add_chunk(a->size, group, &chunk, scores, states);
     }
     for (int64_t i = 0; i < group->count; i++) {
@@ -256,9 +261,12 @@ static void make_group(const attention *a, const row_span *row, int64_t kv_head,
         copy_query(group->queries[i], a->query + index * a->query_stride + head * a->size, a->size);
         group->heads[i] = head;
         group->outs[i] = a->out + (index * a->num_heads + head) * a->size;
-        group->end_key[i] = (int32_t)(position + 1);
-        group->first_key[i] = a->window && position >= a->window ? (int32_t)(position + 1 - a->window) : 0;
+        group->end_key[i] = (int32_t)(position + row->gap + 1);
+        int64_t first_key = a->window && position >= a->window ? position + 1 - a->window : 0;
+        group->first_key[i] = (int32_t)(first_key < row->first_position ? first_key : first_key + row->gap);
     }
+    group->hidden = row->gap ? (int32_t)row->first_position : 0;
+    group->end_hidden = row->gap ? (int32_t)(row->first_position + row->gap) : 0;
     group->begin = group->first_key[0] / CHUNK * CHUNK;
     group->end = group->end_key[group->count - 1];
 }

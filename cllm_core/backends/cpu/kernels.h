@@ -23,6 +23,7 @@ typedef struct {
     int64_t num_tokens;
     int64_t first_position;
     int64_t first_block; /* where the row's blocks begin in block_ids */
+    int64_t gap;         /* slots between the tokens before the row and its own, which lie first_position + gap on */
 } row_span;
 
 /* A linear layer: out [T, num_out] of x [T, num_in]. Its weight [num_out, num_in] lies in panels of PANEL outputs:

@@ -255,8 +255,8 @@ class StepTables:
 
     Args:
         slots: [T], cache slot (block * block_size + offset) of each of the step's tokens.
-        rows: [R, 4], per row: index of its first token, number of tokens, position of the first, and where its blocks
-            begin in block_ids.
+        rows: [R, 5], per row: index of its first token, number of tokens, position of the first, where its blocks
+            begin in block_ids, and its gap (RowSpan).
         block_ids: the rows' blocks one after the other.
     """
 

@@ -45,17 +45,17 @@ class NativeStep:
     def __init__(self, kernels: Kernels, cache: KVCache, rows: Sequence[RowSpan]) -> None:
         self._kernels, self._cache = kernels, cache
         self.block_size = cache.block_size
-        first_blocks = np.cumsum([0, *(len(row.block_ids) for row in rows)])
+        first_blocks, block_ids = _place_blocks(rows)
         self.tables = StepTables(
             slots=write_slots(rows, cache.block_size),
             rows=np.asarray(
                 [
-                    (row.first_index, row.num_tokens, row.first_position, first_block)
-                    for row, first_block in zip(rows, first_blocks, strict=False)
+                    (row.first_index, row.num_tokens, row.first_position, first_block, row.gap)
+                    for row, first_block in zip(rows, first_blocks, strict=True)
                 ],
                 dtype=np.int64,
             ),
-            block_ids=np.asarray([block for row in rows for block in row.block_ids], dtype=np.int64),
+            block_ids=np.asarray(block_ids, dtype=np.int64),
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
@@ -68,3 +68,14 @@ class NativeStep:
         keys = [self._cache.keys[layer].data_ptr() for layer in layers]
         values = [self._cache.values[layer].data_ptr() for layer in layers]
         return np.asarray(keys, dtype=np.uintp), np.asarray(values, dtype=np.uintp)
+
+
+def _place_blocks(rows: Sequence[RowSpan]) -> tuple[list[int], list[int]]:
+    """Where each row's blocks begin among those of all, and these; rows that hold the same tuple share."""
+    place_of: dict[int, int] = {}
+    first_blocks, block_ids = [], list[int]()
+    for row in rows:
+        first_blocks.append(place_of.setdefault(id(row.block_ids), len(block_ids)))
+        if first_blocks[-1] == len(block_ids):
+            block_ids += row.block_ids
+    return first_blocks, block_ids

@@ -129,6 +129,7 @@ class KernelAttention:
             tables.query_starts,
             tables.context_lengths,
             tables.block_starts,
+            tables.gaps,
             tables.block_ids,
             maxima if scoring.sinks is None else scoring.sinks.float().contiguous(),
             scoring.scale,

@@ -68,6 +68,7 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     query_starts_ptr,  # [num_rows + 1] int32
     context_lengths_ptr,  # [num_rows] int32
     block_starts_ptr,  # [num_rows] int32
+    gaps_ptr,  # [num_rows] int32
     block_ids_ptr,  # int32
     sinks_ptr,  # [H] float32 where HAS_SINKS
     scale,
@@ -116,7 +117,9 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
     )
 
     first_position = context_length - num_queries + first_query
-    end = tl.minimum(context_length, first_position + tile_queries)
+    # Keys are walked by slot: those before the row lie at their positions, its own behind the gap.
+    gap, first_own = tl.load(gaps_ptr + row), context_length - num_queries
+    end = tl.minimum(context_length, first_position + tile_queries) + gap
     first_block, end_block = _find_key_blocks(first_position - window + 1, end, split, num_splits, BLOCK_N)
 
     block_ids_ptr += tl.load(block_starts_ptr + row)
@@ -128,10 +131,10 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
         maximum = tl.where(split == 0, sinks, maximum)
         total += (split == 0).to(tl.float32)
     for key_block in range(first_block, end_block):
-        key_position = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-        is_key = key_position < end
-        block = tl.load(block_ids_ptr + key_position // PAGE, mask=is_key, other=0).to(tl.int64)
-        slot_head = (block * PAGE + key_position % PAGE) * NUM_KV_HEADS + kv_head
+        slot = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        is_key = slot < end
+        block = tl.load(block_ids_ptr + slot // PAGE, mask=is_key, other=0).to(tl.int64)
+        slot_head = (block * PAGE + slot % PAGE) * NUM_KV_HEADS + kv_head
         keys = tl.load(
             keys_ptr + slot_head[None, :] * KEY_SIZE + key_dim[:, None],
             mask=is_key[None, :] & (key_dim < KEY_SIZE)[:, None],
@@ -139,8 +142,11 @@ def attend(  # noqa: PLR0917 - a kernel takes its tensors and their strides one 
         )
         scores = tl.dot(queries, keys, input_precision="ieee")
         scores = _cap(scores * scale, softcap) * _LOG2_E if HAS_SOFTCAP else scores * (scale * _LOG2_E)
+        key_position = tl.where(slot < first_own, slot, slot - gap)
+        is_seen = (slot < first_own) | (slot >= first_own + gap)
         behind = position[:, None] - key_position[None, :]
-        scores = tl.where((behind >= 0) & (behind < window) & is_query[:, None], scores, float("-inf"))
+        is_seen = (behind >= 0) & (behind < window) & is_query[:, None] & is_seen[None, :]
+        scores = tl.where(is_seen, scores, float("-inf"))
         values = tl.load(
             values_ptr + slot_head[:, None] * VALUE_SIZE + value_dim[None, :],
             mask=is_key[:, None] & (value_dim < VALUE_SIZE)[None, :],

@@ -52,8 +52,9 @@ def test_attention_equals_the_slow_path(
     half = len(blocks) // 2
     rows = [
         RowSpan(0, 16, 290, tuple(blocks[:half])),
-        RowSpan(16, 1, 130, tuple(blocks[half:-1])),
-        RowSpan(17, 3, 0, (blocks[-1],)),
+        RowSpan(16, 1, 130, tuple(blocks[half:-2]), gap=70),
+        RowSpan(17, 2, 5, (blocks[-1],), gap=4),
+        RowSpan(19, 1, 0, (blocks[-2],)),
     ]
     query, key, value = (torch.randn(20, heads, size).bfloat16() for heads in (num_heads, 2, 2))
     exact_cache, cache = make_cache(block_size, size, torch.float32), make_cache(block_size, size, torch.bfloat16)

@@ -86,6 +86,16 @@ def test_kernels_agree_with_plain_attention(case: Case, kernel_device: torch.dev
     torch.testing.assert_close(found, exact, atol=tolerance(case), rtol=tolerance(case))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_agree_where_rows_have_gaps(case: Case, kernel_device: torch.device) -> None:
+    draw = random.Random(4)
+    rows = random_rows(draw, num_rows=3, num_blocks=NUM_BLOCKS, block_size=case.block_size, longest_gap=30)
+    assert any(row.gap for row in rows)
+    shape = StepShape(3, sum(row.num_tokens for row in rows))
+    found, exact = attend(case, rows, shape, kernel_device)
+    torch.testing.assert_close(found, exact, atol=tolerance(case), rtol=tolerance(case))
+
+
 @pytest.mark.parametrize("num_processors", [1, 12])
 def test_padding_gets_zeros_and_changes_nothing(num_processors: int, kernel_device: torch.device) -> None:
     rows = random_rows(random.Random(2), num_rows=2, num_blocks=NUM_BLOCKS, block_size=4)
