@@ -15,6 +15,7 @@ DeviceName = Literal["auto", "cuda", "cpu"]
 QuantizationName = Literal["int8"]
 GenerationConfigChoice = Literal["auto", "none"]
 CpuIsaName = Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "neon"]
+GatedForm = Literal["noise", "tail", "jacobi", "two_pass"]
 
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
@@ -32,6 +33,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         adapter: PEFT adapter (folder or Hub id) merged into the weights at load.
         adapters: LoRA adapters (folder or Hub id) by name, served beside the base from one set of its weights.
         adapter_root: folder below which further adapters may be loaded while serving; None refuses to.
+        gated_adapter: LoRA adapter (folder or Hub id) that proposes what the model then verifies: texts stay its own.
+            None takes the one in the model's folder where there is one (Uno's layout), "none" takes none.
+        gated_form: what the rows that propose read. noise: random tokens behind the lengths that may be accepted, in
+            the pass that verifies; tail: the same, but reading the last window's predictions as far as they go; jacobi:
+            the draft itself; two_pass: noise in a pass of its own, as Uno.
+        gated_rows: most rows of a block that proposes; None takes what the adapter was trained for.
         max_adapters: adapters held at once, those of `adapters` included.
         max_adapter_rank: highest LoRA rank of an adapter served beside the base.
         chat_template: name of a common chat template (chatml, llama3, ...) or path of a Jinja file, for models that
@@ -72,6 +79,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     adapter: str | None = None
     adapters: dict[str, str] = {}
     adapter_root: str | None = None
+    gated_adapter: str | None = None
+    gated_form: GatedForm = "noise"
+    gated_rows: int | None = None
     max_adapters: int = 8
     max_adapter_rank: int = 64
     chat_template: str | None = None
@@ -117,6 +127,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require_range("num_cache_blocks", self.num_cache_blocks, 1, None, "leave it out to size it from memory")
         _require_range("num_threads", self.num_threads, 1, None, "leave it out for torch's choice")
         _require_range("max_adapter_rank", self.max_adapter_rank, 1, None, "64 holds most adapters")
+        _require_range("gated_rows", self.gated_rows, 1, MAX_BLOCK_LENGTH, "3 to 7 suit most adapters")
         num_adapters = len(self.adapters)
         _require_range("max_adapters", self.max_adapters, num_adapters, None, f"{num_adapters} are named in adapters")
         for name in self.adapters:

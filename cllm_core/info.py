@@ -51,6 +51,24 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerBundle | None = None
 
 
+class GatedInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A gated adapter: it proposes, and the model alone decides what is accepted.
+
+    Attributes:
+        path: what was named to load it.
+        rank: the highest of its layers'.
+        num_bytes: of its weights in memory.
+        form: of its rows (EngineConfig.gated_form).
+        max_rows: of a block, at most.
+    """
+
+    path: str
+    rank: int
+    num_bytes: int
+    form: str
+    max_rows: int
+
+
 class ComputePath(msgspec.Struct, frozen=True):
     """How a part of the model is computed.
 
@@ -107,6 +125,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes, weight_bytes: memory of each.
         domain: what the CLLM was trained for (cllm.json), None for a plain model.
         adapters: served beside the model, in the order they were loaded.
+        gated: the adapter that proposes for requests of the model itself, None where there is none.
         sampling_defaults: used where a request leaves the fields out.
         paths: what computes which part of the model, and why.
     """
@@ -129,6 +148,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     tokenizer: TokenizerBundle
     adapters: tuple[AdapterInfo, ...] = ()
+    gated: GatedInfo | None = None
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     paths: ComputePaths | None = None
 

@@ -75,6 +75,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprobs: report the log-probability of every token and of this many alternatives (0..20); None is off.
         prompt_logprobs: the same for the prompt's tokens, all of which are computed then, cached or not.
         block_length: Jacobi block length n in tokens, 1 is AR; None takes the server's.
+        gated: let the gated adapter propose, where one is loaded; what is accepted is the model's text either way.
         grammar: the whole output has to match it: an llguidance grammar in Lark syntax; `cllm_core.text.grammar` writes
             them from JSON schemas, regexes and choices. None is off. Where it leaves nothing but the end, the output
             may end before min_tokens.
@@ -97,6 +98,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     block_length: int | None = None
+    gated: bool = True
     grammar: str | None = None
 
     def __post_init__(self) -> None:

@@ -145,8 +145,9 @@ def write_adapter(folder: Path, base_folder: Path, *, base: str | None = None, s
         base_folder: of the checkpoint that gives the shapes.
         base: what the adapter calls its base; None is `base_folder`.
         seed: of the weights.
-        lora: settings of peft.LoraConfig that differ from these.
+        lora: settings of peft.LoraConfig that differ from these, and `std` of the weights; 0 changes nothing.
     """
+    std = float(lora.pop("std", _WEIGHT_STD))  # type: ignore[arg-type]
     settings: dict[str, Any] = {
         "r": 4,
         "lora_alpha": 8,
@@ -159,7 +160,7 @@ def write_adapter(folder: Path, base_folder: Path, *, base: str | None = None, s
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_(0.0, _WEIGHT_STD, generator=generator)
+                parameter.normal_(0.0, std, generator=generator)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # Named only now: PEFT would ask the Hub about a base that it cannot find on the disk.
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -12,15 +12,18 @@ from cllm_core.backends.choose import kernels_take_bfloat16, prepare_model
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
+from cllm_core.engine.drafters.drafting import Drafting, default_sources
+from cllm_core.engine.drafters.gated import GatedProposals
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks, step_bytes
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import ConfigError
-from cllm_core.info import AdapterInfo, ModelInfo
+from cllm_core.info import AdapterInfo, GatedInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import register_paged_attention
+from cllm_core.models.gated_adapter import GatedAdapter, find_gated_adapter, load_gated_adapter
 from cllm_core.models.loader import LoadedModel, load_model
 from cllm_core.models.paged import RowSpan
 from cllm_core.models.source import locate_adapter
@@ -83,11 +86,14 @@ def assemble_engine(
     """
     # Counted before a backend takes parameters out of the model.
     num_parameters, weight_bytes = _count_parameters(loaded.model)
-    bank = AdapterBank(loaded.model) if config.adapters or config.adapter_root is not None else None
+    gated_path = find_gated_adapter(config, loaded)
+    is_served = bool(config.adapters) or config.adapter_root is not None
+    bank = AdapterBank(loaded.model) if is_served or gated_path is not None else None
     model = prepare_model(config, loaded.model, bank)
     if followers is not None:
         model.lead(followers)
-    adapters = None if bank is None else _load_adapters(config, loaded, bank, report)
+    adapters = _load_adapters(config, loaded, bank, report) if bank is not None and is_served else None
+    gated = None if bank is None or gated_path is None else _load_gated(gated_path, config, loaded, bank, report)
     report("allocating the KV cache", 0.92)
     wanted_len = _wanted_model_len(config, loaded)
     num_blocks = num_cache_blocks(
@@ -111,9 +117,15 @@ def assemble_engine(
         max_model_len=max_model_len,
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
+        gated=None if gated is None else gated.info,
     )
+    proposals = None if gated is None else GatedProposals(gated.noise_ids, gated.info.num_bytes)
     runner = ModelRunner(
-        model, max_model_len=max_model_len, sampling=model.sampling, num_graphs=lambda: model.num_graphs
+        model,
+        max_model_len=max_model_len,
+        drafting=Drafting(default_sources(), proposals),
+        sampling=model.sampling,
+        num_graphs=lambda: model.num_graphs,
     )
     step_times = None
     if config.adaptive_block_length or config.prefill_step_seconds:
@@ -136,6 +148,15 @@ def _load_adapters(
         adapters.load(name, path, folder)
         logger.info("adapter %s: %s", name, path)
     return adapters
+
+
+def _load_gated(
+    path: str, config: EngineConfig, loaded: LoadedModel, bank: AdapterBank, report: ProgressCallback
+) -> GatedAdapter:
+    report("loading the gated adapter", 0.9)
+    gated = load_gated_adapter(path, config, loaded, bank, lambda stage, _: report(stage, 0.9))
+    logger.info("gated adapter %s: form %s, blocks of up to %d rows", path, gated.info.form, gated.info.max_rows)
+    return gated
 
 
 def _later_adapter_bytes(config: EngineConfig, bank: AdapterBank | None) -> int:
@@ -206,6 +227,7 @@ def _describe(
     max_model_len: int,
     cache_bytes: int,
     adapters: tuple[AdapterInfo, ...],
+    gated: GatedInfo | None,
 ) -> ModelInfo:
     return ModelInfo(
         name=loaded.name,
@@ -227,6 +249,7 @@ def _describe(
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,
+        gated=gated,
         sampling_defaults=_sampling_defaults(loaded, config),
         paths=model.paths,
     )

@@ -11,6 +11,7 @@ from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
+from cllm_core.engine.gated_length import GatedLengths, GatedRules
 from cllm_core.engine.grammars import Grammars
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
@@ -19,6 +20,7 @@ from cllm_core.engine.scheduler import Scheduler
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import EngineStats, ModelInfo
+from cllm_core.models.adapter_bank import GATED_ADAPTER_ID
 from cllm_core.models.source import locate_adapter_below
 from cllm_core.request import NewRequest, RequestOutput
 
@@ -65,6 +67,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             draft_lengths=_draft_lengths(config, step_times),
+            gated_lengths=_gated_lengths(config, info, step_times),
             step_times=step_times if config.prefill_step_seconds else None,
             prefill_step_seconds=config.prefill_step_seconds,
         )
@@ -102,6 +105,7 @@ class Engine:
                 constraint=constraint,
                 adapter_id=0 if adapter is None else adapter.adapter_id,
                 adapter_key="" if adapter is None else adapter.cache_key,
+                is_gated=self.info.gated is not None and adapter is None and params.gated,
             )
         )
 
@@ -249,3 +253,11 @@ def _draft_lengths(config: EngineConfig, step_times: StepTimes | None) -> DraftL
     if step_times is None or not config.adaptive_block_length:
         return None
     return DraftLengths(step_times, max_window=min(MAX_BLOCK_LENGTH, config.max_batched_tokens))
+
+
+def _gated_lengths(config: EngineConfig, info: ModelInfo, step_times: StepTimes | None) -> GatedLengths | None:
+    if info.gated is None:
+        return None
+    rules = GatedRules(GATED_ADAPTER_ID, config.gated_form, info.gated.max_rows)
+    adaptive = step_times if config.adaptive_block_length else None
+    return GatedLengths(rules, adaptive, max_window=min(MAX_BLOCK_LENGTH, config.max_batched_tokens))

@@ -1,6 +1,6 @@
 """What Scheduler and ModelRunner tell each other, as frozen values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cllm_core.engine.constraint import Constraint
 from cllm_core.request import NewRequest, TokenLogprobs
@@ -20,6 +20,37 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedBlocks:
+    """Rows beside a window that only propose, computed with the gated adapter; the window's own rows never see them.
+
+    A block stands behind a length that may be accepted of the draft. It sees the text and as much of the draft, and its
+    rows propose what follows each of them: the next draft, should exactly that length be accepted.
+
+    ::
+
+        position            p    p+1  p+2  p+3       p = last accepted position
+        window              x0   d1   d2
+        block behind 0           g    g              proposes p+2, p+3
+        block behind 1                g    g         sees d1, proposes p+3, p+4
+    """
+
+    adapter_id: int
+    lengths: tuple[int, ...]  # draft tokens that each block takes for accepted, the likeliest first
+    size: int  # rows of each block
+    reads_draft: bool = False  # rows read what is drafted at their positions, as far as the draft goes; else noise
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of all blocks."""
+        return len(self.lengths) * self.size
+
+    def within(self, num_tokens: int) -> "GatedBlocks | None":
+        """As many of the likeliest blocks as have so many rows; None where none has."""
+        lengths = self.lengths[: num_tokens // self.size]
+        return replace(self, lengths=lengths) if lengths else None
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedRow:
     """Tokens of one request to compute in this step: a prompt chunk, a Jacobi window, or a chunk with the first window.
 
@@ -35,14 +66,20 @@ class PlannedRow:
     first_position: int  # of the first token to compute, in tokens from the start of the prompt
     num_tokens: int  # tokens to compute
     num_sampled: int  # n: trailing tokens whose prediction is wanted; 0 where the prompt goes on in a later step
-    block_ids: tuple[int, ...]  # blocks that cover at least positions 0..first_position + num_tokens - 1
+    block_ids: tuple[int, ...]  # blocks with slots for positions 0..first_position + num_tokens - 1 and gated rows
     adapter_id: int = 0  # of the request's adapter, 0 is none
     scored_positions: range = range(0)  # prompt tokens of the row, the probability of whose successors is wanted
+    gated: GatedBlocks | None = None  # beside the window; their cache slots follow its own
 
     @property
     def end_position(self) -> int:
         """Position after the last token to compute; also the length of the context it attends to."""
         return self.first_position + self.num_tokens
+
+    @property
+    def num_gated_tokens(self) -> int:
+        """Rows of its gated blocks."""
+        return 0 if self.gated is None else self.gated.num_tokens
 
     @property
     def last_accepted_position(self) -> int:
@@ -59,8 +96,8 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(row.num_tokens for row in self.rows)
+        """Tokens to compute, those of gated blocks included."""
+        return sum(row.num_tokens + row.num_gated_tokens for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +109,8 @@ class RowResult:
     num_accepted: int = 0  # 1..n leading predictions that are final
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one per accepted token where the request asked
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens behind the row's scored positions
+    num_gated: int = 0  # draft tokens at the head of the window that the gated adapter had proposed
+    num_proposed: int = 0  # tokens that it proposes for the next window
 
     @property
     def accepted_ids(self) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ class RequestState:
         constraint: what the request's grammar says of the output, None where it has none.
         adapter_id: that rows name the request's adapter by; 0 is none.
         adapter_key: prefixes are shared only where it is equal.
+        is_gated: whether a gated adapter proposes for it.
+        num_proposed: tokens that it proposes for the next window.
         num_computed: tokens from the start of the prompt whose keys and values are in the cache and final.
         block_ids: cache blocks held, in the order of the text.
         num_registered: leading blocks of block_ids that the pool can find by hash.
@@ -34,6 +36,8 @@ class RequestState:
     constraint: Constraint | None = None
     adapter_id: int = 0
     adapter_key: str = ""
+    is_gated: bool = False
+    num_proposed: int = 0
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)

@@ -6,6 +6,7 @@ Predictions are written to the positions that they predict, so accepting tokens 
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from cllm_core.config import MAX_BLOCK_LENGTH
@@ -13,6 +14,7 @@ from cllm_core.engine.ids import Ids
 from cllm_core.engine.named_tokens import NamedTokens
 from cllm_core.engine.plan import Admission
 from cllm_core.engine.token_counts import TokenCounts, WindowCounts
+from cllm_core.request import SamplingParams
 
 
 class RequestText:
@@ -26,6 +28,8 @@ class RequestText:
         admission: as given.
         named: tokens that the request's settings name, for choosing tokens.
         prediction: [P] what the client expects as output; empty where it says nothing.
+        proposal_params: by which gated rows choose what they propose: those of the request, but for penalties, which
+            would need counts of texts that may never be.
     """
 
     def __init__(self, admission: Admission, *, max_model_len: int) -> None:
@@ -33,6 +37,7 @@ class RequestText:
         # Masks know which tokens end an output, and when none but these are left.
         stop_token_ids = admission.stop_token_ids if admission.constraint is None else ()
         self.named = NamedTokens.of(admission.request.params, stop_token_ids)
+        self.proposal_params = without_penalties(admission.request.params)
         self._num_prompt = len(admission.request.prompt_ids)
         self.prediction: Ids = np.asarray(admission.request.prediction_ids[:max_model_len], dtype=np.int64)
         # With capacity for a draft behind a full context.
@@ -84,3 +89,10 @@ class RequestText:
         draft_end = text_end + len(draft_ids)
         self._tokens[text_end:draft_end] = draft_ids
         self._draft_end = max(self._draft_end, draft_end)
+
+
+def without_penalties(params: SamplingParams) -> SamplingParams:
+    """The same, but for what depends on the tokens before."""
+    if not params.has_penalties:
+        return params
+    return msgspec.structs.replace(params, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0)

@@ -5,8 +5,8 @@ host counts what is confirmed, since it knows the drafts. A step is launched fir
 can be launched in between where its tokens need not pass through the host.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from cllm_core.engine.grammar_masks import MaskFiller
 from cllm_core.engine.ids import Ids
 from cllm_core.engine.jacobi import count_matched
 from cllm_core.engine.logprobs import pack_logprobs, unpack_logprobs
-from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
+from cllm_core.engine.plan import GatedBlocks, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_text import RequestText
 from cllm_core.engine.sampling import sample
 from cllm_core.engine.sampling_batch import RowSampling, SamplingBatch
@@ -52,7 +52,9 @@ class LaunchedStep:
         drafting: made its drafts, and sees what became of them.
         rows: of the plan, with the texts of their requests.
         chosen: [S] int64 on the device, the token behind each position of the windows; None where there are none.
-        predictions: [S, 1 or more] on the way to the host: these tokens and, where asked, log-probabilities.
+        predictions: [S + G, 1 or more] on the way to the host: these tokens and, where asked, log-probabilities; then
+            what the rows of gated blocks propose.
+        num_gated: by slot, draft tokens that the gated adapter had proposed.
         scores: log-probabilities of prompt tokens, likewise; None where none are wanted.
         is_awaited: whether the device is done once the step is read; with nothing to read, nobody waits for it.
         has_captured: whether launching it took the time to capture a CUDA graph.
@@ -64,6 +66,7 @@ class LaunchedStep:
     chosen: Tensor | None = None
     predictions: HostCopy | None = None
     scores: HostCopy | None = None
+    num_gated: Mapping[int, int] = field(default_factory=dict)
     is_awaited: bool = True
     has_captured: bool = False
 
@@ -84,14 +87,26 @@ class LaunchedStep:
             return []
         host, rows = self.predictions.wait(), _windows(self.rows)
         ends = np.cumsum([row.num_sampled for row, _ in rows])
-        results = []
-        for (row, text), end in zip(rows, ends, strict=True):
-            result = _read_row(row, text, host[end - row.num_sampled : end])
-            self.drafting.observe(
-                SeenWindow(row.slot, text, row.last_accepted_position + 1, result.predicted_ids, result.num_accepted)
+        gated_ends = ends[-1] + np.cumsum([row.num_gated_tokens for row, _ in rows])
+        return [
+            self._read_window(
+                row, text, host[end - row.num_sampled : end], host[gated_end - row.num_gated_tokens : gated_end, 0]
             )
-            results.append(result)
-        return results
+            for (row, text), end, gated_end in zip(rows, ends, gated_ends, strict=True)
+        ]
+
+    def _read_window(self, row: PlannedRow, text: RequestText, values: np.ndarray, gated_ids: np.ndarray) -> RowResult:
+        """Of one row; values [n, 1 or more], gated_ids [rows of its gated blocks]."""
+        result, text_end = _read_row(row, text, values), row.last_accepted_position + 1
+        predicted_ids, num_accepted = result.predicted_ids, result.num_accepted
+        self.drafting.observe(
+            SeenWindow(row.slot, text, text_end, predicted_ids, num_accepted, row.gated, gated_ids.tolist())
+        )
+        return replace(
+            result,
+            num_gated=self.num_gated.get(row.slot, 0),
+            num_proposed=self.drafting.num_proposed(row.slot, text_end + num_accepted),
+        )
 
 
 class ModelRunner:
@@ -103,6 +118,9 @@ class ModelRunner:
         drafting: makes the drafts; None: from the default sources.
         sampling: chooses tokens by the logits; None: tensor code does.
         num_graphs: tells how many CUDA graphs the model has captured so far.
+
+    Attributes:
+        drafting: as given.
     """
 
     def __init__(
@@ -118,7 +136,7 @@ class ModelRunner:
         self._device = model.device
         self._max_model_len = max_model_len
         self.sampling = sampling
-        self._drafting = drafting or Drafting(default_sources())
+        self.drafting = drafting or Drafting(default_sources())
         self._num_graphs = num_graphs
         self._texts: dict[int, RequestText] = {}  # by slot
 
@@ -142,33 +160,44 @@ class ModelRunner:
         """
         for admission in plan.admissions:
             self._texts[admission.slot] = RequestText(admission, max_model_len=self._max_model_len)
-            self._drafting.begin(admission.slot)
+            self.drafting.begin(admission.slot)
         if not plan.rows:
-            return LaunchedStep(plan, self._drafting)
+            return LaunchedStep(plan, self.drafting)
         rows = [(row, self._texts[row.slot]) for row in plan.rows]
-        self._drafting.write(
-            [
-                (row.slot, text, row.last_accepted_position + 1, row.num_sampled - 1)
-                for row, text in rows
-                if row.num_sampled > 1
-            ]
-        )
+        num_gated = self._write_drafts(rows)
         windows = _windows(rows)
         constrained = self._constrain(windows)  # before the drafts are read: it may write them
         num_graphs = self._num_graphs()
         logits = self._forward(rows, behind)
-        num_sampled = sum(row.num_sampled for row, _ in windows)
+        num_sampled = sum(row.num_sampled + row.num_gated_tokens for row, _ in windows)
         chosen = self._choose(windows, logits[:num_sampled], constrained) if windows else None
         return LaunchedStep(
             plan=plan,
-            drafting=self._drafting,
+            drafting=self.drafting,
             rows=rows,
             chosen=chosen,
             predictions=None if chosen is None else _copy_windows(windows, logits[:num_sampled], chosen),
+            num_gated=num_gated,
             scores=self._score_prompts(rows, logits[num_sampled:]) if num_sampled < len(logits) else None,
             is_awaited=len(logits) > 0 or not self.is_asynchronous,
             has_captured=self._num_graphs() != num_graphs,
         )
+
+    def _write_drafts(self, rows: Sequence[TextRow]) -> dict[int, int]:
+        """Make the drafts of all windows; by slot, how many tokens of them the gated adapter had proposed."""
+        wanted = [
+            (row.slot, text, row.last_accepted_position + 1, row.num_sampled - 1)
+            for row, text in rows
+            if row.num_sampled > 1
+        ]
+        sources, gated = self.drafting.write(wanted), self.drafting.gated
+        if gated is None:
+            return {}
+        return {
+            slot: min(gated.num_ready(slot, text_end), num_tokens)
+            for (slot, _, text_end, num_tokens), source in zip(wanted, sources, strict=True)
+            if source == gated.name
+        }
 
     def _constrain(self, windows: Sequence[TextRow]) -> ConstrainedRows | None:
         """The windows that have to match a grammar, None where there are none."""
@@ -185,7 +214,11 @@ class ModelRunner:
         return MaskFiller(torch.get_num_threads())
 
     def _forward(self, rows: Sequence[TextRow], behind: LaunchedStep | None) -> Tensor:
-        """Logits [S + P, V]: of the S tokens whose prediction is wanted, then of the P prompt tokens to score."""
+        """Logits [S + G + P, V].
+
+        Of the S tokens whose prediction is wanted, then of the G rows of gated blocks, then of the P prompt tokens to
+        score.
+        """
         spans: list[RowSpan] = []
         sampled: list[Ids] = []
         scored: list[Ids] = []
@@ -202,17 +235,31 @@ class ModelRunner:
         else:
             tokens = [_indices_of_choices(rows, behind)]
         positions = [np.arange(row.first_position, row.end_position) for row, _ in rows]
+        for row, text in rows:
+            if row.gated is not None:
+                blocks = _gated_spans(row, row.gated, first_index)
+                spans += blocks
+                tokens.append(self._gated_inputs(row.gated, row, text))
+                positions += [np.arange(span.first_position, span.context_length) for span in blocks]
+                sampled.append(np.arange(first_index, first_index + row.gated.num_tokens))
+                first_index += row.gated.num_tokens
         packed = to_device(np.concatenate([*tokens, *positions, *sampled, *scored]), self._device)
         input_ids, places, wanted = packed.tensor_split([first_index, 2 * first_index])
         if behind is not None and behind.chosen is not None:
             input_ids = behind.chosen.index_select(0, input_ids)
         return self.model.forward(input_ids, places, spans, wanted)
 
+    def _gated_inputs(self, blocks: GatedBlocks, row: PlannedRow, text: RequestText) -> Ids:
+        assert self.drafting.gated is not None
+        return self.drafting.gated.inputs(blocks, text, row.last_accepted_position + 1)
+
     def _choose(self, rows: Sequence[TextRow], logits: Tensor, constrained: ConstrainedRows | None) -> Tensor:
-        """A token for each sampled position; [S] int64 by logits [S, V]."""
+        """A token for each sampled position and gated row; [S + G] int64 by logits [S + G, V]."""
         if constrained is not None:
             logits = constrained.mask(logits)
-        batch = SamplingBatch.build([_row_sampling(row, text) for row, text in rows], self._device)
+        sampled = [_row_sampling(row, text) for row, text in rows]
+        sampled += [one for row, text in rows if row.gated for one in _gated_sampling(row, row.gated, text)]
+        batch = SamplingBatch.build(sampled, self._device)
         return sample(logits, batch, self.sampling)
 
     def _score_prompts(self, rows: Sequence[TextRow], logits: Tensor) -> HostCopy:
@@ -236,7 +283,7 @@ def _indices_of_choices(rows: Sequence[TextRow], behind: LaunchedStep) -> Ids:
 
 
 def _copy_windows(rows: Sequence[TextRow], logits: Tensor, chosen: Tensor) -> HostCopy:
-    """What LaunchedStep.predictions holds; logits [S, V], chosen [S]."""
+    """What LaunchedStep.predictions holds; logits [S + G, V], chosen [S + G]."""
     columns = [chosen[:, None]]
     num_top = _num_top_logprobs(rows)
     if num_top is not None:
@@ -263,6 +310,42 @@ def _row_sampling(row: PlannedRow, text: RequestText) -> RowSampling:
         first_output_position=row.last_accepted_position + 1 - len(admission.request.prompt_ids),
         counts=text.window_counts(row.last_accepted_position + 1, row.num_sampled - 1),
     )
+
+
+def _gated_spans(row: PlannedRow, blocks: GatedBlocks, first_index: int) -> list[RowSpan]:
+    """The blocks as rows that see a part of the text and of the window; their slots follow the window's."""
+    text_end = row.last_accepted_position + 1
+    spans = []
+    for number, length in enumerate(blocks.lengths):
+        first_position, first_slot = text_end + length, row.end_position + number * blocks.size
+        spans.append(
+            RowSpan(
+                first_index + number * blocks.size,
+                blocks.size,
+                first_position,
+                row.block_ids,
+                blocks.adapter_id,
+                gap=first_slot - first_position,
+            )
+        )
+    return spans
+
+
+def _gated_sampling(row: PlannedRow, blocks: GatedBlocks, text: RequestText) -> list[RowSampling]:
+    """Proposals are chosen as the tokens that they are for, by the noise of those positions, but for penalties."""
+    admission = text.admission
+    first_output_position = row.last_accepted_position + 2 - len(admission.request.prompt_ids)
+    return [
+        RowSampling(
+            params=text.proposal_params,
+            named=text.named,
+            seed=admission.seed,
+            choice_index=admission.request.choice_index,
+            num_positions=blocks.size,
+            first_output_position=first_output_position + length,
+        )
+        for length in blocks.lengths
+    ]
 
 
 def _num_top_logprobs(rows: Sequence[TextRow]) -> int | None:

@@ -15,7 +15,8 @@ from itertools import islice, takewhile
 
 from cllm_core.engine.block_pool import BlockHash, BlockPool
 from cllm_core.engine.draft_length import DraftLengths
-from cllm_core.engine.plan import Admission, PlannedRow, RowResult, StepPlan, StepResult
+from cllm_core.engine.gated_length import GatedLengths, GatedRow
+from cllm_core.engine.plan import Admission, GatedBlocks, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.request import RequestOutput, TokenLogprobs
@@ -30,6 +31,7 @@ class Scheduler:
         max_batched_tokens: token budget of one step; at least max_num_seqs.
         draft_lengths: chooses window lengths by load and acceptance; None gives every row its whole block, or an equal
             share of the budget where that is less.
+        gated_lengths: chooses the blocks of gated rows; None where no gated adapter is loaded.
         step_times: expected time of a step, which prompt chunks are sized by; None leaves them the whole budget.
         prefill_step_seconds: longest step that a chunk may make while other requests stream.
     """
@@ -41,12 +43,14 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         draft_lengths: DraftLengths | None = None,
+        gated_lengths: GatedLengths | None = None,
         step_times: StepTimes | None = None,
         prefill_step_seconds: float = 0.0,
     ) -> None:
         self.block_pool = block_pool
         self.max_batched_tokens = max_batched_tokens
         self._draft_lengths = draft_lengths
+        self._gated_lengths = gated_lengths
         self._step_times = step_times
         self._prefill_step_seconds = prefill_step_seconds
         self._waiting: deque[RequestState] = deque()
@@ -94,7 +98,8 @@ class Scheduler:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
         max_tokens = self._max_step_tokens()
         windows = self._choose_windows(max_tokens)
-        wanted = {state.request_id: _num_wanted(state, windows) for state in self._running}
+        blocks = self._choose_blocks(windows, max_tokens)
+        wanted = {state.request_id: _num_wanted(state, windows, blocks) for state in self._running}
         budget = _TokenBudget(max_tokens, len(self._running), wanted)
         granted: list[tuple[RequestState, int]] = []  # and the tokens it may compute
         num_preempted = 0
@@ -108,9 +113,12 @@ class Scheduler:
             if has_room:
                 granted.append((state, num_tokens))
                 budget.spend(num_tokens)
-        admissions = [] if num_preempted else list(self._admit(budget, windows, granted))
-        # Drafts take blocks last: none of them is worth another request's place.
-        rows = tuple(_plan_row(state, self._fit(state, num_tokens)) for state, num_tokens in granted)
+        admissions = [] if num_preempted else list(self._admit(budget, windows, blocks, granted))
+        # Drafts and gated blocks take cache blocks last: none of them is worth another request's.
+        rows = tuple(
+            _plan_row(state, self._fit(state, num_tokens), windows[state.request_id], blocks.get(state.request_id))
+            for state, num_tokens in granted
+        )
         return StepPlan(rows=rows, admissions=tuple(admissions))
 
     def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
@@ -169,7 +177,9 @@ class Scheduler:
 
         There must be blocks for both: the token that this step computes and the one that it chooses.
         """
-        if any(row.num_tokens > 1 or row.num_sampled == 0 for row in plan.rows) or (self._waiting and self._free_slots):
+        if self._waiting and self._free_slots:
+            return False
+        if any(row.num_tokens > 1 or row.num_sampled == 0 or row.gated is not None for row in plan.rows):
             return False
         if any(state.needs_text or len(state.output_ids) + 1 >= state.max_tokens for state in self._running):
             return False
@@ -179,6 +189,8 @@ class Scheduler:
 
     def _windows_stay_single(self) -> bool:
         """Whether the next windows are of one token: such windows teach nothing that could change the choice."""
+        if any(state.is_gated for state in self._running):
+            return False
         if all(state.max_window == 1 for state in self._running):
             return True
         # A choice that explores counts as made, so that it is left to the step that can follow it.
@@ -212,13 +224,39 @@ class Scheduler:
                 so that many long windows cannot starve the requests that have yet to start.
         """
         newcomers = list(islice(self._waiting, len(self._free_slots)))
-        longest = {state.request_id: state.max_window for state in (*self._running, *newcomers)}
+        longest = {state.request_id: self._longest_window(state) for state in (*self._running, *newcomers)}
         budget = max(max_tokens // 2 if self._has_prompt else max_tokens, len(longest))
         if self._draft_lengths is not None:
-            num_forced = {state.request_id: state.num_forced for state in self._running if state.num_forced}
-            return self._draft_lengths.choose(longest, budget, num_forced)
+            # What a gated adapter proposed is there to be verified: its depth was chosen when it was computed.
+            fixed = {state.request_id: max(state.num_forced, state.num_proposed) for state in self._running}
+            return self._draft_lengths.choose(
+                longest, budget, {request_id: count for request_id, count in fixed.items() if count}
+            )
         share = budget // max(1, sum(state.num_pending == 1 for state in self._running))
         return {request_id: min(window, share) for request_id, window in longest.items()}
+
+    def _longest_window(self, state: RequestState) -> int:
+        if self._gated_lengths is None or not state.is_gated:
+            return state.max_window
+        return self._gated_lengths.longest_window(state.num_proposed, state.max_window)
+
+    def _choose_blocks(self, windows: Mapping[str, int], max_tokens: int) -> dict[str, GatedBlocks]:
+        """Gated blocks behind the windows of requests whose known tokens are all computed by this step."""
+        if self._gated_lengths is None:
+            return {}
+        newcomers = islice(self._waiting, len(self._free_slots))
+        rows = [
+            GatedRow(
+                request_id=state.request_id,
+                window=windows[state.request_id],
+                num_proposed=state.num_proposed,
+                num_left=state.max_tokens - len(state.output_ids),
+            )
+            for state in (*self._running, *newcomers)
+            if state.is_gated and state.block_length > 1
+        ]
+        budget = max_tokens // 2 if self._has_prompt else max_tokens
+        return self._gated_lengths.choose(rows, num_tokens=sum(windows.values()), max_tokens=budget) if rows else {}
 
     def _make_room(self, state: RequestState, num_known: int) -> tuple[bool, int]:
         """Get blocks for known tokens of a running request, for the first at least by preempting younger requests.
@@ -243,7 +281,11 @@ class Scheduler:
         return min(wanted, len(state.block_ids) * pool.block_size - state.num_computed)
 
     def _admit(
-        self, budget: "_TokenBudget", windows: Mapping[str, int], granted: list[tuple[RequestState, int]]
+        self,
+        budget: "_TokenBudget",
+        windows: Mapping[str, int],
+        blocks: Mapping[str, GatedBlocks],
+        granted: list[tuple[RequestState, int]],
     ) -> Iterator[Admission]:
         computing: dict[BlockHash, int] = {}
         if self._waiting and self._free_slots:
@@ -256,7 +298,7 @@ class Scheduler:
             self._waiting.popleft()
             state.slot = self._free_slots.pop()
             self._running.append(state)
-            num_tokens = min(budget.remaining, _num_wanted(state, windows))
+            num_tokens = min(budget.remaining, _num_wanted(state, windows, blocks))
             granted.append((state, num_tokens))
             computing |= self._blocks_filled(state, num_tokens)
             budget.spend(num_tokens)
@@ -311,7 +353,7 @@ class Scheduler:
     def _preempt(self, state: RequestState) -> None:
         """Take a request's slot and blocks; once there is room, what the prefix cache lost is computed again."""
         self._release(state)
-        state.num_computed = 0
+        state.num_computed = state.num_proposed = 0
         state.num_preemptions += 1
         self._waiting.appendleft(state)
 
@@ -330,6 +372,8 @@ class Scheduler:
         del self._by_id[state.request_id]
         if self._draft_lengths is not None:
             self._draft_lengths.forget(state.request_id)
+        if self._gated_lengths is not None:
+            self._gated_lengths.forget(state.request_id)
 
     def _commit_window(self, state: RequestState, row: PlannedRow, result: RowResult) -> RequestOutput:
         num_forced, is_first = state.num_forced, state.num_forward_passes == 0
@@ -337,14 +381,8 @@ class Scheduler:
         # The last accepted token of the row is final, and so is every draft token that was confirmed.
         state.num_computed = row.last_accepted_position + num_taken
         state.num_forward_passes += num_taken > 0
-        if self._draft_lengths is not None:
-            self._draft_lengths.observe_window(
-                state.request_id,
-                row.num_sampled,
-                result.num_accepted - 1,
-                block_length=state.block_length,
-                num_forced=num_forced,
-            )
+        state.num_proposed = result.num_proposed
+        self._learn(state, row, result, num_forced)
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(
             request_id=state.request_id,
@@ -358,6 +396,21 @@ class Scheduler:
             stats=state.stats,
         )
 
+    def _learn(self, state: RequestState, row: PlannedRow, result: RowResult, num_forced: int) -> None:
+        """Let the choices of lengths see what became of a window."""
+        if self._gated_lengths is not None and state.is_gated:
+            self._gated_lengths.observe_window(
+                state.request_id, row.num_sampled, result.num_accepted - 1, result.num_gated
+            )
+        if self._draft_lengths is not None and not result.num_gated:
+            self._draft_lengths.observe_window(
+                state.request_id,
+                row.num_sampled,
+                result.num_accepted - 1,
+                block_length=state.block_length,
+                num_forced=num_forced,
+            )
+
     def _register_full_blocks(self, state: RequestState) -> None:
         if not self.block_pool.prefix_caching:
             return
@@ -367,9 +420,10 @@ class Scheduler:
         state.num_registered = max(state.num_registered, len(hashes))
 
 
-def _num_wanted(state: RequestState, windows: Mapping[str, int]) -> int:
-    """Tokens that a request should compute: what it has to read, the last of which begins its window."""
-    return state.num_pending + windows[state.request_id] - 1
+def _num_wanted(state: RequestState, windows: Mapping[str, int], blocks: Mapping[str, GatedBlocks]) -> int:
+    """Tokens that a request should compute: what it has to read, the last of which begins its window; gated blocks."""
+    own = blocks.get(state.request_id)
+    return state.num_pending + windows[state.request_id] - 1 + (0 if own is None else own.num_tokens)
 
 
 class _TokenBudget:
@@ -407,8 +461,10 @@ def _prompt_logprobs(state: RequestState) -> tuple[TokenLogprobs, ...] | None:
     return None if state.request.params.prompt_logprobs is None else tuple(state.prompt_logprobs)
 
 
-def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
+def _plan_row(state: RequestState, num_granted: int, window: int, blocks: GatedBlocks | None) -> PlannedRow:
+    """The row of a request that may compute so many tokens: known ones and its window first, then gated blocks."""
     assert state.slot is not None
+    num_tokens = min(num_granted, state.num_pending + window - 1)
     num_sampled = max(0, num_tokens - state.num_pending + 1)
     return PlannedRow(
         request_id=state.request_id,
@@ -419,4 +475,5 @@ def _plan_row(state: RequestState, num_tokens: int) -> PlannedRow:
         block_ids=tuple(state.block_ids),
         adapter_id=state.adapter_id,
         scored_positions=state.positions_to_score(state.num_computed, state.num_computed + num_tokens),
+        gated=None if blocks is None else blocks.within(num_granted - num_tokens),
     )

@@ -22,6 +22,10 @@ from cllm_core.models.transfer import to_device
 _NUM_PROBE_TOKENS = 64
 
 
+GATED_ADAPTER_ID = -1
+"""Of the adapter whose rows propose; adapters that requests name have ids above 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterGroup:
     """The tokens of one adapter in a step."""
@@ -171,7 +175,7 @@ class AdapterBank:
         self._dtype = dtype
 
     def load(self, adapter_id: int, layers: Mapping[str, LowRank]) -> int:
-        """Take an adapter's weights; returns the bytes they take. The id is above 0 and not in use."""
+        """Take an adapter's weights; returns the bytes they take. The id is not 0 and not in use."""
         placed = {name: weights.to(self._device, self._dtype) for name, weights in layers.items()}
         return sum(product.load(adapter_id, placed) for product in self._products)
 

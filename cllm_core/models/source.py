@@ -111,6 +111,12 @@ def locate_adapter_below(root: str | None, name: str) -> Path:
     return _require_adapter(folder, name)
 
 
+def gated_adapter_in(folder: Path) -> Path | None:
+    """The gated adapter in a model's folder, where it was published as Uno's are; None for none."""
+    beside = folder / "adapter"
+    return beside if _is_adapter(beside) else None
+
+
 def _require_adapter(folder: Path, name: str) -> Path:
     if not _is_adapter(folder):
         raise ModelLoadError(f"{name}: has no {_ADAPTER_CONFIG}; name a folder or Hub id of a PEFT adapter")

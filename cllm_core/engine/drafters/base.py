@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cllm_core.engine.drafters.copying import Copies
 from cllm_core.engine.ids import Ids
+from cllm_core.engine.plan import GatedBlocks
 from cllm_core.engine.request_text import RequestText
 
 
@@ -38,7 +39,8 @@ class SeenWindow:
         text_end: tokens of it that were accepted before.
         predicted_ids: n tokens from position text_end on: what follows each token of the window.
         num_accepted: 1..n leading predictions that are final.
-        gated_ids: proposals of its gated blocks, one block after another; empty where it had none.
+        gated: its gated blocks, None where it had none.
+        gated_ids: what these propose, one block after another.
     """
 
     slot: int
@@ -46,6 +48,7 @@ class SeenWindow:
     text_end: int
     predicted_ids: Sequence[int]
     num_accepted: int
+    gated: GatedBlocks | None = None
     gated_ids: Sequence[int] = ()
 
 

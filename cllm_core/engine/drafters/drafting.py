@@ -8,6 +8,7 @@ from cllm_core.engine.drafters.base import Drafter, DraftRow, Proposal, SeenWind
 from cllm_core.engine.drafters.choice import DraftChoice, SharedLengths
 from cllm_core.engine.drafters.copies import KnownText
 from cllm_core.engine.drafters.copying import copy_known
+from cllm_core.engine.drafters.gated import GatedProposals
 from cllm_core.engine.drafters.own import OwnPredictions
 from cllm_core.engine.request_text import RequestText
 
@@ -23,10 +24,15 @@ class Drafting:
     Args:
         sources: in the order in which they are preferred where nothing tells them apart; at least one of them proposes
             for every row.
+        gated: the source that gated blocks feed, preferred to these; None: there is none.
+
+    Attributes:
+        gated: as given.
     """
 
-    def __init__(self, sources: Sequence[Drafter]) -> None:
-        self.sources = tuple(sources)
+    def __init__(self, sources: Sequence[Drafter], gated: GatedProposals | None = None) -> None:
+        self.gated = gated
+        self.sources: tuple[Drafter, ...] = (*(() if gated is None else (gated,)), *sources)
         self._shared = SharedLengths(len(self.sources))
         self._choices: dict[int, DraftChoice] = {}  # by slot
 
@@ -45,6 +51,8 @@ class Drafting:
         Returns:
             The source of each draft.
         """
+        if not windows:
+            return []
         rows = [_draft_row(*window) for window in windows]
         proposals = [source.propose(rows) for source in self.sources]
         return [
@@ -56,6 +64,12 @@ class Drafting:
         """Tell all sources what became of a window."""
         for source in self.sources:
             source.observe(window)
+
+    def num_proposed(self, slot: int, text_end: int) -> int:
+        """Tokens that gated blocks propose behind so many of a request; 0 where another source would be chosen."""
+        if self.gated is None or not self._choices[slot].is_best(self.sources.index(self.gated)):
+            return 0
+        return self.gated.num_ready(slot, text_end)
 
     def _write_row(self, row: DraftRow, drafts: Sequence[Proposal | None]) -> str:
         source = self._choices[row.slot].choose(row.text.tokens(0, row.text_end), drafts)
