@@ -162,7 +162,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _require_range("tensor_parallel_size", size, 1, 64, "1 keeps the model on one device")
         if size == 1:
             return
-        if self.adapter is not None or self.adapters or self.adapter_root is not None:
+        is_gated = self.gated_adapter not in (None, "none")
+        if self.adapter is not None or self.adapters or self.adapter_root is not None or is_gated:
             raise ConfigError(
                 f"tensor_parallel_size={size}: adapters cannot be divided; merge one with cllm export and serve that"
             )

@@ -11,7 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cllm_core.config import CpuIsaName, DeviceName, DTypeName, EngineConfig, GenerationConfigChoice, QuantizationName
+from cllm_core.config import (
+    CpuIsaName,
+    DeviceName,
+    DTypeName,
+    EngineConfig,
+    GatedForm,
+    GenerationConfigChoice,
+    QuantizationName,
+)
 from cllm_core.errors import ConfigError
 
 PanelName = Literal["Model", "Decoding", "Memory", "Server", "Limits", "Cluster"]
@@ -73,6 +81,14 @@ class EngineSettings(BaseSettings):
         Field(
             description="Folder that clients may load further adapters from while the server runs; for trusted "
             "networks. Left out: they cannot, and the endpoints for it are off."
+        ),
+    ] = None
+    gated_adapter: Annotated[
+        str | None,
+        MODEL,
+        Field(
+            description="LoRA adapter (folder or Hub id) that only proposes: the model verifies, so texts stay its own "
+            "(docs/explanation/decoding.md). Left out: the one in the model's folder, where there is one. none: none."
         ),
     ] = None
     chat_template: Annotated[
@@ -151,6 +167,21 @@ class EngineSettings(BaseSettings):
         DECODING,
         Field(description="Shorten blocks when the load is high or drafts are seldom confirmed; off: always whole."),
     ] = True
+    gated_form: Annotated[
+        GatedForm,
+        DECODING,
+        Field(
+            description="What the rows of a gated adapter read: noise, tail (the last window's predictions), jacobi "
+            "(the draft), all in the pass that verifies; two_pass: noise in a pass of its own."
+        ),
+    ] = "noise"
+    gated_rows: Annotated[
+        int | None,
+        DECODING,
+        Field(
+            description="Most tokens that a gated adapter proposes at a time. Left out: as many as it was trained for."
+        ),
+    ] = None
     max_num_seqs: Annotated[int, DECODING, Field(description="Requests decoded together.")] = 32
     max_batched_tokens: Annotated[
         int, DECODING, Field(description="Token budget of one step, shared by prompt chunks and Jacobi blocks.")

@@ -93,6 +93,12 @@ class LoadedModel:
         """What the model was trained for, None for a plain one."""
         return self.info.domain if self.adapter is None else self.adapter.domain
 
+    @property
+    def gated_adapter(self) -> str | None:
+        """What was named to load the adapter that proposes for it, None where there is none."""
+        gated = self.info.gated if self.adapter is None else None
+        return None if gated is None else gated.path
+
 
 class ModelRegistry:
     """Knows the models by their served names: those of the base first, then the adapters."""

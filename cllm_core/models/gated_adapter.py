@@ -38,7 +38,9 @@ def find_gated_adapter(config: EngineConfig, loaded: LoadedModel) -> str | None:
     """What to load: named by the settings, or part of the model's folder; None for none."""
     if config.gated_adapter is not None:
         return None if config.gated_adapter == "none" else config.gated_adapter
-    return None if loaded.gated_adapter is None else str(loaded.gated_adapter)
+    if loaded.gated_adapter is None or config.tensor_parallel_size > 1:  # adapters are not divided
+        return None
+    return str(loaded.gated_adapter)
 
 
 def load_gated_adapter(

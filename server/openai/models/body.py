@@ -17,6 +17,7 @@ class ModelCard(BaseModel):
         max_model_len: longest prompt and output together, in tokens.
         block_length: Jacobi block length used where a request gives none.
         domain: what the model was trained for, null for a plain one.
+        gated_adapter: what proposes for it, null where nothing does.
     """
 
     id: str
@@ -28,6 +29,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     block_length: int
     domain: str | None
+    gated_adapter: str | None = None
 
 
 class ModelList(BaseModel):

@@ -34,4 +34,5 @@ def model_card(model: LoadedModel) -> ModelCard:
         max_model_len=model.info.max_model_len,
         block_length=model.block_length,
         domain=model.domain,
+        gated_adapter=model.gated_adapter,
     )

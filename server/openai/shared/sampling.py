@@ -152,6 +152,7 @@ class SamplingRequest(ApiModel):
     ignore_eos: bool | None = None
     stop_token_ids: list[Integer] | None = None
     block_length: Integer | None = None
+    gated: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
 
     def sampling_params(
@@ -189,6 +190,7 @@ class SamplingRequest(ApiModel):
             "logprobs": logprobs,
             "prompt_logprobs": prompt_logprobs,
             "block_length": self.block_length,
+            "gated": self.gated,
         }
         own = {name: value for name, value in given.items() if value is not None}
         set_by_model = {name: value for name, value in defaults.values().items() if name != "max_tokens"}
