@@ -61,6 +61,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         num_cache_blocks: blocks of the KV cache; None sizes it from cache_memory_gib or free memory.
         cache_memory_gib: memory of the KV cache in GiB; None takes a share of free memory.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and cache may use together.
+        step_timeout: seconds after which a step, other than the first ones, counts as hung and the worker is replaced;
+            None takes twenty times the expected time of the step, at least 1.5 s, and 0 sets no limit.
+        queue_timeout: seconds that a request may wait to be begun; None sets no limit.
         stream_interval: seconds that accepted tokens, but a request's first, may wait to be sent with those of the
             next steps, as every message takes time from the cores that compute; 0 sends them after every step.
         prefix_caching: share KV blocks of equal prompt prefixes.
@@ -100,6 +103,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_cache_blocks: int | None = None
     cache_memory_gib: float | None = None
     gpu_memory_utilization: float = 0.9
+    step_timeout: float | None = None
+    queue_timeout: float | None = None
     stream_interval: float = 0.02
     prefix_caching: bool = True
     generation_config: GenerationConfigChoice = "auto"
@@ -150,6 +155,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"stream_interval={self.stream_interval}: must lie in [0, {MAX_STREAM_INTERVAL}] seconds; 0 sends "
                 "tokens after every step"
             )
+        if self.step_timeout is not None and not self.step_timeout >= 0:
+            raise ConfigError(f"step_timeout={self.step_timeout}: must be >= 0 seconds; 0 sets no limit")
+        if self.queue_timeout is not None and not self.queue_timeout > 0:
+            raise ConfigError(f"queue_timeout={self.queue_timeout}: must be > 0 seconds; leave it out for no limit")
         if not 0 <= self.prefill_step_seconds < float("inf"):
             raise ConfigError(
                 f"prefill_step_seconds={self.prefill_step_seconds}: must be >= 0 seconds; 0 sets no limit"

@@ -7,10 +7,14 @@
     |-- RequestError            the client's fault; carries the name of the offending field
     |   |-- InvalidRequest          a value is out of range or malformed
     |   |-- UnsupportedParameter    a known field that this server does not implement
-    |   `-- PromptTooLong           prompt and requested output do not fit the context
+    |   |-- PromptTooLong           prompt and requested output do not fit the context
+    |   `-- PromptCrashedWorker     the prompt was running in several crashes of the worker
     |-- EngineBusy              the queue is full; trying again later may succeed
     |-- EngineUnavailable       no worker is ready: starting, restarting or draining
     |-- EngineFailed            the worker died or failed while it held the request
+    |-- RequestTimeout          the request took longer than the server lets one take
+    |   |-- FirstTokenTimeout       to its first token
+    |   `-- QueueTimeout            in the queue; trying again later may succeed
     `-- BlockPoolCorrupted      an internal invariant of the KV cache does not hold
 
 The server maps these types to HTTP in one table (`server.http.errors`).
@@ -57,6 +61,10 @@ class PromptTooLong(RequestError):
     """Prompt and requested output do not fit the model's context."""
 
 
+class PromptCrashedWorker(RequestError):
+    """The prompt was running in several crashes of the worker; it is not tried again."""
+
+
 class EngineBusy(CllmError):
     """The queue is full.
 
@@ -77,5 +85,22 @@ class EngineFailed(CllmError):
     """The worker died or failed while it held the request."""
 
 
+class RequestTimeout(CllmError):
+    """The request took longer than the server lets one take (request_timeout)."""
+
+
+class FirstTokenTimeout(RequestTimeout):
+    """The first token took longer than that (ttft_timeout)."""
+
+
+class QueueTimeout(RequestTimeout):
+    """The request waited in the queue for longer than that (queue_timeout)."""
+
+
 class BlockPoolCorrupted(CllmError):
     """An internal invariant of the KV cache does not hold; a bug of this project."""
+
+
+def describe_error(error: Exception) -> str:
+    """An error for clients: the message of our own ones, else only the type, since the text is for the log."""
+    return str(error) if isinstance(error, CllmError) else f"an internal error ({type(error).__name__}; see the log)"

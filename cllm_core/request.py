@@ -14,6 +14,7 @@ from cllm_core.config import MAX_BLOCK_LENGTH
 from cllm_core.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorCode = Literal["failed", "queue_timeout", "ttft_timeout", "request_timeout"]
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -237,6 +238,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
         finish_reason: stop (end-of-sequence or stop token), length, abort (on request), error; None goes on.
         stop_token_id: the token of token_ids[-1] that ended the output, None where no token did.
         error: what went wrong, with finish_reason "error".
+        error_code: the kind of it.
         draft_ids: predictions behind token_ids that were not accepted and may change, up to the first that would end
             the output; empty where the request did not ask for them and at its end.
     """
@@ -248,6 +250,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    error_code: ErrorCode | None = None
     draft_ids: tuple[int, ...] = ()
     stats: DecodingStats
 

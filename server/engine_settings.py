@@ -194,6 +194,14 @@ class EngineSettings(BaseSettings):
             "no limit."
         ),
     ] = 0.05
+    step_timeout: Annotated[
+        float | None,
+        DECODING,
+        Field(
+            description="Seconds after which a step counts as hung: its requests end with an error and the worker is "
+            "replaced. Left out: 20 times what the step should take by measured times, at least 1.5; 0 sets no limit."
+        ),
+    ] = None
     stream_interval: Annotated[
         float,
         DECODING,
@@ -226,6 +234,11 @@ class EngineSettings(BaseSettings):
     max_adapter_rank: Annotated[
         int, LIMITS, Field(description="Highest LoRA rank of an adapter served beside the base.")
     ] = 64
+    queue_timeout: Annotated[
+        float | None,
+        LIMITS,
+        Field(description="Seconds that a request may wait for its turn before it ends with 503. Left out: no limit."),
+    ] = None
     max_waiting: Annotated[
         int, LIMITS, Field(description="Requests that may wait for their turn; more are refused with 429.")
     ] = 256

@@ -86,6 +86,23 @@ class ServerSettings(EngineSettings):
     log_format: Annotated[LogFormat, SERVER, Field(description="auto: console on a terminal, else JSON lines.")] = (
         "auto"
     )
+    stay_up: Annotated[
+        bool,
+        SERVER,
+        Field(
+            description="Keep answering, with 503, once the worker has failed for good, as where the model does not "
+            "exist; off: the server exits with code 1."
+        ),
+    ] = False
+    shutdown_delay: Annotated[
+        float,
+        SERVER,
+        Field(
+            ge=0,
+            description="Seconds after SIGTERM or Ctrl-C in which /ready is 503 but requests are still taken, so that "
+            "load balancers notice first.",
+        ),
+    ] = 0.0
     drain_seconds: Annotated[
         float, SERVER, Field(ge=0, description="Seconds that running requests get to finish after SIGTERM.")
     ] = 30.0
@@ -104,6 +121,20 @@ class ServerSettings(EngineSettings):
             "nothing is said; refuse: 400."
         ),
     ] = "warn"
+    ttft_timeout: Annotated[
+        float | None,
+        LIMITS,
+        Field(
+            gt=0,
+            description="Seconds within which the first token of a request must come, or it ends with 504. Left out: "
+            "no limit.",
+        ),
+    ] = None
+    request_timeout: Annotated[
+        float | None,
+        LIMITS,
+        Field(gt=0, description="Seconds that a request may take in all before it ends with 504. Left out: no limit."),
+    ] = None
     max_output_tokens: Annotated[
         int | None,
         LIMITS,

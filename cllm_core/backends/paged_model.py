@@ -123,6 +123,11 @@ class PagedModel:
         return 0
 
     @property
+    def may_capture(self) -> bool:
+        """Whether the next step may take the time to capture another graph."""
+        return False
+
+    @property
     def max_graph_tokens(self) -> int:
         """Tokens of the largest step that is to be captured as a graph; 0 where none is."""
         return 0

@@ -126,6 +126,7 @@ def assemble_engine(
         drafting=Drafting(default_sources(), proposals),
         sampling=model.sampling,
         num_graphs=lambda: model.num_graphs,
+        may_capture=lambda: model.may_capture,
     )
     step_times = None
     if config.adaptive_block_length or config.prefill_step_seconds:

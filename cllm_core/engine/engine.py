@@ -17,6 +17,7 @@ from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import LaunchedStep, ModelRunner
 from cllm_core.engine.scheduler import Scheduler
+from cllm_core.engine.step_deadline import StepDeadline
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import InvalidRequest, PromptTooLong
 from cllm_core.info import EngineStats, ModelInfo
@@ -61,6 +62,7 @@ class Engine:
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
         self._step_times = step_times
+        self._deadline = StepDeadline(config.step_timeout, step_times)
         self._grammars = Grammars()
         self.scheduler = Scheduler(
             self.block_pool,
@@ -70,6 +72,7 @@ class Engine:
             gated_lengths=_gated_lengths(config, info, step_times),
             step_times=step_times if config.prefill_step_seconds else None,
             prefill_step_seconds=config.prefill_step_seconds,
+            queue_timeout=config.queue_timeout,
         )
         self.observer: StepObserver | None = None
         self.runs_ahead = runner.is_asynchronous
@@ -149,6 +152,7 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """One forward pass over prompt chunks and Jacobi windows; returns what it brought each request."""
+        self.scheduler.expire()
         # The device went on with a step ahead as soon as it was done with the one before.
         step, started = self._ahead, self._last_end
         if step is None:
@@ -163,6 +167,7 @@ class Engine:
         self._last_end = time.perf_counter()
         seconds = self._last_end - started
         self._observe_time(step, seconds)
+        self._deadline.on_step()
         self._last_step = EngineStats(
             num_cache_blocks=self.block_pool.num_blocks,
             num_steps=self._last_step.num_steps + 1,
@@ -189,6 +194,10 @@ class Engine:
             accepted_per_row=last.accepted_per_row,
             adapter_per_row=last.adapter_per_row,
         )
+
+    def step_deadline(self) -> float:
+        """Seconds after which the next step counts as hung; infinite where step_timeout is 0."""
+        return self._deadline.seconds(self.scheduler.num_wanted_tokens, is_cold=self.runner.may_capture())
 
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every cache block is free or held by a running request."""

@@ -25,6 +25,7 @@ class RequestState:
         block_ids: cache blocks held, in the order of the text.
         num_registered: leading blocks of block_ids that the pool can find by hash.
         prompt_logprobs: of the prompt tokens from the second on, as far as known; empty where they are not wanted.
+        queued_at: when the request was queued, in seconds of the scheduler's clock.
         slot: index in the runner's per-request tensors; None while waiting.
     """
 
@@ -48,6 +49,7 @@ class RequestState:
     num_cached: int = 0
     num_forward_passes: int = 0
     num_preemptions: int = 0
+    queued_at: float = 0.0
 
     @property
     def request_id(self) -> str:

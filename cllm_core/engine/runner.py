@@ -118,6 +118,7 @@ class ModelRunner:
         drafting: makes the drafts; None: from the default sources.
         sampling: chooses tokens by the logits; None: tensor code does.
         num_graphs: tells how many CUDA graphs the model has captured so far.
+        may_capture: tells whether the next step may capture another.
 
     Attributes:
         drafting: as given.
@@ -131,6 +132,7 @@ class ModelRunner:
         drafting: Drafting | None = None,
         sampling: SamplingKernels | None = None,
         num_graphs: Callable[[], int] = lambda: 0,
+        may_capture: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self._device = model.device
@@ -138,6 +140,7 @@ class ModelRunner:
         self.sampling = sampling
         self.drafting = drafting or Drafting(default_sources())
         self._num_graphs = num_graphs
+        self.may_capture = may_capture
         self._texts: dict[int, RequestText] = {}  # by slot
 
     @property

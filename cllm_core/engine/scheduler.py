@@ -8,8 +8,9 @@ Order is first come, first served: an older request never loses its cache blocks
 always advances, so none starves.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
 
@@ -34,6 +35,8 @@ class Scheduler:
         gated_lengths: chooses the blocks of gated rows; None where no gated adapter is loaded.
         step_times: expected time of a step, which prompt chunks are sized by; None leaves them the whole budget.
         prefill_step_seconds: longest step that a chunk may make while other requests stream.
+        queue_timeout: seconds that a request may wait to be admitted for the first time; None sets no limit.
+        clock: the time in seconds.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Scheduler:
         gated_lengths: GatedLengths | None = None,
         step_times: StepTimes | None = None,
         prefill_step_seconds: float = 0.0,
+        queue_timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_pool = block_pool
         self.max_batched_tokens = max_batched_tokens
@@ -53,11 +58,13 @@ class Scheduler:
         self._gated_lengths = gated_lengths
         self._step_times = step_times
         self._prefill_step_seconds = prefill_step_seconds
+        self._queue_timeout = queue_timeout
+        self._clock = clock
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._aborted: list[RequestOutput] = []
+        self._ended: list[RequestOutput] = []  # outside of a step
 
     @property
     def num_running(self) -> int:
@@ -69,9 +76,16 @@ class Scheduler:
         """Requests that wait for one."""
         return len(self._waiting)
 
+    @property
+    def num_wanted_tokens(self) -> int:
+        """Upper bound on the tokens of the next step."""
+        newcomers = islice(self._waiting, len(self._free_slots))
+        wanted = sum(state.num_pending + state.max_window for state in (*self._running, *newcomers))
+        return min(wanted, self.max_batched_tokens)
+
     def has_work(self) -> bool:
         """Whether a step would do anything, be it to report an abort."""
-        return bool(self._by_id or self._aborted)
+        return bool(self._by_id or self._ended)
 
     def knows(self, request_id: str) -> bool:
         """Whether this request is waiting or running."""
@@ -83,6 +97,7 @@ class Scheduler:
 
     def add(self, state: RequestState) -> None:
         """Queue a request that the block pool can hold as a whole."""
+        state.queued_at = self._clock()
         self._by_id[state.request_id] = state
         self._waiting.append(state)
 
@@ -92,7 +107,17 @@ class Scheduler:
         if state is None:
             return
         self._remove(state)
-        self._aborted.append(RequestOutput(request_id=request_id, finish_reason="abort", stats=state.stats))
+        self._ended.append(RequestOutput(request_id=request_id, finish_reason="abort", stats=state.stats))
+
+    def expire(self) -> None:
+        """End the requests that waited for too long; their final outputs come with the next commit."""
+        if self._queue_timeout is None or not self._waiting:
+            return
+        latest = self._clock() - self._queue_timeout
+        # Preempted ones stand in front; they have been admitted before.
+        for state in [s for s in self._waiting if s.queued_at < latest and not s.num_preemptions]:
+            self._remove(state)
+            self._ended.append(_queue_timeout_output(state, self._queue_timeout))
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
@@ -146,7 +171,7 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Book the result of a plan: advance, finish and free requests. Reports aborted ones too."""
-        outputs, self._aborted = self._aborted, []
+        outputs, self._ended = self._ended, []
         for row, row_result in zip(plan.rows, result.rows, strict=True):
             state = self._state_of(row)
             if state is None:
@@ -392,6 +417,7 @@ class Scheduler:
             finish_reason=finish_reason,
             stop_token_id=token_ids[-1] if finish_reason == "stop" else None,
             error=state.error if finish_reason == "error" else None,
+            error_code="failed" if finish_reason == "error" else None,
             draft_ids=_reported_draft(state, result) if finish_reason is None else (),
             stats=state.stats,
         )
@@ -459,6 +485,16 @@ def _reported_draft(state: RequestState, result: RowResult) -> tuple[int, ...]:
 
 def _prompt_logprobs(state: RequestState) -> tuple[TokenLogprobs, ...] | None:
     return None if state.request.params.prompt_logprobs is None else tuple(state.prompt_logprobs)
+
+
+def _queue_timeout_output(state: RequestState, seconds: float) -> RequestOutput:
+    return RequestOutput(
+        request_id=state.request_id,
+        finish_reason="error",
+        error=f"the request waited in the queue for {seconds:g} s, the limit (--queue-timeout): try again later",
+        error_code="queue_timeout",
+        stats=state.stats,
+    )
 
 
 def _plan_row(state: RequestState, num_granted: int, window: int, blocks: GatedBlocks | None) -> PlannedRow:

@@ -8,23 +8,27 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import zmq.asyncio
 
 from cllm_core.config import EngineConfig
-from cllm_core.errors import ConfigError, EngineBusy, EngineFailed, EngineUnavailable
+from cllm_core.errors import ConfigError, EngineBusy, EngineUnavailable
 from cllm_core.info import EngineStats, ModelInfo
-from cllm_core.request import NewRequest, RequestOutput
+from cllm_core.request import ErrorCode, NewRequest, RequestOutput
 from cllm_core.worker.adapters import AdapterCalls
+from cllm_core.worker.crashes import CrashedPrompts
 from cllm_core.worker.engine_client import EngineState, EngineStatus
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
+    Alive,
     Failed,
     Hello,
     Loading,
+    Ping,
     Ready,
     Rejected,
     Shutdown,
@@ -33,16 +37,39 @@ from cllm_core.worker.messages import (
 )
 from cllm_core.worker.streams import LiveStreams
 from cllm_core.worker.supervisor import Loss, RemoteWorker, RestartPolicy, WorkerProcess
-from cllm_core.worker.transport import Connection
+from cllm_core.worker.transport import Connection, Unreadable
+from cllm_core.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 # A dead worker's last messages are in the socket already; this bounds the wait for the end of the connection.
 _LAST_MESSAGES_SECONDS = 1.0
 
+# Requests that are to be run again wait this long for the next worker to be ready.
+_RUN_AGAIN_SECONDS = 60.0
+
+_HUNG = "the worker did not end a step within {deadline:g} s and counts as hung (--step-timeout)"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimeouts:
+    """Limits on the time that a request takes, in seconds from its arrival; None sets none.
+
+    Attributes:
+        first_token: to its first output.
+        whole: to its end.
+    """
+
+    first_token: float | None = None
+    whole: float | None = None
+
 
 def supervised_worker(
-    config: EngineConfig, *, worker_arguments: Sequence[str] = (), policy: RestartPolicy | None = None
+    config: EngineConfig,
+    *,
+    worker_arguments: Sequence[str] = (),
+    policy: RestartPolicy | None = None,
+    timeouts: RequestTimeouts = RequestTimeouts(),
 ) -> "WorkerClient":
     """A client with a worker process of its own, restarted when it dies.
 
@@ -50,12 +77,19 @@ def supervised_worker(
         config: sent to the worker.
         worker_arguments: further options of `python -m cllm_core.worker`, such as ("--log-level", "debug").
         policy: when to restart; None is the default policy.
+        timeouts: of requests.
     """
     process = WorkerProcess(config, worker_arguments)
-    return WorkerClient(process, max_waiting=config.max_waiting, policy=policy or RestartPolicy())
+    return WorkerClient(process, max_waiting=config.max_waiting, policy=policy or RestartPolicy(), timeouts=timeouts)
 
 
-def remote_worker(endpoint: str, *, max_waiting: int, policy: RestartPolicy | None = None) -> "WorkerClient":
+def remote_worker(
+    endpoint: str,
+    *,
+    max_waiting: int,
+    policy: RestartPolicy | None = None,
+    timeouts: RequestTimeouts = RequestTimeouts(),
+) -> "WorkerClient":
     """A client of a worker that was started elsewhere; it reconnects without end.
 
     The connection has no authentication: keep the endpoint on loopback or on a private network.
@@ -64,7 +98,7 @@ def remote_worker(endpoint: str, *, max_waiting: int, policy: RestartPolicy | No
         ConfigError: the endpoint is malformed.
     """
     lasting = RestartPolicy(max_delay=5.0, healthy_seconds=5.0, max_failed_starts=None)
-    return WorkerClient(RemoteWorker(endpoint), max_waiting=max_waiting, policy=policy or lasting)
+    return WorkerClient(RemoteWorker(endpoint), max_waiting=max_waiting, policy=policy or lasting, timeouts=timeouts)
 
 
 class WorkerClient:
@@ -74,13 +108,23 @@ class WorkerClient:
         worker: launches or reaches workers.
         max_waiting: requests that may wait beyond the `max_num_seqs` that the worker decodes together.
         policy: when a lost worker is replaced.
+        timeouts: of requests.
     """
 
-    def __init__(self, worker: WorkerProcess | RemoteWorker, *, max_waiting: int, policy: RestartPolicy) -> None:
+    def __init__(
+        self,
+        worker: WorkerProcess | RemoteWorker,
+        *,
+        max_waiting: int,
+        policy: RestartPolicy,
+        timeouts: RequestTimeouts = RequestTimeouts(),
+    ) -> None:
         self._worker = worker
         self._policy = policy
         self._max_waiting = max_waiting
+        self._timeouts = timeouts
         self._streams = LiveStreams()
+        self._crashed = CrashedPrompts()
         self._adapter_calls = AdapterCalls()
         self._listeners: list[Callable[[StepReport], None]] = []
         self._status = EngineStatus(state="starting", detail=f"waiting for the {worker.name}")
@@ -88,7 +132,9 @@ class WorkerClient:
         self._info: ModelInfo | None = None
         self._stats = EngineStats()
         self._connection: Connection | None = None
+        self._watchdog: Watchdog | None = None
         self._ready_since: float | None = None
+        self._became_ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -125,14 +171,18 @@ class WorkerClient:
         Raises:
             EngineUnavailable: the status is not "ready".
             EngineBusy: as many requests are alive as may run and wait.
-            InvalidRequest: a request of this id is alive.
+            InvalidRequest: a request of this id is alive, or a value in it cannot be encoded.
+            PromptCrashedWorker: its prompt was running in two crashes.
         """
         connection = self._require_ready()
         limit = self.info.max_num_seqs + self._max_waiting
         if self.num_requests >= limit:
             raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
+        self._crashed.check(request)
+        payload = connection.encode(Submit(request))
         stream = self._streams.open(request, self._abort)
-        connection.send(Submit(request))
+        connection.send_encoded(payload)
+        self._set_timers(request.request_id)
         return stream
 
     async def load_adapter(self, name: str, path: str) -> None:
@@ -186,6 +236,20 @@ class WorkerClient:
         self._streams.fail_all(reason)
         self._adapter_calls.fail_all(reason)
 
+    def _set_timers(self, request_id: str) -> None:
+        first_token, whole = self._timeouts.first_token, self._timeouts.whole
+        loop = asyncio.get_running_loop()
+        if first_token is not None:
+            error = f"no token came within {first_token:g} s, the server's limit (--ttft-timeout)"
+            loop.call_later(first_token, self._expire, request_id, error, "ttft_timeout")
+        if whole is not None:
+            error = f"the request took longer than {whole:g} s, the server's limit (--request-timeout)"
+            loop.call_later(whole, self._expire, request_id, error, "request_timeout")
+
+    def _expire(self, request_id: str, error: str, code: ErrorCode) -> None:
+        if self._streams.expire(request_id, error, code, only_first=code == "ttft_timeout"):
+            self._abort(request_id)
+
     def _abort(self, *request_ids: str) -> None:
         if self._connection is not None and request_ids:
             self._connection.send(Abort(request_ids))
@@ -207,17 +271,19 @@ class WorkerClient:
     async def _run_one_worker(self, context: zmq.asyncio.Context) -> Loss:
         """From launch to loss."""
         self._ready_since = None
+        self._became_ready = asyncio.Event()
         try:
             endpoint = await self._worker.launch()
         except (OSError, ConfigError) as error:
             reason = f"the {self._worker.name} cannot be started: {error}"
             return Loss(reason, retry=isinstance(error, OSError), ready_seconds=None)
         connection = Connection(context, endpoint)
+        failure: Failed | None = None
         try:
             failure = await self._serve(connection)
             served = None if self._ready_since is None else time.monotonic() - self._ready_since
         finally:
-            how_it_ended = await self._dismiss(connection)
+            how_it_ended = await self._dismiss(connection, is_hung=isinstance(failure, _Hung))
         if failure is None:
             return Loss(how_it_ended, retry=True, ready_seconds=served)
         return Loss(failure.error, retry=failure.retry, ready_seconds=served)
@@ -226,43 +292,76 @@ class WorkerClient:
         """Greet the worker and handle its messages until it is lost; then end its requests, before all else."""
         failure: Failed | None = None
         self._connection = connection
+        self._watchdog = Watchdog(lambda: connection.send(Ping()), lambda: not len(self._streams))
         try:
             connection.send(Hello())
             failure = await self._listen(connection)
-        except EngineFailed as error:
-            failure = Failed(str(error), retry=True)
         finally:
-            self._connection = None
+            self._connection = self._watchdog = None
             self._stats = EngineStats()
         reason = failure.error if failure else f"the {self._worker.name} was lost"
         self._set_status("restarting", reason)
-        self._fail_all(reason)
+        self._lose_requests(reason)
         return failure
 
-    async def _dismiss(self, connection: Connection) -> str:
+    def _lose_requests(self, reason: str) -> None:
+        """End the requests of a lost worker, or keep them for the next one."""
+        if self._ready_since is not None and self._info is not None:
+            self._crashed.record(self._streams.requests[: self._info.max_num_seqs])
+        may_run_again = self._closing is None
+        self._streams.lose_worker(
+            reason, can_run_again=lambda request: may_run_again and not self._crashed.is_refused(request)
+        )
+        self._adapter_calls.fail_all(reason)
+        if len(self._streams):
+            logger.info("%d requests without output wait to be run again", len(self._streams))
+            asyncio.get_running_loop().call_later(_RUN_AGAIN_SECONDS, self._give_up_waiting, reason)
+
+    def _give_up_waiting(self, reason: str) -> None:
+        if self._connection is None or self._ready_since is None:
+            self._streams.fail_all(reason)
+
+    def _run_again(self) -> None:
+        assert self._connection is not None
+        for request in self._streams.take_waiting():
+            self._connection.send(Submit(request))
+
+    async def _dismiss(self, connection: Connection, *, is_hung: bool) -> str:
         is_listening = self._closing == "stopped" and self._ready_since is not None
         try:
-            return await self._worker.dismiss((lambda: connection.send(Shutdown())) if is_listening else None)
+            return await self._worker.dismiss(
+                (lambda: connection.send(Shutdown())) if is_listening else None, is_hung=is_hung
+            )
         finally:
             # Not before: a Shutdown that was not sent yet would be dropped.
             connection.close()
 
     async def _listen(self, connection: Connection) -> Failed | None:
-        """Handle messages until the worker says Failed, its connection breaks or its process ends."""
+        """Handle messages until the worker sends Failed, hangs, its connection breaks or its process ends."""
         reading = asyncio.create_task(self._read(connection))
+        hung = asyncio.create_task(self._wait_hung())
         lost = asyncio.create_task(connection.wait_lost())
-        gone = asyncio.create_task(self._worker.wait_exited())
+        exited = asyncio.create_task(self._worker.wait_exited())
+        tasks = {reading, hung, lost, exited}
         try:
-            await asyncio.wait({reading, lost, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and connection.is_connected:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done() and connection.is_connected:
                 await asyncio.wait({reading, lost}, timeout=_LAST_MESSAGES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                return reading.result()
+            for task in (reading, hung):
+                if task.done():
+                    return task.result()
         finally:
-            for task in (reading, lost, gone):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({reading, lost, gone})
+            await asyncio.wait(tasks)
         return self._take_waiting(connection)
+
+    async def _wait_hung(self) -> Failed | None:
+        """Watch the worker from the time that it is ready."""
+        assert self._watchdog is not None
+        await self._became_ready.wait()
+        deadline = await self._watchdog.wait_hung()
+        return _Hung(_HUNG.format(deadline=deadline), retry=True)
 
     async def _read(self, connection: Connection) -> Failed:
         """Handle messages as they come, up to Failed."""
@@ -289,20 +388,27 @@ class WorkerClient:
     def _take_waiting(self, connection: Connection) -> Failed | None:
         """Handle the messages that have arrived, up to the first Failed."""
         while (message := connection.receive_waiting()) is not None:
+            if self._watchdog is not None:
+                self._watchdog.on_message(message)
             if isinstance(message, Failed):
                 return message
-            self._handle(message)
+            if isinstance(message, Unreadable):
+                if self._ready_since is None:
+                    return Failed(message.error, retry=True)
+                self._lose_message(message)
+            else:
+                self._handle(message)
         return None
 
-    def _handle(self, message: Loading | Ready | StepReport | Rejected | AdapterDone) -> None:
+    def _handle(self, message: Loading | Ready | StepReport | Rejected | AdapterDone | Alive) -> None:
         match message:
             case StepReport(outputs, steps):
                 self._stats = steps[-1]
                 for output in outputs:
-                    self._streams.deliver(output)
+                    self._deliver(output)
                 self._notify_listeners(message)
-            case Rejected(request_id, error):
-                self._streams.reject(request_id, error)
+            case Rejected(request_id, error, is_internal):
+                self._streams.reject(request_id, error, is_internal=is_internal)
             case Loading(stage, fraction):
                 state: EngineState = "restarting" if self._status.num_restarts else "starting"
                 self._set_status(state, stage, progress=fraction)
@@ -310,11 +416,29 @@ class WorkerClient:
                 self._info = info
                 if self._ready_since is None:
                     self._ready_since = time.monotonic()
+                    self._became_ready.set()
                     self._restore_adapters(info)
                 self._become_ready()
             case AdapterDone():
                 self._adapter_calls.settle(message)
                 self._become_ready()
+            case Alive():
+                pass  # the watchdog has it
+
+    def _lose_message(self, message: Unreadable) -> None:
+        """End the requests that a message was for: tokens of theirs are lost, perhaps the last ones."""
+        logger.error("%s", message.error)
+        request_ids = message.request_ids or tuple(request.request_id for request in self._streams.requests)
+        for request_id in request_ids:
+            self._streams.fail(request_id, message.error)
+        self._abort(*request_ids)
+        if not message.request_ids:
+            self._adapter_calls.fail_all(message.error)
+
+    def _deliver(self, output: RequestOutput) -> None:
+        ended = self._streams.deliver(output)
+        if ended is not None and output.finish_reason in ("stop", "length"):
+            self._crashed.clear(ended)
 
     def _restore_adapters(self, info: ModelInfo) -> None:
         """Ask a new worker for the adapters that the last one was asked for."""
@@ -325,6 +449,7 @@ class WorkerClient:
     def _become_ready(self) -> None:
         if not self._adapter_calls.is_restoring:
             self._set_status("ready", progress=1.0)
+            self._run_again()
 
     def _notify_listeners(self, report: StepReport) -> None:
         for listener in self._listeners:
@@ -355,3 +480,7 @@ class WorkerClient:
             progress=progress,
             num_restarts=self._status.num_restarts if num_restarts is None else num_restarts,
         )
+
+
+class _Hung(Failed, frozen=True):
+    """The watchdog's: the worker is to be killed."""

@@ -12,13 +12,15 @@ from typing import Protocol
 
 import msgspec
 
-from cllm_core.errors import CllmError, RequestError
+from cllm_core.errors import CllmError, RequestError, describe_error
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import DecodingStats, NewRequest, RequestOutput
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
+    Alive,
     LoadAdapter,
+    Ping,
     Ready,
     Rejected,
     Shutdown,
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # How often an idle loop checks whether a request has been prepared.
 _PREPARING_SECONDS = 0.005
+# How long loading an adapter may take before the worker counts as hung.
+_ADAPTER_SECONDS = 600.0
 
 
 class StepEngine(Protocol):
@@ -75,6 +79,10 @@ class StepEngine(Protocol):
         """The state after the latest step."""
         ...
 
+    def step_deadline(self) -> float:
+        """Seconds after which the next step counts as hung; may be infinite."""
+        ...
+
 
 class WorkerLoop:
     """Serves until a client says Shutdown or `should_stop` turns true; then ends every request with "abort".
@@ -101,6 +109,7 @@ class WorkerLoop:
         self._owners: dict[str, ClientId] = {}
         self._preparing: dict[str, _Preparing] = {}
         self._every_step: set[str] = set()  # requests whose outputs are sent after every step
+        self._deadline = 0.0  # the latest that clients were sent
         self._outboxes: defaultdict[ClientId, Outbox] = defaultdict(lambda: Outbox(stream_interval))
 
     def run(self) -> None:
@@ -122,6 +131,7 @@ class WorkerLoop:
             if self._has_work():
                 if self._can_admit():
                     self._send_outputs()
+                self._announce_deadline(self._engine.step_deadline())
                 self._report(self._engine.step())
         self._abort((*self._owners, *self._preparing))
         if self._has_work():
@@ -151,7 +161,11 @@ class WorkerLoop:
                 self._submit(client, request)
             case Abort(request_ids):
                 self._abort(id for id in request_ids if self._owner_of(id) == client)
+            case Ping():
+                self._deadline = self._engine.step_deadline()
+                self._socket.send(client, Alive(self._deadline, is_answer=True))
             case LoadAdapter(call_id, name, path):
+                self._announce_deadline(_ADAPTER_SECONDS)
                 self._change_adapters(client, call_id, lambda: self._engine.load_adapter(name, path))
             case UnloadAdapter(call_id, name):
                 self._change_adapters(client, call_id, lambda: self._engine.unload_adapter(name))
@@ -162,8 +176,8 @@ class WorkerLoop:
         """Add a request, once what would delay the steps of others is done."""
         try:
             prepared = self._engine.prepare(request)
-        except RequestError as error:
-            self._socket.send(client, Rejected(request.request_id, str(error)))
+        except Exception as error:
+            self._reject(client, request, error)
             return
         if prepared is None or prepared.done():
             self._add(client, request)
@@ -182,13 +196,28 @@ class WorkerLoop:
     def _add(self, client: ClientId, request: NewRequest) -> None:
         try:
             self._engine.add_request(request)
-        except RequestError as error:
-            self._socket.send(client, Rejected(request.request_id, str(error)))
+        except Exception as error:
+            self._reject(client, request, error)
         else:
             self._owners[request.request_id] = client
             # A draft is shown while it lasts; what is decoded behind a stop string is thrown away.
             if request.wants_draft or request.params.stop:
                 self._every_step.add(request.request_id)
+
+    def _reject(self, client: ClientId, request: NewRequest, error: Exception) -> None:
+        """End a request that the engine did not take; whatever the reason is, the others go on."""
+        if isinstance(error, RequestError):
+            self._socket.send(client, Rejected(request.request_id, str(error)))
+            return
+        logger.error("request %s cannot be taken", request.request_id, exc_info=error)
+        self._socket.send(client, Rejected(request.request_id, describe_error(error), is_internal=True))
+
+    def _announce_deadline(self, seconds: float) -> None:
+        """Send it to all clients before something that may take longer than they know."""
+        if seconds > self._deadline:
+            self._deadline = seconds
+            for client in self._socket.clients:
+                self._socket.send(client, Alive(seconds, is_answer=False))
 
     def _change_adapters(self, client: ClientId, call_id: str, change: Callable[[], None]) -> None:
         """Announce the change to all clients before the one that asked gets its answer."""
@@ -199,7 +228,7 @@ class WorkerLoop:
             error = str(refusal)
         except Exception as failure:  # a client named the files: what is wrong with them must not end other requests
             logger.exception("an adapter cannot be loaded")
-            error = f"{type(failure).__name__}: {failure}"
+            error = describe_error(failure)
         else:
             self._socket.announce(Ready(self._engine.info))
         self._socket.send(client, AdapterDone(call_id, error))

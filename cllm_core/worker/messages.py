@@ -1,7 +1,7 @@
 """Messages between the API process and the worker process: msgspec structs in MessagePack, never pickle.
 
-API -> worker: Hello, Submit, Abort, LoadAdapter, UnloadAdapter, Shutdown.
-worker -> API: Loading, Ready, StepReport, Rejected, AdapterDone, Failed.
+API -> worker: Hello, Submit, Abort, LoadAdapter, UnloadAdapter, Ping, Shutdown.
+worker -> API: Loading, Ready, StepReport, Rejected, AdapterDone, Alive, Failed.
 The first field on the wire is the struct's tag, so each side decodes one union.
 
     API                                worker
@@ -13,6 +13,8 @@ The first field on the wire is the struct's tag, so each side decodes one union.
      | <--- StepReport: final "abort" --- |
      | -- LoadAdapter, UnloadAdapter ---> |
      | <------------ Ready, AdapterDone - |   Ready to all clients where the served adapters changed
+     | -- Ping -------------------------> |
+     | <----------------------- Alive --- |   between two steps; also before a step that may take longer
 """
 
 import msgspec
@@ -20,7 +22,7 @@ import msgspec
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import NewRequest, RequestOutput
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Of these messages. Raised with every change that an older peer would misread."""
 
 
@@ -57,6 +59,10 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answer with Alive as soon as the step that is being computed ends."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave at once; requests that run get finish_reason "abort"."""
 
@@ -88,10 +94,15 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):
-    """The worker did not take this request; it ends here."""
+    """The worker did not take this request; it ends here.
+
+    Attributes:
+        is_internal: the fault is the worker's, not the request's.
+    """
 
     request_id: str
     error: str
+    is_internal: bool = False
 
 
 class AdapterDone(msgspec.Struct, frozen=True, tag=True):
@@ -99,6 +110,18 @@ class AdapterDone(msgspec.Struct, frozen=True, tag=True):
 
     call_id: str
     error: str | None = None
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The worker is not hung.
+
+    Attributes:
+        deadline: seconds within which the next message comes; a worker that is silent for longer is hung.
+        is_answer: whether this answers a Ping; else it is a notice that the next step may take longer than the last.
+    """
+
+    deadline: float
+    is_answer: bool
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -111,5 +134,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     retry: bool
 
 
-ToWorker = Hello | Submit | Abort | LoadAdapter | UnloadAdapter | Shutdown
-FromWorker = Loading | Ready | StepReport | Rejected | AdapterDone | Failed
+ToWorker = Hello | Submit | Abort | LoadAdapter | UnloadAdapter | Ping | Shutdown
+FromWorker = Loading | Ready | StepReport | Rejected | AdapterDone | Alive | Failed

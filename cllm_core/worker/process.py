@@ -8,6 +8,7 @@ server that connects, until SIGINT or SIGTERM.
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import cast, get_args
 import msgspec
 
 from cllm_core.config import EngineConfig
-from cllm_core.errors import CllmError, ConfigError
+from cllm_core.errors import CllmError, ConfigError, describe_error
 from cllm_core.heap import freeze_garbage_collector
 from cllm_core.logs import LogFormat, LogLevel, configure_logging
 from cllm_core.worker.loop import StepEngine, WorkerLoop
@@ -38,6 +39,7 @@ from cllm_core.worker.messages import (
     Submit,
     UnloadAdapter,
 )
+from cllm_core.worker.supervisor import STACK_SIGNAL
 from cllm_core.worker.transport import WorkerSocket
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,9 @@ class _ShutdownWhileLoading(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker with command-line arguments; returns the exit code."""
     options = _parser().parse_args(arguments)
+    # Also where Python cannot run: inside a kernel that hangs, or after a segmentation fault.
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     configure_logging(level=options.log_level, log_format=options.log_format)
     try:
         config = read_config(options.config)
@@ -111,10 +116,12 @@ def run_worker(endpoint: str, config: EngineConfig, *, engine: str = DEFAULT_ENG
         except _ShutdownWhileLoading:
             return EXIT_LEFT
         except Exception as error:
-            # Our own errors need no traceback.
-            logger.error("loading failed: %s", _describe(error), exc_info=not isinstance(error, CllmError))
+            if not isinstance(error, CllmError):
+                logger.exception("loading failed")
+            elif not supervised:  # else the parent reports it
+                logger.error("loading failed: %s", error)
             # What is not ours may pass: memory not given back yet, a network that is away.
-            socket.announce(Failed(error=_describe(error), retry=not isinstance(error, CllmError)))
+            socket.announce(Failed(error=describe_error(error), retry=not isinstance(error, CllmError)))
             return EXIT_LOAD_FAILED
         stop_signals = [signal.SIGTERM] if supervised else [signal.SIGTERM, signal.SIGINT]
         return _serve(socket, loaded, stop_signals, stream_interval=config.stream_interval)
@@ -133,7 +140,7 @@ def _serve(
         WorkerLoop(engine, socket, stop.requested, stream_interval=stream_interval).run()
     except Exception as error:
         logger.exception("the engine failed")
-        socket.announce(Failed(error=f"the engine failed: {_describe(error)}", retry=True))
+        socket.announce(Failed(error=f"the engine failed: {describe_error(error)}", retry=True))
         return EXIT_ENGINE_FAILED
     return EXIT_LEFT
 
@@ -167,10 +174,6 @@ def _answer_commands(socket: WorkerSocket, *, wait_seconds: float) -> None:
                 socket.send(client, AdapterDone(call_id, "the worker is still loading"))
             case Shutdown():
                 raise _ShutdownWhileLoading
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, CllmError) else f"{type(error).__name__}: {error}"
 
 
 def _remove_ipc_folder(endpoint: str) -> None:

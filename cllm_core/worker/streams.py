@@ -5,11 +5,12 @@ Neither knows sockets; both belong to one event loop.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
 from cllm_core.errors import InvalidRequest
-from cllm_core.request import DecodingStats, NewRequest, RequestOutput
+from cllm_core.request import DecodingStats, ErrorCode, NewRequest, RequestOutput
 
 
 class RequestStream(AsyncGenerator[RequestOutput]):
@@ -30,6 +31,12 @@ class RequestStream(AsyncGenerator[RequestOutput]):
         self._queue: asyncio.Queue[RequestOutput | InvalidRequest | None] = asyncio.Queue()
         self._stats = DecodingStats(num_prompt_tokens=len(request.prompt_ids))
         self._is_complete = False
+        self._has_output = False
+
+    @property
+    def has_output(self) -> bool:
+        """Whether any output has come; the reader may have sent it on."""
+        return self._has_output
 
     @property
     def is_complete(self) -> bool:
@@ -41,13 +48,23 @@ class RequestStream(AsyncGenerator[RequestOutput]):
         if self._is_complete:
             return
         self._is_complete = output.finish_reason is not None
+        self._has_output = True
         self._stats = output.stats
         self._queue.put_nowait(output)
 
-    def end(self, finish_reason: Literal["abort", "error"], error: str | None = None) -> None:
-        """Add a last output on behalf of a worker that will not; ignored once the stream is complete."""
+    def end(
+        self, finish_reason: Literal["abort", "error"], error: str | None = None, code: ErrorCode | None = None
+    ) -> None:
+        """Add a last output in place of the worker's; ignored once the stream is complete."""
+        code = code or ("failed" if finish_reason == "error" else None)
         self.push(
-            RequestOutput(request_id=self._request_id, finish_reason=finish_reason, error=error, stats=self._stats)
+            RequestOutput(
+                request_id=self._request_id,
+                finish_reason=finish_reason,
+                error=error,
+                error_code=code,
+                stats=self._stats,
+            )
         )
 
     def refuse(self, error: str) -> None:
@@ -107,60 +124,133 @@ class LiveStreams:
     """
 
     def __init__(self) -> None:
-        self._streams: dict[str, RequestStream] = {}
+        self._live: dict[str, _LiveStream] = {}  # in the order of arrival
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._live)
+
+    @property
+    def requests(self) -> list[NewRequest]:
+        """In the order of arrival."""
+        return [live.request for live in self._live.values()]
 
     def open(self, request: NewRequest, on_abandon: Callable[[str], None]) -> RequestStream:
         """Make the stream of a new request; InvalidRequest where its id is taken."""
-        if request.request_id in self._streams:
+        if request.request_id in self._live:
             raise InvalidRequest(
                 f"request_id={request.request_id!r}: a request of this id is running; choose another",
                 param="request_id",
             )
         stream = RequestStream(request, on_abandon)
-        self._streams[request.request_id] = stream
+        self._live[request.request_id] = _LiveStream(request, stream)
         self._idle.clear()
         return stream
 
-    def deliver(self, output: RequestOutput) -> None:
-        """Pass an output on to its stream; the last one ends it. Outputs of unknown requests are late and ignored."""
-        stream = self._streams.get(output.request_id)
-        if stream is None:
-            return
-        stream.push(output)
-        if output.finish_reason is not None:
-            self._remove(output.request_id)
+    def deliver(self, output: RequestOutput) -> NewRequest | None:
+        """Pass an output on to its stream; returns the request where that ended it.
 
-    def reject(self, request_id: str, error: str) -> None:
-        """End one stream, for a request that the worker did not take."""
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            stream.refuse(error)
+        Outputs of unknown requests are late and ignored.
+        """
+        live = self._live.get(output.request_id)
+        if live is None:
+            return None
+        live.stream.push(output)
+        if output.finish_reason is None:
+            return None
+        self._remove(output.request_id)
+        return live.request
+
+    def reject(self, request_id: str, error: str, *, is_internal: bool = False) -> None:
+        """End one stream, for a request that the worker did not take; with an error output where that is no refusal."""
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        if is_internal:
+            live.stream.end("error", error)
+        else:
+            live.stream.refuse(error)
+        self._remove(request_id)
+
+    def expire(self, request_id: str, error: str, code: ErrorCode, *, only_first: bool = False) -> bool:
+        """End one stream whose time is up; whether the worker has to abort the request.
+
+        Args:
+            request_id: of the request; unknown ones are ignored.
+            error: for the client.
+            code: of the error.
+            only_first: leave a stream alone that has had an output.
+        """
+        live = self._live.get(request_id)
+        if live is None or live.stream.is_complete or (only_first and live.stream.has_output):
+            return False
+        live.stream.end("error", error, code)
+        return True
+
+    def fail(self, request_id: str, error: str) -> None:
+        """End one stream with an error, for a request that the worker is told to abort; late outputs are ignored."""
+        live = self._live.get(request_id)
+        if live is not None:
+            live.stream.end("error", error)
             self._remove(request_id)
 
     def abort_all(self) -> tuple[str, ...]:
         """End every stream with "abort" now; returns the ids that the worker has to abort."""
-        running = {request_id: stream for request_id, stream in self._streams.items() if not stream.is_complete}
+        running = {request_id: live.stream for request_id, live in self._live.items() if not live.stream.is_complete}
         for stream in running.values():
             stream.end("abort")
         return tuple(running)
 
     def fail_all(self, error: str) -> None:
         """End every stream with an error, for a worker that is lost."""
-        for stream in self._streams.values():
-            stream.end("error", error)
-        self._streams.clear()
+        for live in self._live.values():
+            live.stream.end("error", error)
+        self._live.clear()
         self._idle.set()
+
+    def lose_worker(self, error: str, *, can_run_again: Callable[[NewRequest], bool]) -> None:
+        """End the streams of a lost worker with an error, but for requests that the next worker may run again.
+
+        Those had no output yet, were not run again before, and still have a reader.
+        """
+        for request_id, live in tuple(self._live.items()):
+            is_unseen = not (live.stream.is_complete or live.stream.has_output or live.runs_again)
+            if is_unseen and can_run_again(live.request):
+                live.runs_again = live.waits = True
+            else:
+                live.stream.end("error", error)
+                self._remove(request_id)
+
+    def take_waiting(self) -> list[NewRequest]:
+        """The requests to be run again, for a new worker; those whose reader has left are dropped."""
+        waiting = [live for live in self._live.values() if live.waits]
+        for live in waiting:
+            live.waits = False
+            if live.stream.is_complete:
+                self._remove(live.request.request_id)
+        return [live.request for live in waiting if not live.stream.is_complete]
 
     async def wait_idle(self) -> None:
         """Return when no request is left."""
         await self._idle.wait()
 
     def _remove(self, request_id: str) -> None:
-        del self._streams[request_id]
-        if not self._streams:
+        del self._live[request_id]
+        if not self._live:
             self._idle.set()
+
+
+@dataclass(slots=True)
+class _LiveStream:
+    """A stream and its request.
+
+    Attributes:
+        runs_again: whether a worker was lost with it before.
+        waits: for a new worker.
+    """
+
+    request: NewRequest
+    stream: RequestStream
+    runs_again: bool = False
+    waits: bool = False

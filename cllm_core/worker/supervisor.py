@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 _EXIT_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 3.0
 _SIGTERM_SECONDS = 3.0
+# How long a hung one gets to write its stacks.
+_STACK_SECONDS = 0.2
+
+STACK_SIGNAL = signal.SIGUSR1
+"""Makes a worker write the stack of every thread to standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class RestartPolicy:
     def __init__(
         self,
         *,
-        first_delay: float = 0.5,
+        first_delay: float = 0.1,
         max_delay: float = 30.0,
         healthy_seconds: float = 60.0,
         max_failed_starts: int | None = 5,
@@ -139,12 +144,17 @@ class WorkerProcess:
         if self._process is not None:
             await self._process.wait()
 
-    async def dismiss(self, ask_to_leave: Callable[[], None] | None) -> str:
+    async def dismiss(self, ask_to_leave: Callable[[], None] | None, *, is_hung: bool = False) -> str:
         """Wait for the end of the process, with more and more force; returns how it ended.
 
         Args:
             ask_to_leave: sends it a Shutdown; None where it cannot receive one.
+            is_hung: do not wait; its log gets the stack of every thread where the process still can write it.
         """
+        if is_hung:
+            self._signal(STACK_SIGNAL)
+            await self._exits_within(_STACK_SECONDS)
+            return await self._kill()
         if ask_to_leave is not None:
             ask_to_leave()
         await self._exits_within(_EXIT_SECONDS if ask_to_leave is None else _SHUTDOWN_SECONDS)
@@ -203,7 +213,7 @@ class RemoteWorker:
         """Never return: only the connection shows whether it is there."""
         await asyncio.get_running_loop().create_future()
 
-    async def dismiss(self, ask_to_leave: Callable[[], None] | None) -> str:
+    async def dismiss(self, ask_to_leave: Callable[[], None] | None, *, is_hung: bool = False) -> str:
         """Do nothing: the worker aborts our requests when the connection closes."""
         return f"the connection to the {self.name} was lost"
 

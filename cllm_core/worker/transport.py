@@ -8,7 +8,8 @@ and stop the worker. Keep it on loopback, on a private network, or on ipc. Knows
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, cast
 
@@ -17,14 +18,17 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from cllm_core.errors import ConfigError, EngineFailed
+from cllm_core.errors import ConfigError, InvalidRequest
 from cllm_core.worker.messages import (
     PROTOCOL_VERSION,
     Abort,
+    AdapterDone,
     Failed,
     FromWorker,
     Hello,
     LoadAdapter,
+    Ping,
+    Rejected,
     Shutdown,
     Submit,
     ToWorker,
@@ -34,7 +38,7 @@ from cllm_core.worker.messages import (
 logger = logging.getLogger(__name__)
 
 ClientId = bytes
-Command = Submit | Abort | LoadAdapter | UnloadAdapter | Shutdown
+Command = Submit | Abort | LoadAdapter | UnloadAdapter | Ping | Shutdown
 
 HEARTBEAT_MS = 1000
 HEARTBEAT_TIMEOUT_MS = 4000
@@ -157,7 +161,7 @@ class WorkerSocket:
         try:
             message = self._decoder.decode(payload)
         except msgspec.DecodeError as error:
-            self._turn_away(client, f"the worker cannot read a message of this client: {error}")
+            self._refuse(client, payload, f"the worker cannot read a message of this client: {error}")
             return None
         if isinstance(message, Hello):
             self._welcome(client, message)
@@ -174,9 +178,34 @@ class WorkerSocket:
         elif self.send(client, self._greeting):
             self._clients.add(client)
 
+    def _refuse(self, client: ClientId, payload: bytes, error: str) -> None:
+        """Answer a message that cannot be decoded. It costs an accepted client no more than the request in it."""
+        if client not in self._clients:
+            self._turn_away(client, error)
+            return
+        logger.error("%s", error)
+        match _decode_untyped(payload):
+            case {"request": {"request_id": str(request_id)}}:
+                self.send(client, Rejected(request_id, error, is_internal=True))
+            case {"call_id": str(call_id)}:
+                self.send(client, AdapterDone(call_id, error))
+
     def _turn_away(self, client: ClientId, error: str) -> None:
         logger.warning("a client was turned away: %s", error)
         self.send(client, Failed(error=error, retry=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message of the worker that cannot be decoded.
+
+    Attributes:
+        error: for people.
+        request_ids: of the requests that it was for; empty where it does not show them.
+    """
+
+    error: str
+    request_ids: tuple[str, ...]
 
 
 class Connection:
@@ -211,9 +240,24 @@ class Connection:
         """Whether the worker was reached and not lost since, as far as wait_lost() has seen."""
         return self._is_connected
 
+    def encode(self, message: ToWorker) -> bytes:
+        """A message as `send_encoded` takes it.
+
+        Raises:
+            InvalidRequest: a value in it cannot be encoded.
+        """
+        try:
+            return self._encoder.encode(message)
+        except (msgspec.EncodeError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"the request holds a value that cannot be sent to the worker: {error}") from error
+
     def send(self, message: ToWorker) -> None:
+        """Queue a message; never blocks. Raises as `encode`."""
+        self.send_encoded(self.encode(message))
+
+    def send_encoded(self, payload: bytes) -> None:
         """Queue a message; never blocks."""
-        self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        self._socket.send(payload, zmq.NOBLOCK)
         # The descriptor becomes readable once for a message, and sending may reset it.
         self._loop.call_soon(self._on_readable)
 
@@ -225,15 +269,18 @@ class Connection:
         self._on_messages = on_messages
         self._loop.call_soon(self._on_readable)
 
-    def receive_waiting(self) -> FromWorker | None:
-        """The next message that has arrived, also where the connection is lost by now; None where there is none.
-
-        Raises:
-            EngineFailed: it cannot be decoded.
-        """
+    def receive_waiting(self) -> FromWorker | Unreadable | None:
+        """The next message that has arrived, also where the connection is lost by now; None where there is none."""
         if not self._has_message():
             return None
-        return self._decode(self._socket.recv(zmq.NOBLOCK))
+        payload = self._socket.recv(zmq.NOBLOCK)
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.DecodeError as error:
+            return Unreadable(
+                f"a message of the worker cannot be read ({error}): install the same release on both sides",
+                tuple(_request_ids_in(_decode_untyped(payload))),
+            )
 
     async def wait_lost(self) -> None:
         """Return when the connection broke: the worker closed it, died, or missed its heartbeats over TCP."""
@@ -260,14 +307,6 @@ class Connection:
     def _has_message(self) -> bool:
         return bool(cast(int, self._socket.get(zmq.SocketOption.EVENTS)) & zmq.POLLIN)
 
-    def _decode(self, payload: bytes) -> FromWorker:
-        try:
-            return self._decoder.decode(payload)
-        except msgspec.DecodeError as error:
-            raise EngineFailed(
-                f"a message of the worker cannot be read ({error}): install the same release on both sides"
-            ) from error
-
 
 def check_endpoint(endpoint: str) -> str:
     """The endpoint itself; ConfigError unless it is `tcp://HOST:PORT` or `ipc://PATH` of a length the system takes."""
@@ -285,6 +324,23 @@ def is_exposed(endpoint: str) -> bool:
     """Whether other machines may reach a worker that binds this endpoint."""
     scheme, _, address = endpoint.partition("://")
     return scheme == "tcp" and not address.startswith(_LOCAL_HOSTS)
+
+
+def _decode_untyped(payload: bytes) -> object:
+    """A message of the wrong form, as plain values; None where it is not MessagePack."""
+    try:
+        return msgspec.msgpack.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _request_ids_in(message: object) -> Iterator[str]:
+    match message:
+        case {"request_id": str(request_id)}:
+            yield request_id
+        case {"outputs": [*outputs]}:
+            for output in outputs:
+                yield from _request_ids_in(output)
 
 
 def _set_options(socket: zmq.Socket[bytes], endpoint: str) -> None:

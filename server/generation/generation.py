@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from cllm_core.errors import EngineFailed, EngineUnavailable
-from cllm_core.request import DecodingStats, NewRequest, RequestOutput
+from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable, FirstTokenTimeout, QueueTimeout, RequestTimeout
+from cllm_core.request import DecodingStats, ErrorCode, NewRequest, RequestOutput
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 from cllm_core.worker.engine_client import EngineClient
@@ -100,6 +100,7 @@ class Generation:
         Raises:
             EngineFailed: the worker died or failed at one of them.
             EngineUnavailable: the engine stopped before they were done.
+            RequestTimeout: one of them took longer than the server lets it.
             InvalidRequest: the worker, which knows the model, did not take one.
         """
         # One choice needs no task beside the reader's own: nothing is merged.
@@ -240,8 +241,16 @@ class Generation:
         self._record.num_forward_passes = counts.num_forward_passes
 
 
+_ERRORS: dict[ErrorCode, type[CllmError]] = {
+    "failed": EngineFailed,
+    "queue_timeout": QueueTimeout,
+    "ttft_timeout": FirstTokenTimeout,
+    "request_timeout": RequestTimeout,
+}
+
+
 def _raise_if_broken(output: RequestOutput) -> None:
     if output.finish_reason == "error":
-        raise EngineFailed(output.error or "the engine failed at this request")
+        raise _ERRORS[output.error_code or "failed"](output.error or "the engine failed at this request")
     if output.finish_reason == "abort":
         raise EngineUnavailable("the server is shutting down and ended this request")

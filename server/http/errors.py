@@ -29,9 +29,13 @@ from cllm_core.errors import (
     EngineBusy,
     EngineFailed,
     EngineUnavailable,
+    FirstTokenTimeout,
     InvalidRequest,
+    PromptCrashedWorker,
     PromptTooLong,
+    QueueTimeout,
     RequestError,
+    RequestTimeout,
     UnsupportedParameter,
 )
 
@@ -97,6 +101,7 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     InvalidRequest: HttpError(400, "invalid_request_error", "invalid_value"),
     UnsupportedParameter: HttpError(400, "invalid_request_error", "unsupported_parameter"),
     PromptTooLong: HttpError(400, "invalid_request_error", "context_length_exceeded"),
+    PromptCrashedWorker: HttpError(400, "invalid_request_error", "prompt_crashed_worker"),
     InvalidApiKey: HttpError(401, "authentication_error", "invalid_api_key"),
     ModelNotFound: HttpError(404, "invalid_request_error", "model_not_found"),
     ResponseNotFound: HttpError(404, "invalid_request_error", "not_found"),
@@ -109,6 +114,9 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     ClientDisconnected: HttpError(499, "client_disconnected"),
     EngineUnavailable: HttpError(503, "server_error", "engine_unavailable"),
     EngineFailed: HttpError(503, "server_error", "engine_failed"),
+    QueueTimeout: HttpError(503, "server_error", "queue_timeout"),
+    FirstTokenTimeout: HttpError(504, "server_error", "ttft_timeout"),
+    RequestTimeout: HttpError(504, "server_error", "request_timeout"),
     CllmError: INTERNAL_ERROR,
 }
 
@@ -223,7 +231,7 @@ def _extra_headers(error: CllmError) -> dict[str, str]:
     match error:
         case EngineBusy():
             return {"Retry-After": str(math.ceil(error.retry_after))}
-        case EngineUnavailable() | EngineFailed():
+        case EngineUnavailable() | EngineFailed() | QueueTimeout():
             return {"Retry-After": str(math.ceil(UNAVAILABLE_RETRY_SECONDS))}
         case InvalidApiKey():
             return {"WWW-Authenticate": "Bearer"}

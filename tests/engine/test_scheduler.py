@@ -417,3 +417,21 @@ def test_the_largest_step_within_a_time_takes_no_longer() -> None:
         count = times.num_tokens_within(seconds)
         assert count == 0 or times.seconds(count) <= seconds
         assert count == 64 or times.seconds(count + 1) > seconds
+
+
+def test_requests_that_wait_for_too_long_end_with_an_error_and_leave_the_others() -> None:
+    now = [0.0]
+    scheduler = Scheduler(
+        BlockPool(100, 4), max_num_seqs=1, max_batched_tokens=64, queue_timeout=10.0, clock=lambda: now[0]
+    )
+    for index in range(3):
+        now[0] = 4.0 * index
+        scheduler.add(make_state(str(index), 3))
+        if index == 0:
+            scheduler.schedule()
+    now[0] = 14.5
+    scheduler.expire()
+    outputs = scheduler.commit(StepPlan(rows=()), StepResult(rows=()))
+    assert [(output.request_id, output.error_code) for output in outputs] == [("1", "queue_timeout")]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    scheduler.check()

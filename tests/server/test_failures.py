@@ -11,7 +11,7 @@ import pytest
 from openai import APIError
 from structlog.testing import capture_logs
 
-from cllm_core.request import DecodingStats, NewRequest, RequestOutput
+from cllm_core.request import DecodingStats, ErrorCode, NewRequest, RequestOutput
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine, make_info
@@ -121,12 +121,44 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back() -> None:
 
 @pytest.mark.parametrize("state", ["starting", "restarting", "draining", "failed"])
 def test_an_engine_that_is_not_ready_is_a_503(state: str) -> None:
-    with running(ScriptedEngine(becomes=state)) as server, server.http() as http:  # type: ignore[arg-type]
+    with running(ScriptedEngine(becomes=state), stay_up=True) as server, server.http() as http:  # type: ignore[arg-type]
         response = http.post(CHAT, json=BODY)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
         assert int(response.headers["retry-after"]) > 0
         assert http.get("/ready").json()["engine"] == state
         assert http.get("/health").status_code == (503 if state == "failed" else 200)
+
+
+class _FailingEngine(ScriptedEngine):
+    """Ends every request with this error."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__()
+        self._code: ErrorCode = code
+
+    def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
+        return self._fail(request)
+
+    async def _fail(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
+        stats = DecodingStats(num_prompt_tokens=1)
+        yield RequestOutput(
+            request_id=request.request_id,
+            finish_reason="error",
+            error="it took too long",
+            error_code=self._code,
+            stats=stats,
+        )
+
+
+@pytest.mark.parametrize(("code", "status"), [("queue_timeout", 503), ("ttft_timeout", 504), ("request_timeout", 504)])
+def test_each_timeout_has_a_status_and_a_code_of_its_own(code: ErrorCode, status: int) -> None:
+    with running(_FailingEngine(code)) as server, server.http() as http:
+        response = http.post(CHAT, json=BODY)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert response.json()["error"]["message"] == "it took too long"
+        assert ("retry-after" in response.headers) == (code == "queue_timeout")
+        streamed = http.post(CHAT, json={**BODY, "stream": True})
+        assert f'"code":"{code}"' in streamed.text.replace('": "', '":"')
 
 
 class _BuggyEngine(ScriptedEngine):

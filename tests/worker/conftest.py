@@ -87,9 +87,13 @@ async def start_supervised(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sta
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     clients: list[WorkerClient] = []
 
-    async def start(engine: str = FAKE_ENGINE, *, max_failed_starts: int = 3) -> tuple[WorkerClient, WorkerProcess]:
+    async def start(
+        engine: str = FAKE_ENGINE, *, max_failed_starts: int = 3, step_timeout: float | None = None
+    ) -> tuple[WorkerClient, WorkerProcess]:
         policy = RestartPolicy(first_delay=0.01, max_delay=0.05, max_failed_starts=max_failed_starts)
-        host = WorkerProcess(EngineConfig(stream_interval=0.0), ("--engine", engine, "--log-level", "error"))
+        host = WorkerProcess(
+            EngineConfig(stream_interval=0.0, step_timeout=step_timeout), ("--engine", engine, "--log-level", "error")
+        )
         client = WorkerClient(host, max_waiting=100, policy=policy)
         clients.append(client)
         await client.start()

@@ -21,12 +21,15 @@ KILLS_PROCESS = 902
 SLOW_STEPS = 903
 LONG_STEP = 904
 PREPARED = 905
+HANGS = 906
+BREAKS_ADMISSION = 907
 
 BAD_ADAPTER = "adapters/of-another-base"
 BROKEN_ADAPTER = "adapters/on-a-broken-disk"
 
 SLOW_STEP_SECONDS = 0.02
 LONG_STEP_SECONDS = 1.5
+STEP_DEADLINE = 2.5  # also for a busy machine
 
 
 class FakeEngine:
@@ -34,6 +37,7 @@ class FakeEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.info = make_info(config.max_num_seqs)
+        self._step_deadline = STEP_DEADLINE if config.step_timeout is None else config.step_timeout
         self.added: list[str] = []
         self.aborted: list[str] = []
         self.num_steps_before_command = 0  # the latest that may take long
@@ -47,6 +51,8 @@ class FakeEngine:
         self.num_steps_before_command = self._num_steps
         if request.prompt_ids[0] == REFUSED:
             raise InvalidRequest("prompt holds token 900: valid ids are 0..899")
+        if request.prompt_ids[0] == BREAKS_ADMISSION:
+            raise ZeroDivisionError("a secret detail")
         if request.request_id in self._running:
             raise InvalidRequest(f"request_id={request.request_id!r} is in use")
         self.added.append(request.request_id)
@@ -86,6 +92,9 @@ class FakeEngine:
         self._leaving = []
         return outputs + [self._advance(request) for request in tuple(self._running.values())]
 
+    def step_deadline(self) -> float:
+        return self._step_deadline
+
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._running), num_steps=self._num_steps)
 
@@ -119,6 +128,8 @@ def _misbehave(first_token: int) -> None:
         os._exit(77)
     if first_token == SLOW_STEPS:
         time.sleep(SLOW_STEP_SECONDS)
+    if first_token == HANGS:
+        time.sleep(3600)
     if first_token == LONG_STEP:
         time.sleep(LONG_STEP_SECONDS)
 

@@ -3,16 +3,18 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
+import msgspec
 import pytest
 
 from cllm_core.errors import ConfigError, EngineBusy, EngineUnavailable, InvalidRequest
 from cllm_core.request import NewRequest, RequestOutput
-from cllm_core.worker.client import WorkerClient, remote_worker
-from cllm_core.worker.messages import StepReport
+from cllm_core.worker.client import RequestTimeouts, WorkerClient, remote_worker
+from cllm_core.worker.messages import Ready, StepReport
+from cllm_core.worker.transport import WorkerSocket
 from tests.worker.conftest import ThreadWorker, happens, reaches
-from tests.worker.fake_engine import BAD_ADAPTER, BROKEN_ADAPTER, REFUSED, SLOW_STEPS, make_request
+from tests.worker.fake_engine import BAD_ADAPTER, BROKEN_ADAPTER, PREPARED, REFUSED, SLOW_STEPS, make_info, make_request
 
 ENDLESS = 10**6
 
@@ -212,7 +214,7 @@ async def test_a_loaded_adapter_is_told_to_every_client(client: WorkerClient, wo
     await other.stop()
 
 
-@pytest.mark.parametrize(("path", "reason"), [(BAD_ADAPTER, "does not fit fake"), (BROKEN_ADAPTER, "bad sector")])
+@pytest.mark.parametrize(("path", "reason"), [(BAD_ADAPTER, "does not fit fake"), (BROKEN_ADAPTER, "OSError")])
 async def test_an_adapter_that_cannot_be_loaded_harms_nobody(client: WorkerClient, path: str, reason: str) -> None:
     stream = client.submit(endless())
     await anext(stream)
@@ -232,3 +234,65 @@ async def test_adapters_cannot_be_changed_without_a_worker(endpoint: str) -> Non
     client = remote_worker(endpoint, max_waiting=2)
     with pytest.raises(EngineUnavailable):
         await client.load_adapter("sql", "adapters/sql")
+
+
+async def test_a_request_that_cannot_be_encoded_costs_itself_alone(client: WorkerClient) -> None:
+    """Its stream used to stay registered, and with it a slot of the queue."""
+    bad = msgspec.structs.replace(make_request("bad"), cache_salt="\ud800")
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        client.submit(bad)
+    assert client.num_requests == 0
+    assert len(await collect(client.submit(make_request("bad")))) == 3
+
+
+@pytest.fixture
+async def impatient_client(worker: ThreadWorker) -> AsyncIterator[WorkerClient]:
+    timeouts = RequestTimeouts(first_token=0.2, whole=0.6)
+    client = remote_worker(worker.endpoint, max_waiting=2, timeouts=timeouts)
+    await client.start()
+    await reaches(client, "ready")
+    yield client
+    await client.stop()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "num_tokens"), [(PREPARED, "ttft_timeout", 0), (SLOW_STEPS, "request_timeout", 1)]
+)
+async def test_a_request_that_takes_too_long_ends_in_an_error_and_frees_its_slot(
+    impatient_client: WorkerClient, worker: ThreadWorker, prompt: int, code: str, num_tokens: int
+) -> None:
+    outputs = await collect(impatient_client.submit(make_request(prompt=(prompt,), max_tokens=ENDLESS)))
+    assert [output.error_code for output in outputs if output.finish_reason] == [code]
+    assert sum(len(output.token_ids) for output in outputs) >= num_tokens
+    await happens(lambda: impatient_client.num_requests == 0)
+    assert not worker.engine.has_work()
+
+
+async def test_a_request_within_its_time_is_left_alone(impatient_client: WorkerClient) -> None:
+    outputs = await collect(impatient_client.submit(make_request()))
+    await asyncio.sleep(0.7)
+    assert outputs[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("unreadable", [{"type": "StepReport", "outputs": [{"request_id": "bad"}]}, None])
+async def test_a_message_that_cannot_be_read_does_not_end_the_client(
+    endpoint: str, unreadable: dict[str, object] | None
+) -> None:
+    """The worker used to be given up for it, with everyone's requests."""
+    client = remote_worker(endpoint, max_waiting=2)
+    with WorkerSocket(endpoint, Ready(make_info())) as socket:
+        await client.start()
+        (peer,) = await asyncio.to_thread(_wait_for_clients, socket)
+        await reaches(client, "ready")
+        stream = client.submit(make_request("bad"))
+        socket.send(peer, unreadable)  # type: ignore[arg-type]
+        (output,) = await collect(stream)
+        assert (output.finish_reason, client.num_requests) == ("error", 0)
+        assert client.status.state == "ready"
+    await client.stop()
+
+
+def _wait_for_clients(socket: WorkerSocket) -> list[bytes]:
+    while not socket.clients:
+        socket.receive(0.01)
+    return list(socket.clients)

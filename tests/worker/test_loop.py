@@ -15,10 +15,12 @@ from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
+    Alive,
     Failed,
     FromWorker,
     Hello,
     LoadAdapter,
+    Ping,
     Ready,
     Rejected,
     Shutdown,
@@ -29,7 +31,15 @@ from cllm_core.worker.messages import (
 )
 from cllm_core.worker.transport import WorkerSocket
 from tests.worker.conftest import ThreadWorker
-from tests.worker.fake_engine import PREPARED, REFUSED, SLOW_STEPS, FakeEngine, make_request
+from tests.worker.fake_engine import (
+    BREAKS_ADMISSION,
+    PREPARED,
+    REFUSED,
+    SLOW_STEPS,
+    STEP_DEADLINE,
+    FakeEngine,
+    make_request,
+)
 
 ENDLESS = 10**6
 
@@ -57,6 +67,12 @@ class Peer:
         self._socket.send(payload)
 
     def receive(self) -> FromWorker:
+        """The next message but for signs of life."""
+        while isinstance(message := self.receive_any(), Alive):
+            pass
+        return message
+
+    def receive_any(self) -> FromWorker:
         assert self._socket.poll(5000), "the worker did not answer"
         return self._decoder.decode(self._socket.recv())
 
@@ -83,6 +99,13 @@ class EngineThatFails(FakeEngine):
         if self._num_steps == 4:
             raise RuntimeError("device-side assert triggered")
         return super().step()
+
+
+class EngineThatSlowsDown(FakeEngine):
+    """From its fourth step on."""
+
+    def step_deadline(self) -> float:
+        return 1.0 if self._num_steps < 3 else 7.0
 
 
 class EngineWithQueue(FakeEngine):
@@ -310,12 +333,64 @@ def test_a_client_of_another_release_is_turned_away(worker: ThreadWorker) -> Non
         assert "same release" in answer.error
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"GET / HTTP/1.1", msgspec.msgpack.encode({"type": "Exec"})])
-def test_an_unreadable_message_gets_an_answer_and_harms_nobody(peer: Peer, payload: bytes) -> None:
+UNREADABLE = [b"", b"\xc1", b"GET / HTTP/1.1", msgspec.msgpack.encode({"type": "Exec"})]
+
+
+@pytest.mark.parametrize("payload", UNREADABLE)
+def test_a_stranger_who_sends_what_cannot_be_read_is_turned_away(worker: ThreadWorker, payload: bytes) -> None:
+    with Peer(worker.endpoint) as stranger:
+        stranger.send_bytes(payload)
+        assert isinstance(stranger.receive(), Failed)
+
+
+@pytest.mark.parametrize("payload", UNREADABLE)
+def test_an_unreadable_message_does_not_end_its_client(peer: Peer, payload: bytes) -> None:
+    """The answer used to be Failed, which the client takes for the end of the worker."""
     peer.send_bytes(payload)
-    assert isinstance(peer.receive(), Failed)
     peer.send(Submit(make_request()))
     assert len(peer.outputs()) == 3
+
+
+def test_a_request_that_cannot_be_read_ends_alone(peer: Peer) -> None:
+    peer.send_bytes(msgspec.msgpack.encode({"type": "Submit", "request": {"request_id": "odd", "prompt_ids": "x"}}))
+    rejected = peer.receive()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.request_id, rejected.is_internal) == ("odd", True)
+
+
+def test_an_adapter_call_that_cannot_be_read_is_answered(peer: Peer) -> None:
+    peer.send_bytes(msgspec.msgpack.encode({"type": "LoadAdapter", "call_id": "7", "name": 1}))
+    done = peer.receive()
+    assert isinstance(done, AdapterDone)
+    assert done.call_id == "7"
+    assert done.error
+
+
+def test_a_request_that_breaks_the_engine_at_admission_ends_alone(peer: Peer) -> None:
+    """It used to end the worker, with everyone's requests."""
+    peer.send(Submit(make_request("bad", prompt=(BREAKS_ADMISSION,))), Submit(make_request("good")))
+    rejected = peer.receive()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.request_id, rejected.is_internal) == ("bad", True)
+    assert "secret" not in rejected.error
+    assert peer.outputs()[-1].request_id == "good"
+
+
+def test_a_ping_is_answered_between_two_steps_with_the_deadline_of_the_next(peer: Peer) -> None:
+    peer.send(Submit(make_request(prompt=(SLOW_STEPS,), max_tokens=ENDLESS)), Ping())
+    messages = [peer.receive_any() for _ in range(5)]
+    assert Alive(STEP_DEADLINE, is_answer=True) in messages
+
+
+def test_a_longer_deadline_is_sent_before_the_step(endpoint: str) -> None:
+    engine = EngineThatSlowsDown(EngineConfig())
+    with WorkerSocket(endpoint, Ready(engine.info)) as channel, Peer(endpoint) as peer:
+        peer.send(Hello(), Submit(make_request(prompt=(0,), max_tokens=5)))
+        WorkerLoop(engine, channel, lambda: engine.stats().num_steps == 5).run()
+        messages = [peer.receive_any() for _ in range(8)]
+    deadlines = [message.deadline for message in messages if isinstance(message, Alive)]
+    assert deadlines == [1.0, 7.0]
+    assert messages.index(Alive(7.0, is_answer=False)) == 5, "behind the reports of three steps"
 
 
 def test_a_command_before_the_greeting_is_answered(worker: ThreadWorker) -> None:

@@ -8,11 +8,13 @@ from cllm_core.request import DecodingStats, NewRequest, RequestOutput, Sampling
 from cllm_core.worker.messages import (
     Abort,
     AdapterDone,
+    Alive,
     Failed,
     FromWorker,
     Hello,
     LoadAdapter,
     Loading,
+    Ping,
     Ready,
     Rejected,
     Shutdown,
@@ -49,6 +51,7 @@ TO_WORKER = [
     Abort(("a", "b")),
     LoadAdapter("7", "sql", "adapters/sql"),
     UnloadAdapter("8", "sql"),
+    Ping(),
     Shutdown(),
 ]
 FROM_WORKER = [
@@ -57,6 +60,7 @@ FROM_WORKER = [
     StepReport((OUTPUT,), (EngineStats(), EngineStats(num_running=1, accepted_per_row=(2, 1)))),
     Rejected("chat-1", "too long"),
     AdapterDone("7", "no such folder"),
+    Alive(1.5, is_answer=True),
     Failed("out of memory", retry=True),
 ]
 

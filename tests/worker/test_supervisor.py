@@ -77,7 +77,8 @@ async def test_a_killed_worker_costs_its_requests_an_error_and_is_replaced(start
     client, host = await start_supervised()
     await reaches(client, "ready")
     streams = [client.submit(make_request(str(i), prompt=(SLOW_STEPS,), max_tokens=ENDLESS)) for i in range(3)]
-    await anext(streams[0])
+    for stream in streams:
+        await anext(stream)  # else they would be run again
     os.kill(pid_of(host), signal.SIGKILL)
     killed_at = time.monotonic()
     for stream in streams:
@@ -92,7 +93,7 @@ async def test_a_killed_worker_costs_its_requests_an_error_and_is_replaced(start
 
 
 @pytest.mark.parametrize(
-    ("poison", "reason"), [(BREAKS_DEVICE, "device-side assert triggered"), (KILLS_PROCESS, "was lost")]
+    ("poison", "reason"), [(BREAKS_DEVICE, "an internal error (RuntimeError"), (KILLS_PROCESS, "was lost")]
 )
 async def test_a_request_that_breaks_the_worker_ends_in_an_error(
     start_supervised: StartSupervised, poison: int, reason: str
@@ -102,6 +103,7 @@ async def test_a_request_that_breaks_the_worker_ends_in_an_error(
     (output,) = await collect(client.submit(make_request(prompt=(poison,))))
     assert output.finish_reason == "error"
     assert reason in (output.error or "")
+    assert "device-side" not in (output.error or ""), "the text of an internal error is for the log"
     await reaches(client, "ready")
     assert len(await collect(client.submit(make_request()))) == 3
 
@@ -116,7 +118,7 @@ async def test_a_model_that_cannot_be_loaded_fails_for_good_with_the_reason(star
 async def test_a_worker_that_dies_before_it_is_ready_is_given_up(start_supervised: StartSupervised) -> None:
     client, _ = await start_supervised("tests.worker.fake_engine:build_out_of_memory", max_failed_starts=2)
     await reaches(client, "failed")
-    assert "MemoryError: no memory left" in client.status.detail
+    assert "internal error (MemoryError" in client.status.detail
     assert client.status.num_restarts == 1
 
 
@@ -183,7 +185,8 @@ async def test_every_request_ends_exactly_once_while_workers_are_killed(start_su
     (client, host), rng = await start_supervised(), random.Random(7)
 
     async def use(request_id: str) -> None:
-        request = make_request(request_id, prompt=(rng.choice([1, SLOW_STEPS]),), max_tokens=rng.randint(1, 40))
+        prompt = (rng.choice([1, SLOW_STEPS]), *request_id.encode())  # no two alike: else they would be refused
+        request = make_request(request_id, prompt=prompt, max_tokens=rng.randint(1, 40))
         outputs = await collect(client.submit(request))
         assert [output.finish_reason is not None for output in outputs] == [False] * (len(outputs) - 1) + [True]
 
@@ -192,7 +195,7 @@ async def test_every_request_ends_exactly_once_while_workers_are_killed(start_su
         uses = [asyncio.create_task(use(f"{kill}-{i}")) for i in range(20)]
         await asyncio.sleep(rng.random() / 4)
         os.kill(pid_of(host), signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):  # those without output are run again by the next worker
             await asyncio.gather(*uses)
         await happens(lambda: client.status.num_restarts == kill + 1)  # noqa: B023
 
@@ -307,7 +310,7 @@ def test_the_event_loop_of_the_server_serves_as_well(monkeypatch: pytest.MonkeyP
         await reaches(client, "ready")
         (output,) = await collect(client.submit(make_request(prompt=(KILLS_PROCESS,))))
         assert output.finish_reason == "error"
-        await happens(lambda: client.status.num_restarts == 1)
+        await happens(lambda: client.status.num_restarts == 2)  # it is run again once
         await reaches(client, "ready")
         outputs = await collect(client.submit(make_request(prompt=(0,))))
         assert [token_id for output in outputs for token_id in output.token_ids] == [1, 2, 3]

@@ -49,6 +49,11 @@ class GraphedModel(PagedModel):
         return 0 if self._static is None else self._static.num_graphs
 
     @property
+    def may_capture(self) -> bool:
+        """See PagedModel."""
+        return self._static is not None and self._static.num_graphs < self._buckets.count
+
+    @property
     def max_graph_tokens(self) -> int:
         """See PagedModel."""
         return self._buckets.max_tokens
