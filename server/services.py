@@ -1,6 +1,6 @@
 """What routes need, injected: built once by the app factory, handed out by FastAPI dependencies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -13,6 +13,13 @@ from .ops.metrics import Metrics
 from .response_store import ResponseStore
 from .served_models import ModelRegistry
 from .settings import ServerSettings
+
+
+@dataclass(slots=True)
+class Shutdown:
+    """Whether the server is about to exit: /ready is 503 then, while requests may still be taken."""
+
+    has_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class Services:
     metrics: Metrics
     grammars: GrammarChecker
     responses: ResponseStore | None
+    shutdown: Shutdown = field(default_factory=Shutdown)
 
 
 def build_services(engine: EngineClient, settings: ServerSettings) -> Services:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -10,7 +11,7 @@ import uvicorn
 
 from cllm_core.heap import freeze_garbage_collector
 from cllm_core.logs import configure_logging
-from cllm_core.worker.client import remote_worker, supervised_worker
+from cllm_core.worker.client import RequestTimeouts, remote_worker, supervised_worker
 from cllm_core.worker.engine_client import EngineClient
 
 from ..app import create_app
@@ -21,6 +22,8 @@ _CLOSE_SECONDS = 5
 
 # Longer than the pools of common clients keep a connection, so that they never write into one that is closing.
 _KEEP_ALIVE_SECONDS = 75
+
+_POLL_SECONDS = 0.1
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -44,7 +47,9 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._engine = engine
-        self._drain_seconds = settings.drain_seconds
+        self._settings = settings
+        self._shutdown = app.state.services.shutdown
+        self.has_failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the engine and listen; the log says where."""
@@ -53,23 +58,42 @@ class DrainingServer(uvicorn.Server):
             for address in _addresses(server.sockets):
                 _log.info("listening", address=address, api=f"{address}/v1", docs=f"{address}/docs")
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to exit: also where the engine has failed for good, unless the settings say to stay up."""
+        self.has_failed = self._engine.status.state == "failed" and not self._settings.stay_up
+        return await super().on_tick(counter) or self.has_failed
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, drain the engine while open connections are answered, then stop the engine."""
-        _log.info("shutting down: running requests may finish", grace_seconds=self._drain_seconds)
+        """Turn /ready to 503, stop accepting, drain the engine while open connections are answered, stop the engine."""
+        self._shutdown.has_begun = True
+        if not self.has_failed:
+            await self._serve_unready(self._settings.shutdown_delay)
+        _log.info("shutting down: running requests may finish", grace_seconds=self._settings.drain_seconds)
         # Beside uvicorn's own wait for the connections, which are open as long as the engine serves them.
-        drain = asyncio.create_task(self._engine.drain(self._drain_seconds))
+        drain = asyncio.create_task(self._engine.drain(self._settings.drain_seconds))
         await super().shutdown(sockets)
         # Done by now, or cut short by a second Ctrl-C.
         drain.cancel()
         await asyncio.gather(drain, return_exceptions=True)
 
+    async def _serve_unready(self, seconds: float) -> None:
+        """Answer as before for a while, but for /ready, and close connections behind their answers; Ctrl-C ends it."""
+        if seconds == 0:
+            return
+        _log.info("leaving: /ready is 503, requests are still taken", seconds=seconds)
+        # Else a client could send its next request on a connection that is about to be closed.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.force_exit:  # noqa: ASYNC110 (uvicorn sets a plain flag)
+            await asyncio.sleep(_POLL_SECONDS)
+
 
 def serve(settings: ServerSettings) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, or until the engine has failed for good.
 
     Raises:
         ConfigError: the worker's endpoint is malformed.
-        SystemExit: the address cannot be listened on.
+        SystemExit: the address cannot be listened on, or the engine failed.
     """
     engine = make_engine(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
@@ -81,14 +105,17 @@ def serve(settings: ServerSettings) -> None:
     freeze_garbage_collector()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
         server.run()
+    if server.has_failed:
+        raise SystemExit(1)
 
 
 def make_engine(settings: ServerSettings) -> EngineClient:
     """A client of the worker named in the settings, else one with a worker process of its own."""
+    timeouts = RequestTimeouts(first_token=settings.ttft_timeout, whole=settings.request_timeout)
     if settings.worker is not None:
-        return remote_worker(settings.worker, max_waiting=settings.max_waiting)
+        return remote_worker(settings.worker, max_waiting=settings.max_waiting, timeouts=timeouts)
     arguments = ("--log-level", settings.log_level, "--log-format", settings.log_format)
-    return supervised_worker(settings.to_engine_config(), worker_arguments=arguments)
+    return supervised_worker(settings.to_engine_config(), worker_arguments=arguments, timeouts=timeouts)
 
 
 def _addresses(sockets: Sequence[socket.socket]) -> list[str]:

@@ -45,7 +45,7 @@ async def _log_status(status: EngineStatus, engine: EngineClient, models: ModelR
         case "restarting":
             _log.warning("worker restarting", reason=status.detail, restarts=status.num_restarts)
         case "failed":
-            _log.error("worker failed", reason=status.detail)
+            pass  # logged by the client, which knows it first
         case "draining" | "stopped":
             _log.info("engine " + status.state)
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import msgspec
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -51,6 +52,8 @@ async def health(services: ServicesDep) -> Response:
 async def ready(services: ServicesDep) -> Response:
     """Tell whether requests are taken now."""
     status = services.engine.status
+    if services.shutdown.has_begun and status.state == "ready":
+        status = msgspec.structs.replace(status, state="draining", detail="the server is shutting down")
     return _answer(status, is_good=status.state == "ready")
 
 

@@ -199,6 +199,10 @@ class ScriptedEngine:
         """Take this many requests at once from now on."""
         self._capacity = capacity
 
+    def give_up(self) -> None:
+        """Fail for good."""
+        self.status = EngineStatus(state="failed", detail="it crashed too often")
+
     def kill_worker(self) -> None:
         """Do what the client does when the worker dies: every running request ends in an error."""
         self.become("restarting")
