@@ -79,6 +79,8 @@ class Scheduler:
     @property
     def num_wanted_tokens(self) -> int:
         """Upper bound on the tokens of the next step."""
+        if self._gated_lengths is not None:  # their blocks take what is left
+            return self.max_batched_tokens
         newcomers = islice(self._waiting, len(self._free_slots))
         wanted = sum(state.num_pending + state.max_window for state in (*self._running, *newcomers))
         return min(wanted, self.max_batched_tokens)
