@@ -38,7 +38,9 @@ class PackAttention:
         self._spans = _whole(layout) if self._is_fused else _by_example(layout)
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, layer: int
+    ) -> Tensor:
         """Attend to what each token may see.
 
         Args:
@@ -47,6 +49,7 @@ class PackAttention:
             value: [H_kv, T, D_v].
             scale: factor of the dot products.
             window: a token sees itself and the window - 1 positions before it; None sees all before it.
+            layer: number of the layer.
 
         Returns:
             [H, T, D_v].
@@ -65,13 +68,90 @@ class PackAttention:
         return self._masks[window, dtype]
 
     def _mask(self, span: _Span, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[Q, K]: 0 where the key is seen, -inf where not."""
         queries = torch.arange(span.begin, span.end, device=span.keys.device)
-        seen = visible(self._layout, queries, span.keys)
-        if window is not None:
-            positions = self._layout.position_ids
-            seen &= positions[queries][:, None] - positions[span.keys] < window
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        return additive_mask(self._layout, queries, span.keys, window, dtype)
+
+
+class TextAttention:
+    """Attention of the prompts and answers of a pack that keeps every layer's keys and values.
+
+    Args:
+        layout: without blocks.
+
+    Attributes:
+        cached: (key [H_kv, T, D], value [H_kv, T, D_v]) by layer.
+    """
+
+    def __init__(self, layout: PackLayout) -> None:
+        self._attention = PackAttention(layout)
+        self.cached: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, layer: int
+    ) -> Tensor:
+        """See PackAttention."""
+        self.cached[layer] = key, value
+        return self._attention.attend(query, key, value, scale=scale, window=window, layer=layer)
+
+
+class BlockAttention:
+    """Attention of the blocks of a pack alone, to their text as it was read before, and to themselves.
+
+    Args:
+        layout: of the whole pack.
+        text: has read its text.
+    """
+
+    def __init__(self, layout: PackLayout, text: TextAttention) -> None:
+        self._layout, self._text = layout, text
+        is_block = torch.zeros_like(layout.input_ids, dtype=torch.bool)
+        is_block[layout.row_index[layout.teacher_rows >= 0]] = True
+        # Where each token of the pack stands among the keys: those of the text, then those of the blocks.
+        num_text = int((~is_block).sum())
+        self._places = torch.where(is_block, num_text + is_block.cumsum(0) - 1, (~is_block).cumsum(0) - 1)
+        self._spans = [span for span in self._spans_of(layout, is_block) if len(span[0])]
+        self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
+
+    @staticmethod
+    def _spans_of(layout: PackLayout, is_block: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(queries, keys) of each example, as token indices of the pack."""
+        spans = _whole(layout) if _uses_fused_kernel(layout.input_ids.device) else _by_example(layout)
+        found = []
+        for span in spans:
+            own = torch.arange(span.begin, span.end, device=is_block.device)
+            found.append((own[is_block[own]], span.keys))
+        return found
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, layer: int
+    ) -> Tensor:
+        """See PackAttention; query, key and value are those of the blocks."""
+        text_key, text_value = self._text.cached[layer]
+        keys, values = torch.cat([text_key, key], dim=1), torch.cat([text_value, value], dim=1)
+        attention = _fused_attention if _uses_fused_kernel(query.device) else _plain_attention
+        outputs, first = [], 0
+        for (queries, seen), mask in zip(self._spans, self._masks_for(window, query.dtype), strict=True):
+            places = self._places[seen]
+            end = first + len(queries)
+            outputs.append(attention(query[:, first:end], keys[:, places], values[:, places], mask, scale))
+            first = end
+        return torch.cat(outputs, dim=1)
+
+    def _masks_for(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = [
+                additive_mask(self._layout, queries, keys, window, dtype) for queries, keys in self._spans
+            ]
+        return self._masks[window, dtype]
+
+
+def additive_mask(layout: PackLayout, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[Q, K]: 0 where the token of a query sees that of a key, -inf where not."""
+    seen = visible(layout, queries, keys)
+    if window is not None:
+        positions = layout.position_ids
+        seen &= positions[queries][:, None] - positions[keys] < window
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def pack_attention(  # noqa: PLR0917 - the signature is transformers'
@@ -94,14 +174,15 @@ def pack_attention(  # noqa: PLR0917 - the signature is transformers'
             raise ConfigError(
                 f"{type(module).__name__} uses {name} in its attention: packed training does not support it"
             )
-    pack: PackAttention | None = kwargs.get("pack")
+    pack: PackAttention | TextAttention | BlockAttention | None = kwargs.get("pack")
     if pack is None:
         raise ConfigError(
             f"{type(module).__name__} does not hand keyword arguments to its attention function: "
             "packed training does not support it"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = pack.attend(query[0], key[0], value[0], scale=scale, window=kwargs.get("sliding_window"))
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    out = pack.attend(query[0], key[0], value[0], scale=scale, window=kwargs.get("sliding_window"), layer=layer)
     return out.transpose(0, 1)[None], None
 
 

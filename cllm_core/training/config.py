@@ -16,7 +16,11 @@ from cllm_core.errors import ConfigError
 Schedule = Literal["constant", "growing", "cyclic"]
 Consistency = Literal["global", "local"]
 Target = Literal["soft", "hard", "base"]
+Divergence = Literal["l1", "kl", "ce"]
 Precision = Literal["auto", "bfloat16", "float32"]
+
+GATED_SCALE = 16
+"""Alpha over rank of a new gated adapter."""
 
 MAX_UNROLL = 16  # iterations, each a forward pass
 
@@ -142,12 +146,27 @@ class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
 
 
+class GatedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Training of a gated adapter: the base answers, the adapter foresees its answers from blocks of noise."""
+
+    gated: Annotated[bool, Meta(description="Train a gated adapter, with which texts stay the base's own.")] = False
+    divergence: Annotated[
+        Divergence,
+        Meta(
+            description="What a row minimises: l1, the difference of its distribution and the base's, which is what "
+            "acceptance is; kl, their divergence; ce, cross entropy to the base's likeliest token."
+        ),
+    ] = "l1"
+
+
 class WeightsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which weights learn."""
 
     full: Annotated[bool, Meta(description="Train all weights instead of a LoRA adapter.")] = False
     lora_rank: Annotated[int, Meta(description="Rank of a new adapter on every linear layer but the output.")] = 32
-    lora_alpha: Annotated[int | None, Meta(description="Its scale; left out: twice the rank.")] = None
+    lora_alpha: Annotated[
+        int | None, Meta(description="Its scale; left out: twice the rank, 16 times that of a gated adapter.")
+    ] = None
     lora_dropout: Annotated[float, Meta(description="Its dropout.")] = 0.0
 
     def __post_init__(self) -> None:
@@ -239,6 +258,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     data: DataConfig = DataConfig()
     noise: NoiseConfig = NoiseConfig()
     loss: LossConfig = LossConfig()
+    gated: GatedConfig = GatedConfig()
     weights: WeightsConfig = WeightsConfig()
     run: RunConfig = RunConfig()
 
@@ -254,6 +274,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.weights.full and self.loss.target == "base":
             raise ConfigError("target=base: with full=True no base is left to learn from; train an adapter")
+        if self.gated.gated and self.weights.full:
+            raise ConfigError("full=True: a gated adapter stands beside its base; leave out full")
+        if self.gated.gated and self.noise.unroll:
+            raise ConfigError(
+                f"unroll={self.noise.unroll}: blocks of noise are not gone on with; leave it out with gated"
+            )
         if self.noise.consistency == "local" and self.noise.unroll:
             raise ConfigError(
                 f"unroll={self.noise.unroll}: leads away from the recorded next state; use it with global"

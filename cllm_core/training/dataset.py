@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from cllm_core.training.config import NoiseConfig, RunConfig
 from cllm_core.training.examples import NoisyBlock, Trajectory
+from cllm_core.training.gated import noise_blocks
 from cllm_core.training.launch import world_size
 from cllm_core.training.noise import apply_schedule, choose_blocks
 from cllm_core.training.packing import (
@@ -31,9 +32,18 @@ class PackDataset(Dataset[dict[str, Tensor]]):
         trajectories: the examples, at least one.
         noise: how noisy blocks are chosen, anew in each epoch; blocks_per_example=0 for fine-tuning.
         run: pack_length, epochs and seed are used; max_steps and packs_per_step for the progress of the schedule.
+        noise_ids: for a gated adapter: blocks are of random tokens of these.
     """
 
-    def __init__(self, trajectories: Sequence[Trajectory], noise: NoiseConfig, run: RunConfig) -> None:
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        noise: NoiseConfig,
+        run: RunConfig,
+        *,
+        noise_ids: range | None = None,
+    ) -> None:
+        self._noise_ids = noise_ids
         self._trajectories = trajectories
         self._noise = noise
         self._seed = run.seed
@@ -69,6 +79,8 @@ class PackDataset(Dataset[dict[str, Tensor]]):
 
     def _blocks(self, epoch: int, index: int) -> tuple[NoisyBlock, ...]:
         rng = random.Random(f"{self._seed}/{epoch}/{index}")
+        if self._noise_ids is not None:
+            return noise_blocks(self._trajectories[index], self._noise, self._noise_ids, rng)
         return choose_blocks(self._trajectories[index], self._noise, rng)
 
     def _plan_epoch(self, epoch: int, families: Sequence[Sequence[int]], pack_length: int) -> list[PackPlan]:

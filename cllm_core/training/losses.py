@@ -51,6 +51,29 @@ def distribution_losses(logits: Tensor, teacher_logits: Tensor, *, temperature: 
     return divergence * temperature**2
 
 
+def acceptance_losses(logits: Tensor, *, base_logits: Tensor, divergence: str) -> Tensor:
+    """How far proposals are from what the base will say.
+
+    Args:
+        logits: [R, V] of the rows that propose.
+        base_logits: [R, V] of the base at the same places; no gradient goes there.
+        divergence: l1, the sum of absolute differences of the probabilities, twice the share of drawn proposals that
+            are refused (arXiv:2609.04010); kl, as `distribution_losses`; ce, cross entropy to its likeliest token.
+
+    Returns:
+        [R] float32.
+    """
+    match divergence:
+        case "l1":
+            wanted = torch.softmax(base_logits.detach().float(), dim=-1)
+            return (torch.softmax(logits.float(), dim=-1) - wanted).abs().sum(dim=-1)
+        case "kl":
+            return distribution_losses(logits, base_logits)
+        case "ce":
+            return token_losses(logits, base_logits.argmax(dim=-1))
+    raise ValueError(divergence)
+
+
 def row_losses(
     logits: Tensor,
     target_ids: Tensor,

@@ -98,7 +98,7 @@ class PackedModel(nn.Module):
         weights = self._row_weights(is_clean, depths, totals)
         head = self.causal_lm.get_output_embeddings()
         sums, losses, num_clean = [], [], 0
-        for first, end in _chunks(layout.chunk_ends.tolist(), self._chunk_rows):
+        for first, end in chunks(layout.chunk_ends.tolist(), self._chunk_rows):
             teachers = layout.teacher_rows[first:end]
             first_clean, num_clean = num_clean, num_clean + int(is_clean[first:end].sum())
             loss_of = partial(
@@ -107,9 +107,9 @@ class PackedModel(nn.Module):
                 teacher_rows=torch.where(teachers >= 0, teachers - first, teachers),
                 soft=self._soft,
                 temperature=self._temperature,
-                base_logits=None if base_hidden is None else _logits(head, base_hidden[first_clean:num_clean]),
+                base_logits=None if base_hidden is None else logits_of(head, base_hidden[first_clean:num_clean]),
             )
-            total, chunk = _chunk_losses(hidden[layout.row_index[first:end]], head, loss_of, weights[first:end])
+            total, chunk = chunk_losses(hidden[layout.row_index[first:end]], head, loss_of, weights[first:end])
             sums.append(total)
             losses.append(chunk)
         per_row = torch.cat(losses)
@@ -179,12 +179,13 @@ class PackedModel(nn.Module):
 
 
 @torch.no_grad()
-def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
+def logits_of(head: nn.Module, hidden: Tensor) -> Tensor:
+    """[R, V] of hidden states [R, H], without gradient."""
     logits: Tensor = head(hidden)
     return logits
 
 
-def _chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:
+def chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of at most `size` rows that end where an example does."""
     first = previous = 0
     for end in ends:
@@ -195,8 +196,15 @@ def _chunks(ends: list[int], size: int) -> Iterator[tuple[int, int]]:
     yield first, previous
 
 
-def _chunk_losses(hidden: Tensor, head: nn.Module, loss_of: LossOfLogits, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(weighted sum, with gradient; [R] losses, without) of one chunk of rows."""
+def chunk_losses(hidden: Tensor, head: nn.Module, loss_of: LossOfLogits, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(weighted sum, with gradient; [R] losses, without) of one chunk of rows.
+
+    Args:
+        hidden: [R, H].
+        head: output layer.
+        loss_of: losses [R] of logits [R, V].
+        weights: [R].
+    """
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     result: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden, head, loss_of, weights, *parameters

@@ -22,9 +22,9 @@ def choose_blocks(trajectory: Trajectory, config: NoiseConfig, rng: random.Rando
     blocks = []
     for index in range(num_wanted):
         if not trajectory.states or rng.random() < config.synthetic_ratio:
-            block = _made_up(trajectory, _pick(num_places, index, num_wanted, rng), config, rng)
+            block = _made_up(trajectory, pick(num_places, index, num_wanted, rng), config, rng)
         else:
-            block = _recorded(trajectory, _pick(len(trajectory.states), index, num_wanted, rng), config, rng)
+            block = _recorded(trajectory, pick(len(trajectory.states), index, num_wanted, rng), config, rng)
         if block is not None:
             blocks.append(block)
     return tuple(blocks)
@@ -99,7 +99,7 @@ def _corrected(trajectory: Trajectory, state: DraftState, ratio: float, rng: ran
     return DraftState(state.num_accepted, tuple(draft), state.unaccepted_ids)
 
 
-def _pick(num_choices: int, index: int, num_picks: int, rng: random.Random) -> int:
+def pick(num_choices: int, index: int, num_picks: int, rng: random.Random) -> int:
     """One of `num_choices`, out of the index-th of `num_picks` equal parts."""
     return min(int(num_choices * (index + rng.random()) / num_picks), num_choices - 1)
 

@@ -11,13 +11,24 @@ import torch
 
 from cllm_core.errors import ConfigError, DataError
 from cllm_core.evaluation.machine import describe_machine
+from cllm_core.models.gated_adapter import ordinary_tokens
 from cllm_core.models.progress import OnProgress
 from cllm_core.training.card import TrainingFacts
-from cllm_core.training.config import LossConfig, ModelConfig, NoiseConfig, SftConfig, TrainConfig
+from cllm_core.training.config import (
+    GATED_SCALE,
+    GatedConfig,
+    LossConfig,
+    ModelConfig,
+    NoiseConfig,
+    SftConfig,
+    TrainConfig,
+    WeightsConfig,
+)
 from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
+from cllm_core.training.gated import GatedModel
 from cllm_core.training.launch import rank, take_gpu, world_size
 from cllm_core.training.model import PackedModel
 from cllm_core.training.output import write_result
@@ -71,7 +82,7 @@ def run_train(config: TrainConfig, on_progress: OnProgress) -> Path:
         _claim_output(config, examples=_fingerprint(conversations))
         examples = encode_examples(conversations, trainable.encoder)
         shown = _shown(config.data.data)
-    return _train(config, trainable, examples, config.noise, config.loss, data=shown)
+    return _train(config, trainable, examples, config.noise, config.loss, data=shown, gated=config.gated)
 
 
 def encode_examples(conversations: Iterable[Conversation], encoder: ConversationEncoder) -> list[Trajectory]:
@@ -110,7 +121,15 @@ def _prepare(model: ModelConfig, config: SftConfig | TrainConfig, on_progress: O
     take_gpu(config.run.device)
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
-    return load_trainable(model, config.weights, config.run, on_progress)
+    return load_trainable(model, _weights(config), config.run, on_progress)
+
+
+def _weights(config: SftConfig | TrainConfig) -> WeightsConfig:
+    """A gated adapter starts from a larger scale than others (arXiv:2609.04010)."""
+    weights = config.weights
+    if isinstance(config, SftConfig) or not config.gated.gated or weights.lora_alpha is not None:
+        return weights
+    return msgspec.structs.replace(weights, lora_alpha=GATED_SCALE * weights.lora_rank)
 
 
 def _claim_output(config: SftConfig | TrainConfig, *, examples: str | None = None) -> None:
@@ -158,20 +177,14 @@ def _train(
     loss: LossConfig,
     *,
     data: str,
+    gated: GatedConfig | None = None,
 ) -> Path:
     run, output = config.run, config.model.output
     kept = fitting(examples, run.max_example_length)
-    packs = PackDataset(kept, noise, run)
-    model = PackedModel(
-        trainable.causal_lm,
-        ar_weight=loss.ar_weight,
-        consistency_weight=loss.consistency_weight,
-        depth_decay=loss.depth_decay,
-        soft=loss.target == "soft",
-        temperature=loss.temperature,
-        base=trainable.peft_model.disable_adapter if loss.target == "base" and trainable.peft_model else None,
-        unroll=noise.unroll,
-    )
+    is_gated = gated is not None and gated.gated
+    noise_ids = ordinary_tokens(trainable.bundle, trainable.causal_lm.config.vocab_size) if is_gated else None
+    packs = PackDataset(kept, noise, run, noise_ids=noise_ids)
+    model = _gated_model(trainable, loss, gated) if gated and is_gated else _packed_model(trainable, noise, loss)
     arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)
     trainer = ConsistencyTrainer(model, arguments, packs, output)
     logger.info("%d examples in %d packs, %d optimiser steps", len(kept), len(packs), arguments.max_steps)
@@ -198,6 +211,29 @@ def _train(
         )
         write_result(output, trainable, weights, facts)
     return output
+
+
+def _packed_model(trainable: TrainableModel, noise: NoiseConfig, loss: LossConfig) -> PackedModel:
+    return PackedModel(
+        trainable.causal_lm,
+        ar_weight=loss.ar_weight,
+        consistency_weight=loss.consistency_weight,
+        depth_decay=loss.depth_decay,
+        soft=loss.target == "soft",
+        temperature=loss.temperature,
+        base=trainable.peft_model.disable_adapter if loss.target == "base" and trainable.peft_model else None,
+        unroll=noise.unroll,
+    )
+
+
+def _gated_model(trainable: TrainableModel, loss: LossConfig, gated: GatedConfig) -> GatedModel:
+    assert trainable.peft_model is not None
+    return GatedModel(
+        trainable.causal_lm,
+        base=trainable.peft_model.disable_adapter,
+        depth_decay=loss.depth_decay,
+        divergence=gated.divergence,
+    )
 
 
 def _fingerprint(examples: Iterable[Conversation] | Iterable[Trajectory]) -> str:
