@@ -42,9 +42,10 @@ class GeneratedOutput:
         token_ids: all tokens generated, a stop token and the tokens of a stop string included.
         logprobs: of the tokens of the text where asked for, else empty.
         prompt_logprobs: of the prompt's tokens from the second on where asked for, else empty.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop" or "length"; "error" where the output could not go on, with what came before.
         stats: forward passes and tokens per forward pass (TPF) of this output.
         reasoning: what the model thought before the text of a conversation's answer; empty where it did not.
+        error: why the output could not go on, None where it could.
     """
 
     text: str
@@ -54,6 +55,7 @@ class GeneratedOutput:
     finish_reason: FinishReason
     stats: DecodingStats
     reasoning: str = ""
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,6 @@ class LLM:
 
         Raises:
             RequestError: a prompt or a parameter is at fault; nothing is decoded then.
-            EngineFailed: an output cannot go on, such as in a dead end of its grammar.
         """
         codec = self._tools_of(adapter).codec
         texts = _as_list(prompts)
@@ -191,6 +192,8 @@ class LLM:
         request = self._new_request(job, params or self.default_params)
         text = self._new_text(job, request.params)
         for output in self._decode([request]):
+            if output.finish_reason == "error":
+                raise EngineFailed(output.error or "the engine failed at the output")
             yield text.push(output), output.stats
             if text.finished:
                 return
@@ -224,15 +227,12 @@ class LLM:
         ]
 
     def _decode(self, requests: Sequence[NewRequest]) -> Iterator[RequestOutput]:
-        """Outputs of these requests until all have ended; leaving early aborts the rest, and so does EngineFailed."""
+        """Outputs of these requests until all have ended; leaving early aborts the rest."""
         try:
             for request in requests:
                 self._engine.add_request(request)
             while self._engine.has_work():
-                for output in self._engine.step():
-                    if output.finish_reason == "error":
-                        raise EngineFailed(output.error or "the engine failed at an output")
-                    yield output
+                yield from self._engine.step()
         finally:
             for request in requests:
                 self._engine.abort(request.request_id)
@@ -327,6 +327,7 @@ class _Collected:
     logprobs: list[PlacedLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stats: DecodingStats | None = None
+    error: str | None = None
 
     def push(self, output: RequestOutput) -> bool:
         """Append; True where this ended the output."""
@@ -336,7 +337,7 @@ class _Collected:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
-        self.stats = output.stats
+        self.stats, self.error = output.stats, output.error
         return delta.finish_reason is not None
 
     def finish(self) -> GeneratedOutput:
@@ -350,6 +351,7 @@ class _Collected:
             finish_reason=self.text.finish_reason,
             stats=self.stats,
             reasoning="".join(self.reasoning),
+            error=self.error,
         )
 
 
