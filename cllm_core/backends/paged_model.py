@@ -73,6 +73,10 @@ class ModelCalls(Protocol):
         """PagedModel.forward."""
         ...
 
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """PagedModel.clear_blocks."""
+        ...
+
 
 class PagedModel:
     """Allocates a KV cache and computes steps.
@@ -166,6 +170,19 @@ class PagedModel:
         Args:
             max_model_len: longest text in tokens.
         """
+
+    @torch.inference_mode()
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """Zero blocks of the KV cache that hold values which are not finite.
+
+        Masked slots are multiplied by 0, and so would turn whoever gets the blocks next into not-a-number too.
+        """
+        assert self._cache is not None
+        if self._followers is not None:
+            self._followers.clear_blocks(block_ids)
+        index = torch.tensor(block_ids, device=self.device)
+        for tensor in (*self._cache.keys, *self._cache.values):
+            tensor.index_fill_(0, index, 0)
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:

@@ -121,6 +121,10 @@ class TimedModel:
         self.ended = time.perf_counter()
         return logits
 
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """See PagedModel.clear_blocks."""
+        self._model.clear_blocks(block_ids)
+
 
 def bench_engine(
     config: EngineConfig,

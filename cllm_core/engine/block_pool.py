@@ -105,6 +105,13 @@ class BlockPool:
                 raise BlockPoolCorrupted(f"block {block_id} shared though nobody holds it")
             self._ref_counts[block_id] += 1
 
+    def forget(self, block_ids: Sequence[int]) -> list[int]:
+        """Make blocks that nobody holds unfindable, for content that is of no use; returns those."""
+        unheld = [block_id for block_id in block_ids if self._ref_counts[block_id] == 0]
+        for block_id in unheld:
+            self._drop_hash(block_id)
+        return unheld
+
     def register(self, block_id: int, block_hash: BlockHash) -> None:
         """Make a full, computed block findable. Of two equal blocks the first stays the findable one."""
         if self.prefix_caching and block_hash not in self._cached and self._hashes[block_id] is None:
@@ -133,9 +140,12 @@ class BlockPool:
 
     def _take_oldest(self) -> int:
         block_id, _ = self._free.popitem(last=False)
+        self._drop_hash(block_id)
+        self._ref_counts[block_id] = 1
+        return block_id
+
+    def _drop_hash(self, block_id: int) -> None:
         block_hash = self._hashes[block_id]
         if block_hash is not None:
             del self._cached[block_hash]
             self._hashes[block_id] = None
-        self._ref_counts[block_id] = 1
-        return block_id

@@ -1,11 +1,13 @@
 """Engine: requests in, accepted tokens out, one step at a time. What the worker and the offline API drive."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import msgspec
+import torch
 
 from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
@@ -13,6 +15,7 @@ from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
 from cllm_core.engine.gated_length import GatedLengths, GatedRules
 from cllm_core.engine.grammars import Grammars
+from cllm_core.engine.memory import is_out_of_memory
 from cllm_core.engine.plan import StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.runner import LaunchedStep, ModelRunner
@@ -24,6 +27,8 @@ from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.models.adapter_bank import GATED_ADAPTER_ID
 from cllm_core.models.source import locate_adapter_below
 from cllm_core.request import NewRequest, RequestOutput
+
+logger = logging.getLogger(__name__)
 
 StepObserver = Callable[[StepPlan, StepResult], None]
 
@@ -157,12 +162,18 @@ class Engine:
         step, started = self._ahead, self._last_end
         if step is None:
             started = time.perf_counter()
-            step = self.runner.launch(self.scheduler.schedule())
+            plan = self.scheduler.schedule()
+            step = self._launch(plan)
+            if step is None:
+                self.scheduler.shrink_steps(plan)
+                return self.scheduler.commit(StepPlan(rows=()), StepResult(rows=()))
         self._ahead = self._launch_behind(step)
         plan, result = step.plan, step.read()
         if self.observer is not None:
             self.observer(*self.scheduler.without_ended(plan, result))
         outputs = self.scheduler.commit(plan, result)
+        if broken := self.scheduler.take_broken_blocks():
+            self.runner.model.clear_blocks(broken)
         accepting = [output for output in outputs if output.token_ids]
         self._last_end = time.perf_counter()
         seconds = self._last_end - started
@@ -206,7 +217,20 @@ class Engine:
     def _launch_behind(self, step: LaunchedStep) -> LaunchedStep | None:
         """The step behind this one, where it can be launched already."""
         plan = self.scheduler.schedule_ahead(step.plan) if self.runs_ahead else None
-        return None if plan is None else self.runner.launch(plan, behind=step)
+        return None if plan is None else self._launch(plan, behind=step)
+
+    def _launch(self, plan: StepPlan, *, behind: LaunchedStep | None = None) -> LaunchedStep | None:
+        """Give a plan to the device; None where that ran out of memory: it can be planned again, smaller."""
+        try:
+            return self.runner.launch(plan, behind=behind)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d tokens ran out of memory: %s", plan.num_tokens, error)
+        # Outside of the handler: the error holds on to the tensors of the step.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
     def _observe_time(self, step: LaunchedStep, seconds: float) -> None:
         """Learn from the time of a step, unless it holds more or less than the step."""

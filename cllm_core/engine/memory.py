@@ -95,6 +95,13 @@ def activation_bytes(model: PagedModel, num_tokens: int, block_size: int, max_mo
     return int(peak - before)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a step failed for want of memory; on the CPU, torch raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _free_bytes(config: EngineConfig, device: torch.device, other_bytes: int) -> int:
     """Memory for the cache, where something else will take `other_bytes`."""
     if device.type == "cuda":

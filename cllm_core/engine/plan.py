@@ -111,6 +111,7 @@ class RowResult:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens behind the row's scored positions
     num_gated: int = 0  # draft tokens at the head of the window that the gated adapter had proposed
     num_proposed: int = 0  # tokens that it proposes for the next window
+    is_finite: bool = True  # whether all logits of the chosen tokens were; else nothing is accepted
 
     @property
     def accepted_ids(self) -> tuple[int, ...]:

@@ -32,6 +32,9 @@ from cllm_core.request import TokenLogprobs
 
 TextRow = tuple[PlannedRow, RequestText]
 
+NOT_FINITE = -1
+"""Takes the place of a token whose logit was infinite or not a number."""
+
 
 class StepModel(Protocol):
     """A model as the runner sees it (PagedModel; scripted in tests)."""
@@ -40,6 +43,10 @@ class StepModel(Protocol):
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
         """See PagedModel.forward."""
+        ...
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """See PagedModel.clear_blocks."""
         ...
 
 
@@ -97,6 +104,8 @@ class LaunchedStep:
 
     def _read_window(self, row: PlannedRow, text: RequestText, values: np.ndarray, gated_ids: np.ndarray) -> RowResult:
         """Of one row; values [n, 1 or more], gated_ids [rows of its gated blocks]."""
+        if NOT_FINITE in values[:, 0] or NOT_FINITE in gated_ids:
+            return RowResult(is_finite=False)
         result, text_end = _read_row(row, text, values), row.last_accepted_position + 1
         predicted_ids, num_accepted = result.predicted_ids, result.num_accepted
         self.drafting.observe(
@@ -287,7 +296,9 @@ def _indices_of_choices(rows: Sequence[TextRow], behind: LaunchedStep) -> Ids:
 
 def _copy_windows(rows: Sequence[TextRow], logits: Tensor, chosen: Tensor) -> HostCopy:
     """What LaunchedStep.predictions holds; logits [S + G, V], chosen [S + G]."""
-    columns = [chosen[:, None]]
+    # Where hidden states are not finite, no logit is: the chosen one tells for all of them.
+    chosen_logits = logits.gather(1, chosen[:, None])
+    columns = [chosen[:, None].where(chosen_logits.isfinite(), NOT_FINITE)]
     num_top = _num_top_logprobs(rows)
     if num_top is not None:
         # For all rows, asked or not: the copy stays one rectangle, and few steps have such rows.

@@ -20,7 +20,7 @@ from cllm_core.engine.gated_length import GatedLengths, GatedRow
 from cllm_core.engine.plan import Admission, GatedBlocks, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.step_times import StepTimes
-from cllm_core.request import RequestOutput, TokenLogprobs
+from cllm_core.request import ErrorCode, RequestOutput, TokenLogprobs
 
 
 class Scheduler:
@@ -64,6 +64,8 @@ class Scheduler:
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._broken_blocks: list[int] = []
+        self._step_limit = max_batched_tokens  # less for a while after a step ran out of memory
         self._ended: list[RequestOutput] = []  # outside of a step
 
     @property
@@ -119,7 +121,8 @@ class Scheduler:
         # Preempted ones stand in front; they have been admitted before.
         for state in [s for s in self._waiting if s.queued_at < latest and not s.num_preemptions]:
             self._remove(state)
-            self._ended.append(_queue_timeout_output(state, self._queue_timeout))
+            error = f"the request waited in the queue for {self._queue_timeout:g} s, the limit (--queue-timeout)"
+            self._ended.append(_error_output(state, f"{error}: try again later", "queue_timeout"))
 
     def schedule(self) -> StepPlan:
         """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
@@ -166,6 +169,20 @@ class Scheduler:
             rows.append(replace(row, first_position=row.end_position, block_ids=tuple(state.block_ids)))
         return StepPlan(rows=tuple(rows))
 
+    def shrink_steps(self, plan: StepPlan) -> None:
+        """Make the next steps smaller than this one, which ran out of memory and is to be planned again.
+
+        Each step that is computed lets them grow by a sixteenth. Where none could be smaller, the youngest request
+        ends.
+        """
+        smallest = len(self._running)
+        if plan.num_tokens > smallest:
+            self._step_limit = max(smallest, plan.num_tokens // 2)
+        elif self._running:
+            state = self._running[-1]
+            self._remove(state)
+            self._ended.append(_error_output(state, "the memory of the device did not suffice for a step", "failed"))
+
     def without_ended(self, plan: StepPlan, result: StepResult) -> tuple[StepPlan, StepResult]:
         """The same without the rows of requests that ended or were aborted since the plan was made."""
         kept = [pair for pair in zip(plan.rows, result.rows, strict=True) if self._state_of(pair[0]) is not None]
@@ -173,6 +190,8 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Book the result of a plan: advance, finish and free requests. Reports aborted ones too."""
+        if plan.rows:
+            self._step_limit = min(self._step_limit + -(-self._step_limit // 16), self.max_batched_tokens)
         outputs, self._ended = self._ended, []
         for row, row_result in zip(plan.rows, result.rows, strict=True):
             state = self._state_of(row)
@@ -183,12 +202,20 @@ class Scheduler:
                 state.num_computed = row.end_position
                 self._register_full_blocks(state)
                 continue
+            if not row_result.is_finite:
+                outputs.append(self._end_not_finite(state))
+                continue
             output = self._commit_window(state, row, row_result)
             self._register_full_blocks(state)
             if output.finish_reason is not None:
                 self._remove(state)
             outputs.append(output)
         return outputs
+
+    def take_broken_blocks(self) -> list[int]:
+        """Blocks to be cleared before the next step, as they may hold values that are not finite."""
+        taken, self._broken_blocks = self._broken_blocks, []
+        return taken
 
     def check(self) -> None:
         """Raise BlockPoolCorrupted unless every block is held exactly by the requests that run."""
@@ -238,10 +265,10 @@ class Scheduler:
         """
         num_rows, times = len(self._running), self._step_times
         if times is None or not self._has_prompt or not any(state.num_pending == 1 for state in self._running):
-            return self.max_batched_tokens
+            return self._step_limit
         seconds = max(self._prefill_step_seconds, 2 * times.seconds(num_rows))
         fitting = max(times.num_tokens_within(seconds), num_rows + self.block_pool.block_size)
-        return min(fitting, self.max_batched_tokens)
+        return min(fitting, self._step_limit)
 
     def _choose_windows(self, max_tokens: int) -> dict[str, int]:
         """Window length of every request that runs, or may be admitted, for when its prompt is read.
@@ -424,6 +451,13 @@ class Scheduler:
             stats=state.stats,
         )
 
+    def _end_not_finite(self, state: RequestState) -> RequestOutput:
+        """End a request whose logits were not finite; its blocks must not reach another with what is in them."""
+        block_ids = state.block_ids
+        self._remove(state)
+        self._broken_blocks += self.block_pool.forget(block_ids)
+        return _error_output(state, "the model computed values that are not finite for this request", "failed")
+
     def _learn(self, state: RequestState, row: PlannedRow, result: RowResult, num_forced: int) -> None:
         """Let the choices of lengths see what became of a window."""
         if self._gated_lengths is not None and state.is_gated:
@@ -489,13 +523,9 @@ def _prompt_logprobs(state: RequestState) -> tuple[TokenLogprobs, ...] | None:
     return None if state.request.params.prompt_logprobs is None else tuple(state.prompt_logprobs)
 
 
-def _queue_timeout_output(state: RequestState, seconds: float) -> RequestOutput:
+def _error_output(state: RequestState, error: str, code: ErrorCode) -> RequestOutput:
     return RequestOutput(
-        request_id=state.request_id,
-        finish_reason="error",
-        error=f"the request waited in the queue for {seconds:g} s, the limit (--queue-timeout): try again later",
-        error_code="queue_timeout",
-        stats=state.stats,
+        request_id=state.request_id, finish_reason="error", error=error, error_code=code, stats=state.stats
     )
 
 

@@ -17,7 +17,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.errors import CllmError
 from cllm_core.models.loader import load_model
 from cllm_core.parallel.group import join_group, leave_group
-from cllm_core.parallel.messages import AllocateCache, Forward, FreeCache, read_message
+from cllm_core.parallel.messages import AllocateCache, ClearBlocks, Forward, FreeCache, read_message
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ def follow(model: PagedModel, pipe: BinaryIO) -> None:
         match message:
             case AllocateCache(num_blocks, block_size):
                 model.allocate_cache(num_blocks=num_blocks, block_size=block_size)
+            case ClearBlocks(block_ids):
+                model.clear_blocks(block_ids)
             case FreeCache():
                 model.free_cache()
             case Forward(rows=rows):

@@ -17,7 +17,7 @@ from torch import Tensor
 from cllm_core.config import EngineConfig
 from cllm_core.models.paged import RowSpan
 from cllm_core.parallel.group import join_group, leave_group
-from cllm_core.parallel.messages import AllocateCache, Forward, FreeCache, Message, write_message
+from cllm_core.parallel.messages import AllocateCache, ClearBlocks, Forward, FreeCache, Message, write_message
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class Followers:
     def free_cache(self) -> None:
         """See ModelCalls."""
         self._send(FreeCache())
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """See ModelCalls."""
+        self._send(ClearBlocks(tuple(block_ids)))
 
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> None:
         """See ModelCalls."""

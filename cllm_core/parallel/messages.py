@@ -25,6 +25,12 @@ class FreeCache(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """PagedModel.free_cache."""
 
 
+class ClearBlocks(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """PagedModel.clear_blocks."""
+
+    block_ids: tuple[int, ...]
+
+
 class Forward(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """PagedModel.forward; the tensors as the bytes of int64 arrays."""
 
@@ -43,7 +49,7 @@ class Forward(msgspec.Struct, frozen=True, tag=True, array_like=True):
         return _to_tensor(self.input_ids, device), _to_tensor(self.positions, device), _to_tensor(self.sampled, device)
 
 
-Message = AllocateCache | FreeCache | Forward
+Message = AllocateCache | FreeCache | ClearBlocks | Forward
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -39,6 +39,12 @@ class ScriptedModel:
         chosen = torch.tensor(answers)[sampled]
         return logits.scatter_(1, chosen[:, None], _PEAK)
 
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """See PagedModel.clear_blocks."""
+        for block_id in block_ids:
+            first = block_id * self._block_size
+            self._slots[first : first + self._block_size] = [None] * self._block_size
+
     def _slot(self, row: RowSpan, position: int) -> int:
         return row.block_ids[position // self._block_size] * self._block_size + position % self._block_size
 

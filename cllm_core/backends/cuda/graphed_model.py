@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import msgspec
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +15,9 @@ from cllm_core.backends.step_tables import AttentionByTables
 from cllm_core.info import ComputePath, ComputePaths
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.paged import LayerSpec, RowSpan
+
+# Steps without a new graph after one that the memory did not suffice for.
+_PAUSED_STEPS = 256
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class GraphedModel(PagedModel):
         super().__init__(model, layers, attention, paths, adapters=adapters)
         self._tables_attention, self._capture, self._buckets = attention, capture, buckets
         self._static: StaticSteps | None = None
+        self._num_paused = 0  # steps until the next capture may be tried
 
     @property
     def num_graphs(self) -> int:
@@ -87,9 +92,15 @@ class GraphedModel(PagedModel):
     def _compute(self, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor) -> Tensor:
         static = None if self._adapters is not None and self._adapters.step.groups else self._static
         shape = None if static is None else static.shape_of(rows)
-        if static is not None and shape is not None:
+        self._num_paused = max(0, self._num_paused - 1)
+        if static is not None and shape is not None and (static.has_captured(shape) or not self._num_paused):
             try:
                 return static.run(shape, input_ids, positions, rows, sampled)
+            except torch.OutOfMemoryError as error:
+                if static.has_captured(shape):
+                    raise
+                logger.warning("no memory to capture a CUDA graph, which is tried again later: %s", error)
+                self._num_paused = _PAUSED_STEPS
             except NotCapturable as reason:
                 logger.warning("steps run without CUDA graphs from now on: %s", reason)
                 self._static = None

@@ -47,6 +47,8 @@ class GraphCapture:
             # Where ending the capture fails, torch leaves the stream of the capture the current one.
             torch.cuda.set_stream(current)
             torch.cuda.synchronize(self._device)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise NotCapturable(f"the CUDA graph cannot be captured: {error}") from error
         logger.debug("captured a CUDA graph in %.0f ms", 1e3 * (time.perf_counter() - started))
         return graph.replay
@@ -69,6 +71,8 @@ class GraphCapture:
         try:
             with _synchronizing_refused():
                 work()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise NotCapturable(f"the model waits for the device in its forward pass: {error}") from error
 

@@ -138,6 +138,10 @@ class StaticSteps:
         """The bucket of a step; None where it fits none."""
         return self._buckets.fit(len(rows), sum(row.num_tokens for row in rows))
 
+    def has_captured(self, shape: StepShape) -> bool:
+        """Whether there is a graph of this shape."""
+        return shape in self._graphs
+
     def run(
         self, shape: StepShape, input_ids: Tensor, positions: Tensor, rows: Sequence[RowSpan], sampled: Tensor
     ) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cllm_core.backends.cuda import graphed_model
 from cllm_core.backends.cuda.graphed_model import GraphedModel
 from cllm_core.backends.cuda.static_steps import Buckets, Capture, NotCapturable, StaticSteps, Work
 from cllm_core.backends.paged_model import PagedModel
@@ -166,3 +167,23 @@ def test_tables_name_slots_and_blocks_of_each_row() -> None:
     assert tables.block_starts.tolist()[:2] == [0, 2]
     assert tables.write_slots.tolist() == [9 * 4 + 3, 4 * 4, 6 * 4, 40, 40]
     assert tables.block_ids.tolist() == [9, 4, 6]
+
+
+def test_a_capture_that_runs_out_of_memory_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to turn graphs off for good."""
+    monkeypatch.setattr(graphed_model, "_PAUSED_STEPS", 3)
+    counting, num_failed = Captures(), [0]
+
+    def capture(work: Work) -> Work:
+        if not num_failed[0]:
+            num_failed[0] += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return counting(work)
+
+    model, reference = static("qwen2", capture), plain("qwen2")
+    draw = random.Random(3)
+    for number in range(5):
+        step = step_of([RowSpan(0, 2, 0, (0,))], draw)
+        torch.testing.assert_close(model.forward(*step), reference.forward(*step), atol=2e-4, rtol=1e-4)
+        assert model.num_graphs == (number >= 3)
+    assert model.may_capture
