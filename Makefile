@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray test-readers gguf docs site dist models lock clean
+.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray test-browser test-readers gguf docs site dist models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -51,6 +51,10 @@ test-slow: setup ## tests that take minutes or run the embedded model
 test-ray: setup ## tests of `cllm deploy` on a Ray cluster of this machine, which they install
 	$(PIP_INSTALL) --editable '.[ray]'
 	$(BIN)/pytest -m ray tests/server/cluster
+
+test-browser: setup ## tests of the playground in the system's Chromium, by Playwright, which they install
+	$(PIP_INSTALL) playwright
+	$(BIN)/pytest -m browser tests/server/playground
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu

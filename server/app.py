@@ -39,6 +39,7 @@ from .openai.responses.events import RESPONSE_EVENTS
 from .openai.tokens import route as tokens
 from .ops import routes as operations
 from .ops.engine_log import watch_engine
+from .playground import routes as playground
 from .services import Services, build_services
 from .settings import ServerSettings
 
@@ -77,6 +78,8 @@ def _add_routes(app: FastAPI, settings: ServerSettings) -> None:
     if settings.adapter_root is not None:
         app.include_router(adapters.router, dependencies=with_key)
     app.include_router(operations.router)
+    if settings.playground:
+        app.include_router(playground.router)
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

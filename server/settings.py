@@ -82,6 +82,9 @@ class ServerSettings(EngineSettings):
             "from this machine, on any port; *: any; none: no page. Give it again for more."
         ),
     ] = (LOCALHOST,)
+    playground: Annotated[
+        bool, SERVER, Field(description="Serve a page at / to try the models in a browser; it needs no key itself.")
+    ] = True
     log_level: Annotated[LogLevel, SERVER, Field(description="Least severity of what is logged.")] = "info"
     log_format: Annotated[LogFormat, SERVER, Field(description="auto: console on a terminal, else JSON lines.")] = (
         "auto"

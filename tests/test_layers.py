@@ -48,7 +48,7 @@ LAYERS = (
     ("server.ops.metrics", "server.ops.engine_log"),
     ("server.generation",),
     ("server.services",),
-    ("server.openai", "server.ops"),  # endpoints
+    ("server.openai", "server.ops", "server.playground"),  # endpoints
     ("server.app",),
     ("server",),  # server.cli, on top of all
 )

@@ -24,6 +24,7 @@ from .record import RequestRecord, attach_record, record_of
 
 REQUEST_ID_HEADER = "X-Request-Id"
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics", "/version"})
+PLAYGROUND_PREFIX = "/playground/"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_LEFT_STATUS = 499
@@ -112,7 +113,7 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_allowed(Headers(scope=scope)):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._is_allowed(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         error = InvalidApiKey("a valid API key is required: send the header 'Authorization: Bearer <key>'")
@@ -184,6 +185,11 @@ class _StatusProbe:
             if ignored := self._record.ignored.header:
                 headers[IGNORED_FIELDS_HEADER] = ignored
         await self._send(message)
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path needs no key: operations, and the page that asks for one."""
+    return path in OPEN_PATHS or path == "/" or path.startswith(PLAYGROUND_PREFIX)
 
 
 def _request_id(headers: Headers) -> str:
