@@ -24,7 +24,7 @@ def read_unit() -> configparser.ConfigParser:
 def test_the_server_may_drain_before_it_is_killed() -> None:
     service = read_unit()["Service"]
     drain = ServerSettings.model_fields["drain_seconds"].default
-    assert int(service["TimeoutStopSec"]) >= drain + 15
+    assert int(service["TimeoutStopSec"]) >= ServerSettings.model_fields["shutdown_delay"].default + drain + 15
     assert service["KillMode"] == "mixed"
 
 
