@@ -117,7 +117,7 @@ def image_files() -> Iterator[Path]:
 
 def command_of(environment: Mapping[str, str]) -> list[str]:
     """The image's own environment and command, and variables beside those."""
-    config = json.loads(buildah("inspect", "--type=image", "--format={{json .OCIv1.Config}}", IMAGE, capture=True))
+    config = json.loads(buildah("inspect", "--type=image", IMAGE, capture=True))["OCIv1"]["config"]
     added = [f"{name}={value}" for name, value in environment.items()]
     return [*config["Env"], *added, *config["Entrypoint"], *config["Cmd"]]
 
