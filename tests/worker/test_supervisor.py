@@ -21,7 +21,7 @@ from cllm_core.request import RequestOutput
 from cllm_core.worker import transport
 from cllm_core.worker.client import remote_worker, supervised_worker
 from cllm_core.worker.process import EXIT_BAD_SETTINGS, EXIT_LEFT, EXIT_LOAD_FAILED
-from cllm_core.worker.supervisor import RestartPolicy, WorkerProcess, describe_exit
+from cllm_core.worker.supervisor import RestartPolicy, WorkerProcess, describe_exit, worker_environment
 from tests.worker.conftest import FAKE_ENGINE, ROOT, StartSupervised, happens, reaches
 from tests.worker.fake_engine import BREAKS_DEVICE, KILLS_PROCESS, LONG_STEP, SLOW_STEPS, make_request
 
@@ -270,9 +270,10 @@ async def test_a_remote_worker_is_missed_when_silent_but_not_when_busy(
     await reaches(client, "ready")
     outputs = await collect(client.submit(make_request("busy", prompt=(LONG_STEP,), max_tokens=1)))
     assert [output.finish_reason for output in outputs] == ["length"]
+    stream = client.submit(make_request("silent", prompt=(SLOW_STEPS,), max_tokens=ENDLESS))
+    await anext(stream)  # else it would wait to be run again
     worker.send_signal(signal.SIGSTOP)
-    (output,) = await collect(client.submit(make_request("silent")))
-    assert output.finish_reason == "error"
+    assert (await collect(stream))[-1].finish_reason == "error"
     await reaches(client, "restarting", seconds=3)
     worker.kill()
     await asyncio.to_thread(worker.communicate)
@@ -325,6 +326,12 @@ async def test_a_closed_host_leaves_no_process(monkeypatch: pytest.MonkeyPatch) 
     await host.launch()
     await host.close()
     assert host.pid is None
+
+
+@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}])
+def test_how_threads_of_a_worker_wait_is_left_to_the_environment_where_it_says(own: dict[str, str]) -> None:
+    assert worker_environment(own) == own
+    assert worker_environment({"HOME": "/"}) == {"HOME": "/", "GOMP_SPINCOUNT": "20000"}
 
 
 def test_exits_are_described_for_people() -> None:
