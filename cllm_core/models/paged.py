@@ -5,6 +5,7 @@ decoding: rows are runs of tokens with a position and a block table.
 """
 
 import math
+import mmap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,9 +91,11 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy asks the system for zeroed memory, which becomes real page by page as it is used; torch would write it all.
-    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    # Zeroed memory of the system becomes real page by page as it is used. numpy would ask for huge pages: a text that
+    # gets its first block in a new one waited for 2 MiB of zeros in every layer, 0.15 s in all.
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes).view(dtype).view(shape)
 
 
 # Position of what no query sees: behind all of them.
