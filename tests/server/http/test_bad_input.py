@@ -250,7 +250,7 @@ def test_too_large_a_body_is_refused_whether_announced_or_not(server: RunningSer
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("POST", "/v1/embeddings", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
+    [("GET", "/v1", 404), ("POST", "/v1/embeddings", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
 )
 def test_unknown_paths_and_methods_get_error_objects(
     server: RunningServer, method: str, path: str, status: int

@@ -28,7 +28,7 @@ def test_slashes_behind_a_path_change_nothing(server: RunningServer, method: str
         ("POST", "/v1/embeddings", "POST /v1/embeddings: there is no such endpoint; /docs lists the endpoints"),
         ("POST", "/chat/completions", "the base URL must end in /v1"),
         ("POST", f"/v1{CHAT}", "the base URL ends in /v1 already"),
-        ("GET", "/", "GET /: there is no such endpoint"),
+        ("GET", "/nothing", "GET /nothing: there is no such endpoint"),
         ("GET", CHAT, f"GET {CHAT}: the endpoint does not take this method; use POST"),
         ("DELETE", "/v1/models", "use GET"),
     ],
