@@ -108,8 +108,8 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     """Innermost first."""
     settings = services.settings
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+    if settings.api_keys or settings.admin_keys:
+        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, admin_keys=settings.admin_keys)
     app.add_middleware(
         RequestContextMiddleware, observe=services.metrics.observe_http, unknown_fields=settings.unknown_fields
     )

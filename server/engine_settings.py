@@ -42,14 +42,15 @@ LIMITS = Panel("Limits")
 CLUSTER = Panel("Cluster")
 
 
-def _split_commas(value: object) -> object:
+def split_commas(value: object) -> object:
+    """A tuple of the parts of one text or several; other values as they are."""
     given = [value] if isinstance(value, str) else value
     if isinstance(given, list):
         return tuple(part.strip() for text in given for part in text.split(",") if part.strip())
     return given
 
 
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class EngineSettings(BaseSettings):

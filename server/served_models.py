@@ -115,6 +115,11 @@ class ModelRegistry:
         """First served name of the base, for labels; empty while nothing is loaded."""
         return next(iter(self._models), "")
 
+    @property
+    def first_or_none(self) -> LoadedModel | None:
+        """The base by its first served name, None while nothing is loaded."""
+        return next(iter(self._models.values()), None)
+
     async def all(self) -> list[LoadedModel]:
         """Every served model, its tokenizer built at most once per load; EngineUnavailable before the first load."""
         info = self._engine.info

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
 from cllm_core.text.reasoning.formats import ReasoningFormatChoice
 from cllm_core.text.tools.skeleton import ToolFormatChoice
 
-from .engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings
+from .engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings, split_commas
 from .http.body_limits import BodyLimits
 from .http.ignored import UnknownFields
 
@@ -73,6 +73,15 @@ class ServerSettings(EngineSettings):
         CommaSeparated,
         SERVER,
         Field(repr=False, description="Key that clients must send; give it again for more. Left out: no keys needed."),
+    ] = ()
+    admin_keys: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(
+            repr=False,
+            description="Key that loading and unloading adapters needs; it is good for everything else, too. Give it "
+            "again for more. Left out: the keys of clients do.",
+        ),
     ] = ()
     cors_origins: Annotated[
         CommaSeparated,
@@ -218,6 +227,14 @@ class ServerSettings(EngineSettings):
             if aliases.count(alias) > 1:
                 raise ConfigError(f"model_aliases={entry}: the alias {alias!r} is given twice; leave one of them out")
         return entries
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _check_keys(cls, keys: object, info: ValidationInfo) -> object:
+        # The default, no keys, is an empty tuple; what is given and comes to nothing is a mistake.
+        if keys != () and not split_commas(keys):
+            raise ConfigError(f"{info.field_name}: is given, but names no key; give one, or leave it out")
+        return keys
 
     @field_validator("response_store")
     @classmethod

@@ -5,7 +5,7 @@ from typing import get_args
 
 from pydantic.fields import FieldInfo
 
-from server.cli.options import flag_of
+from server.cli.names import flag_of
 from server.cluster.settings import ClusterSettings
 from server.engine_settings import ENV_PREFIX, Panel, PanelName
 from server.settings import ServerSettings

@@ -10,7 +10,7 @@ from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
 from server.cli import app
-from server.cli.options import flag_of
+from server.cli.names import flag_of, variables_of
 from server.engine_settings import ENV_PREFIX
 from server.settings import ServerSettings
 from tests.metrics_page import metric_families, render_metrics_page, series_name
@@ -105,7 +105,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 def test_compose_passes_on_every_setting_that_the_image_leaves_open() -> None:
     passed = re.findall(rf"^    ({ENV_PREFIX}\w+):$", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
     open_settings = ServerSettings.model_fields.keys() - SET_BY_IMAGE
-    assert set(passed) == {ENV_PREFIX + name.upper() for name in open_settings}
+    assert set(passed) == {variable for name in open_settings for variable in variables_of(name)}
 
 
 def test_documented_make_targets_exist() -> None:

@@ -1,5 +1,6 @@
 """The console command `cllm`. A command imports what it needs when it runs, so that `--help` is instant."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -10,7 +11,9 @@ import cllm_core.check.cli as check_cli
 import cllm_core.evaluation.cli as evaluation_cli
 import cllm_core.export.cli as export_cli
 import cllm_core.training.cli as training_cli
+from cllm_core import __version__
 from cllm_core.cli.command import exit_with
+from cllm_core.cli.help import HelpCommand, HelpGroup
 from cllm_core.cli.struct_options import struct_command, with_struct_options
 from cllm_core.errors import ConfigError
 from cllm_core.logs import LogFormat, LogLevel
@@ -19,14 +22,16 @@ from cllm_core.training.config import SftConfig, TrainConfig, TrajectoryConfig
 from ..cluster.settings import ClusterSettings
 from ..engine_settings import EngineSettings
 from ..settings import ServerSettings
-from . import local
+from . import local, models
 from .options import settings_command, single_model_command
 
 app = typer.Typer(
     name="cllm",
     help="Serve Consistency LLMs through OpenAI's API, with batched Jacobi decoding.",
+    cls=HelpGroup,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -34,6 +39,21 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"cllm-server {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def serve(settings: ServerSettings) -> None:
@@ -79,20 +99,31 @@ def deploy(settings: ClusterSettings) -> None:
         exit_with(str(error))
 
 
-app.command()(settings_command(serve, ServerSettings))
-app.command()(settings_command(deploy, ClusterSettings))
-app.command()(settings_command(worker, EngineSettings))
-app.command()(settings_command(local.generate, EngineSettings))
-app.command()(settings_command(local.chat, EngineSettings))
-app.command("eval")(single_model_command(with_struct_options(evaluation_cli.evaluate, evaluation_cli.EvalOptions)))
-app.command()(struct_command(training_cli.sft, SftConfig))
-app.command()(struct_command(training_cli.trajectories, TrajectoryConfig))
-app.command()(struct_command(training_cli.train, TrainConfig))
+def _add(group: typer.Typer, heading: str, command: Callable[..., None], name: str | None = None) -> None:
+    group.command(name, cls=HelpCommand, rich_help_panel=heading)(command)
 
-app.command()(single_model_command(check_cli.check))
 
-bench = typer.Typer(name="bench", help="Measure speed on this machine.", no_args_is_help=True)
-bench.command("engine")(single_model_command(bench_cli.engine))
-app.add_typer(bench)
-app.command()(training_cli.card)
-app.command()(export_cli.export)
+_add(app, "Serve", settings_command(serve, ServerSettings))
+_add(app, "Serve", settings_command(deploy, ClusterSettings))
+_add(app, "Serve", settings_command(worker, EngineSettings))
+_add(app, "Use a model in the terminal", settings_command(local.generate, EngineSettings))
+_add(app, "Use a model in the terminal", settings_command(local.chat, EngineSettings))
+_add(app, "Models", models.models)
+_add(app, "Models", models.pull)
+_add(app, "Models", single_model_command(models.info))
+_add(app, "Models", single_model_command(check_cli.check))
+_add(app, "Models", export_cli.export)
+_add(app, "Train a Consistency LLM", struct_command(training_cli.sft, SftConfig))
+_add(app, "Train a Consistency LLM", struct_command(training_cli.trajectories, TrajectoryConfig))
+_add(app, "Train a Consistency LLM", struct_command(training_cli.train, TrainConfig))
+_add(app, "Train a Consistency LLM", training_cli.card)
+_add(
+    app,
+    "Measure",
+    single_model_command(with_struct_options(evaluation_cli.evaluate, evaluation_cli.EvalOptions)),
+    "eval",
+)
+
+bench = typer.Typer(name="bench", cls=HelpGroup, help="Measure speed on this machine.", no_args_is_help=True)
+_add(bench, "Commands", single_model_command(bench_cli.engine), "engine")
+app.add_typer(bench, rich_help_panel="Measure")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from cllm_core.worker.client import RequestTimeouts, remote_worker, supervised_w
 from cllm_core.worker.engine_client import EngineClient
 
 from ..app import create_app
+from ..served_models import LoadedModel
+from ..services import Services
 from ..settings import ServerSettings
 
 # Beyond the drain's own grace: for last events to be written before uvicorn cuts connections.
@@ -48,7 +51,8 @@ class DrainingServer(uvicorn.Server):
         )
         self._engine = engine
         self._settings = settings
-        self._shutdown = app.state.services.shutdown
+        self._services: Services = app.state.services
+        self._is_announced = False
         self.has_failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -60,12 +64,15 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to exit: also where the engine has failed for good, unless the settings say to stay up."""
+        if not self._is_announced and (model := self._services.models.first_or_none) is not None:
+            self._is_announced = True
+            self._announce(model)
         self.has_failed = self._engine.status.state == "failed" and not self._settings.stay_up
         return await super().on_tick(counter) or self.has_failed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Turn /ready to 503, stop accepting, drain the engine while open connections are answered, stop the engine."""
-        self._shutdown.has_begun = True
+        self._services.shutdown.has_begun = True
         if not self.has_failed:
             await self._serve_unready(self._settings.shutdown_delay)
         _log.info("shutting down: running requests may finish", grace_seconds=self._settings.drain_seconds)
@@ -75,6 +82,17 @@ class DrainingServer(uvicorn.Server):
         # Done by now, or cut short by a second Ctrl-C.
         drain.cancel()
         await asyncio.gather(drain, return_exceptions=True)
+
+    def _announce(self, model: LoadedModel) -> None:
+        """The last line of the start: where the model is served, and a request to copy."""
+        addresses = [address for server in self.servers for address in _addresses(server.sockets)]
+        if addresses:
+            # An address to be reached at, where the server listens on every one.
+            api = addresses[0].replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/v1"
+            has_template, needs_key = model.chat_template is not None, bool(self._settings.api_keys)
+            request = example_request(api, is_chat=has_template, needs_key=needs_key)
+            # In the message itself, which the console shows as it is.
+            _log.info(f"serving {model.name} at {api}; try: {request}")
 
     async def _serve_unready(self, seconds: float) -> None:
         """Answer as before for a while, but for /ready, and close connections behind their answers; Ctrl-C ends it."""
@@ -101,6 +119,11 @@ def serve(settings: ServerSettings) -> None:
         _log.info("starting", model=settings.model or "default")
     else:
         _log.info("starting", worker=settings.worker)
+    if not (settings.api_keys or is_loopback(settings.host)):
+        _log.warning(
+            "no API key is needed, and other machines may reach this address: give --api-key, or listen on 127.0.0.1",
+            host=settings.host,
+        )
     server = DrainingServer(engine, settings)
     freeze_garbage_collector()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it shut down
@@ -116,6 +139,29 @@ def make_engine(settings: ServerSettings) -> EngineClient:
         return remote_worker(settings.worker, max_waiting=settings.max_waiting, timeouts=timeouts)
     arguments = ("--log-level", settings.log_level, "--log-format", settings.log_format)
     return supervised_worker(settings.to_engine_config(), worker_arguments=arguments, timeouts=timeouts)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def example_request(api: str, *, is_chat: bool, needs_key: bool) -> str:
+    """A curl command that asks the model something.
+
+    Args:
+        api: base URL, with /v1.
+        is_chat: whether the model has a chat template.
+        needs_key: whether the server does.
+    """
+    endpoint, content = "completions", '"prompt": "Once upon a time"'
+    if is_chat:
+        endpoint, content = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
+    key = """ -H "Authorization: Bearer $CLLM_API_KEY\"""" if needs_key else ""
+    return f"curl {api}/{endpoint}{key} -H 'Content-Type: application/json' -d '{{{content}}}'"
 
 
 def _addresses(sockets: Sequence[socket.socket]) -> list[str]:

@@ -74,8 +74,8 @@ def create_gateway(replicas: Replicas, settings: ServerSettings) -> ASGIApp:
     """A gateway that refuses what any replica would before it reads it."""
     app: ASGIApp = _Forwarding(replicas)
     app = BodyLimitMiddleware(app, max_bytes=settings.max_body_bytes)
-    if settings.api_keys:
-        app = ApiKeyMiddleware(app, api_keys=settings.api_keys)
+    if settings.api_keys or settings.admin_keys:
+        app = ApiKeyMiddleware(app, api_keys=settings.api_keys, admin_keys=settings.admin_keys)
     return _Outermost(app)
 
 

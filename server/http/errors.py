@@ -3,6 +3,7 @@
 RequestError (cllm_core.errors)
 |-- ModelNotFound           the named model is not served here
 |-- InvalidApiKey           no key, or a wrong one
+|-- AdminKeyRequired        a client's key, where an administrator's is needed
 |-- ResponseNotFound        the named response is not stored for this key
 |-- PreviousResponseNotFound    nor is one that a request continues
 |-- ItemNotFound            nor is one of the items that it refers to
@@ -57,6 +58,10 @@ class InvalidApiKey(RequestError):
     """No API key, or a wrong one."""
 
 
+class AdminKeyRequired(RequestError):
+    """A client's key, where an administrator's is needed."""
+
+
 class ResponseNotFound(RequestError):
     """The named response is not stored for this key."""
 
@@ -103,6 +108,7 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     PromptTooLong: HttpError(400, "invalid_request_error", "context_length_exceeded"),
     PromptCrashedWorker: HttpError(400, "invalid_request_error", "prompt_crashed_worker"),
     InvalidApiKey: HttpError(401, "authentication_error", "invalid_api_key"),
+    AdminKeyRequired: HttpError(403, "permission_error", "admin_key_required"),
     ModelNotFound: HttpError(404, "invalid_request_error", "model_not_found"),
     ResponseNotFound: HttpError(404, "invalid_request_error", "not_found"),
     PreviousResponseNotFound: HttpError(400, "invalid_request_error", "previous_response_not_found"),

@@ -12,7 +12,9 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import BodyTooLarge, InvalidApiKey, error_response, internal_error_response
+from cllm_core.errors import RequestError
+
+from .errors import AdminKeyRequired, BodyTooLarge, InvalidApiKey, error_response, internal_error_response
 from .ignored import (
     IGNORED_FIELDS_HEADER,
     IgnoredFields,
@@ -24,6 +26,9 @@ from .record import RequestRecord, attach_record, record_of
 
 REQUEST_ID_HEADER = "X-Request-Id"
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping", "/metrics", "/version"})
+
+ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""Endpoints that change the server for everyone."""
 PLAYGROUND_PREFIX = "/playground/"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -105,30 +110,41 @@ class TrailingSlashMiddleware:
 
 
 class ApiKeyMiddleware:
-    """Lets only requests through that carry one of the keys; the operations endpoints stay open."""
+    """Lets only requests through that carry a key; the operations endpoints stay open.
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    Args:
+        app: gets the requests.
+        api_keys: of clients; empty: they need none.
+        admin_keys: of administrators, who may do all that clients may; empty: clients may change what is served.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], admin_keys: tuple[str, ...] = ()) -> None:
         self._app = app
         self._api_keys = tuple(key.encode() for key in api_keys)
+        self._admin_keys = tuple(key.encode() for key in admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] != "http" or _is_open(scope["path"]) or self._is_allowed(Headers(scope=scope)):
+        error = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        if error is None:
             await self._app(scope, receive, send)
             return
-        error = InvalidApiKey("a valid API key is required: send the header 'Authorization: Bearer <key>'")
         await error_response(error, request_id=record_of(scope).request_id)(scope, receive, send)
 
-    def _is_allowed(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return False
-        # Headers are read as Latin-1; clients send letters beyond ASCII as that or as UTF-8.
-        sent = given.strip(" \t")
-        forms = (sent.encode("latin-1"), sent.encode())
-        # Every key is compared, in constant time: how long it takes tells nothing about any key.
-        matches = [hmac.compare_digest(key, form) for key in self._api_keys for form in forms]
-        return any(matches)
+    def _refusal(self, path: str, headers: Headers) -> RequestError | None:
+        """Why the request is refused, None where it is not."""
+        needs_admin = bool(self._admin_keys) and path in ADMIN_PATHS
+        if _is_open(path) or not (needs_admin or self._api_keys):
+            return None
+        forms = _sent_keys(headers)
+        is_client, is_admin = _matches(self._api_keys, forms), _matches(self._admin_keys, forms)
+        if is_admin or (is_client and not needs_admin):
+            return None
+        if is_client:
+            return AdminKeyRequired(
+                f"{path}: needs a key of an administrator (--admin-key), and this one is a client's"
+            )
+        return InvalidApiKey("a valid API key is required: send the header 'Authorization: Bearer <key>'")
 
 
 class BodyLimitMiddleware:
@@ -185,6 +201,21 @@ class _StatusProbe:
             if ignored := self._record.ignored.header:
                 headers[IGNORED_FIELDS_HEADER] = ignored
         await self._send(message)
+
+
+def _sent_keys(headers: Headers) -> tuple[bytes, ...]:
+    """The key of a request, in the encodings that clients use for letters beyond ASCII; empty where there is none."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return ()
+    sent = given.strip(" \t")  # read as Latin-1, but it may have been sent as UTF-8
+    return sent.encode("latin-1"), sent.encode()
+
+
+def _matches(keys: tuple[bytes, ...], forms: tuple[bytes, ...]) -> bool:
+    # Every key is compared, in constant time: how long it takes tells nothing about any key.
+    found = [hmac.compare_digest(key, form) for key in keys for form in forms]
+    return any(found)
 
 
 def _is_open(path: str) -> bool:

@@ -97,4 +97,5 @@ def test_help_shows_the_settings_in_panels(command: str) -> None:
 
 def test_commands_take_all_settings_as_options() -> None:
     serve = next(command for command in app.registered_commands if command.callback.__name__ == "serve")  # type: ignore[union-attr]
-    assert list(inspect.signature(serve.callback).parameters) == list(ServerSettings.model_fields)  # type: ignore[arg-type]
+    parameters = list(inspect.signature(serve.callback).parameters)  # type: ignore[arg-type]
+    assert parameters == [*ServerSettings.model_fields, "config"]

@@ -1,6 +1,7 @@
 """The server as a process of its own: signals and the port it cannot have."""
 
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,8 +11,12 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
-from tests.server.fakes import ANSWER, MODEL_NAME
+from server.cli.serve import example_request, is_loopback, serve
+from server.settings import ServerSettings
+from tests.server.fakes import ANSWER, MODEL_NAME, ScriptedEngine
 
 SERVE = """
 import sys
@@ -44,6 +49,49 @@ def logged(server: subprocess.Popen[str], event: str) -> dict[str, object]:
         if record["event"] == event:
             return record
     raise AssertionError(f"the process ended without logging {event!r}")
+
+
+def test_the_start_ends_in_a_line_with_a_request_to_copy() -> None:
+    with process() as server:
+        address = logged(server, "listening")["address"]
+        assert server.stderr is not None
+        served, command = json.loads(server.stderr.readline())["event"].split("; try: ")
+        assert served == f"serving {MODEL_NAME} at {address}/v1"
+        answer = json.loads(subprocess.run(shlex.split(command), capture_output=True, check=True, timeout=20).stdout)
+        assert answer["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_the_request_to_copy_asks_for_the_key_and_completes_where_there_is_no_chat_template() -> None:
+    chat = example_request("http://a/v1", is_chat=True, needs_key=True)
+    assert chat.startswith('curl http://a/v1/chat/completions -H "Authorization: Bearer $CLLM_API_KEY" -H ')
+    plain = example_request("http://a/v1", is_chat=False, needs_key=False)
+    assert plain.startswith("curl http://a/v1/completions -H 'Content-Type")
+    assert json.loads(shlex.split(plain)[-1]) == {"prompt": "Once upon a time"}
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_only_loopback_addresses_count_as_this_machine(host: str, is_own: bool) -> None:
+    assert is_loopback(host) == is_own
+
+
+def test_listening_for_other_machines_without_a_key_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.cli.serve.make_engine", lambda settings: ScriptedEngine())
+    monkeypatch.setattr("server.cli.serve.configure_logging", lambda **options: None)
+    monkeypatch.setattr("server.cli.serve.DrainingServer.run", lambda self: None)
+    with capture_logs() as closed:
+        serve(ServerSettings(host="127.0.0.1"))
+        serve(ServerSettings(host="0.0.0.0", api_keys=("secret",)))
+    with capture_logs() as open_to_all:
+        serve(ServerSettings(host="0.0.0.0"))
+    assert not warnings_in(closed)
+    assert [entry["host"] for entry in warnings_in(open_to_all)] == ["0.0.0.0"]
+
+
+def warnings_in(entries: list[EventDict]) -> list[EventDict]:
+    return [entry for entry in entries if entry["event"].startswith("no API key is needed")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -113,6 +113,29 @@ def test_changing_adapters_needs_a_key_where_keys_are_required() -> None:
         assert http.post(UNLOAD, json={"lora_name": "sql"}).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("key", "status", "code"),
+    [(None, 401, "invalid_api_key"), ("client", 403, "admin_key_required"), ("root", 200, None)],
+)
+def test_changing_adapters_needs_an_administrators_key_where_there_are_any(
+    key: str | None, status: int, code: str | None
+) -> None:
+    settings = {"adapter_root": "/adapters", "api_keys": "client", "admin_keys": "root"}
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with running(engine_with_adapter(), **settings) as server, server.http() as http:
+        answer = http.post(UNLOAD, json={"lora_name": "sql"}, headers=headers)
+    assert (answer.status_code, answer.json().get("error", {}).get("code")) == (status, code)
+
+
+def test_an_administrators_key_is_good_for_everything_and_alone_closes_nothing_else() -> None:
+    with running(engine_with_adapter(), api_keys="client", admin_keys="root") as server, server.http() as http:
+        assert http.get("/v1/models", headers={"authorization": "Bearer root"}).status_code == 200
+        assert http.get("/v1/models").status_code == 401
+    with running(engine_with_adapter(), adapter_root="/adapters", admin_keys="root") as server, server.http() as http:
+        assert http.get("/v1/models").status_code == 200
+        assert http.post(UNLOAD + "/", json={"lora_name": "sql"}).status_code == 401
+
+
 def test_the_page_names_the_endpoints() -> None:
     page = (Path(__file__).parents[4] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     paths = create_app(ScriptedEngine(), ServerSettings(adapter_root="/adapters")).openapi()["paths"]
