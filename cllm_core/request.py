@@ -175,6 +175,9 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
         cache_salt: requests share cached prefixes only with requests of the same salt.
         wants_draft: report with each step the predictions that were not accepted.
         adapter: name of the adapter to decode with, "" for the base model alone.
+        user: whose request it is; users take turns in the queue and each may hold a part of it only. "" is nobody.
+        weight: turns of the user for one of a user with weight 1; above 0.
+        priority: lower goes before higher in the queue, whoever the users are.
     """
 
     request_id: str
@@ -185,6 +188,9 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     wants_draft: bool = False
     adapter: str = ""
+    user: str = ""
+    weight: float = 1.0
+    priority: int = 0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -4,12 +4,11 @@ There are no phases: a request computes its tokens that are not computed yet - a
 accepted token - and, once no known token is left over, a draft behind them. Prompt chunks and Jacobi windows share
 one token budget per step.
 
-Order is first come, first served: an older request never loses its cache blocks to a younger one, and the oldest
-always advances, so none starves.
+Users take turns to be admitted (see WaitingQueue). From then on it is first come, first served: a request never loses
+its cache blocks to one that was admitted later, and the oldest always advances, so none starves.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
@@ -20,6 +19,7 @@ from cllm_core.engine.gated_length import GatedLengths, GatedRow
 from cllm_core.engine.plan import Admission, GatedBlocks, PlannedRow, RowResult, StepPlan, StepResult
 from cllm_core.engine.request_state import RequestState
 from cllm_core.engine.step_times import StepTimes
+from cllm_core.engine.waiting_queue import WaitingQueue
 from cllm_core.request import ErrorCode, RequestOutput, TokenLogprobs
 
 
@@ -60,7 +60,7 @@ class Scheduler:
         self._prefill_step_seconds = prefill_step_seconds
         self._queue_timeout = queue_timeout
         self._clock = clock
-        self._waiting: deque[RequestState] = deque()
+        self._waiting = WaitingQueue()
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -103,7 +103,7 @@ class Scheduler:
         """Queue a request that the block pool can hold as a whole."""
         state.queued_at = self._clock()
         self._by_id[state.request_id] = state
-        self._waiting.append(state)
+        self._waiting.add(state)
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free what it holds; its final output comes with the next commit. No-op where unknown."""
@@ -125,7 +125,7 @@ class Scheduler:
             self._ended.append(_error_output(state, f"{error}: try again later", "queue_timeout"))
 
     def schedule(self) -> StepPlan:
-        """Plan one forward pass: running requests first, oldest first, then new ones in the order they came."""
+        """Plan one forward pass: running requests first, oldest first, then new ones in the order of the queue."""
         max_tokens = self._max_step_tokens()
         windows = self._choose_windows(max_tokens)
         blocks = self._choose_blocks(windows, max_tokens)
@@ -346,10 +346,10 @@ class Scheduler:
             for state, num_tokens in granted:
                 computing |= self._blocks_filled(state, num_tokens)
         while self._waiting and self._free_slots and budget.remaining > 0:
-            state = self._waiting[0]
+            state = self._waiting.first
             if not self._reserve_known_tokens(state, computing):
                 return
-            self._waiting.popleft()
+            self._waiting.pop()
             state.slot = self._free_slots.pop()
             self._running.append(state)
             num_tokens = min(budget.remaining, _num_wanted(state, windows, blocks))
@@ -409,7 +409,7 @@ class Scheduler:
         self._release(state)
         state.num_computed = state.num_proposed = 0
         state.num_preemptions += 1
-        self._waiting.appendleft(state)
+        self._waiting.add_first(state)
 
     def _release(self, state: RequestState) -> None:
         if state.slot is not None:
