@@ -1,7 +1,8 @@
 """The settings of the HTTP server, beside those of the engine: flags and the CLLM_* environment are made from them."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -13,6 +14,10 @@ from cllm_core.text.tools.skeleton import ToolFormatChoice
 from .engine_settings import LIMITS, MODEL, SERVER, CommaSeparated, EngineSettings, split_commas
 from .http.body_limits import BodyLimits
 from .http.ignored import UnknownFields
+
+SchedulingPolicy = Literal["fair", "priority"]
+
+_WEIGHT = re.compile(r"\d{1,6}(\.\d{1,6})?")
 
 ANY_MODEL = "*"
 """Alias of every name that no model has."""
@@ -133,6 +138,34 @@ class ServerSettings(EngineSettings):
             "nothing is said; refuse: 400."
         ),
     ] = "warn"
+    scheduling_policy: Annotated[
+        SchedulingPolicy,
+        SERVER,
+        Field(
+            description="Order of the queue. fair: users take turns; each one's requests in the order of arrival. "
+            "priority: lower values of the request field priority first, then fair. Users are told apart by their keys "
+            "where there are several, else by the request fields safety_identifier and user."
+        ),
+    ] = "fair"
+    key_weights: Annotated[
+        CommaSeparated,
+        SERVER,
+        Field(
+            repr=False,
+            description="KEY=WEIGHT: requests of this API key get so many turns in the queue for one of a key without "
+            "a weight. Give it again for more.",
+        ),
+    ] = ()
+    max_user_share: Annotated[
+        float,
+        LIMITS,
+        Field(
+            gt=0,
+            le=1,
+            description="Part of all running and waiting requests that one user may have; more are refused with 429. "
+            "Requests of nobody in particular are not limited.",
+        ),
+    ] = 0.75
     ttft_timeout: Annotated[
         float | None,
         LIMITS,
@@ -202,6 +235,11 @@ class ServerSettings(EngineSettings):
         )
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Turns in the queue by API key."""
+        return {key: float(weight) for key, _, weight in (entry.rpartition("=") for entry in self.key_weights)}
+
+    @property
     def aliases(self) -> dict[str, str]:
         """Served model by alias; ANY_MODEL stands for every unknown name."""
         return dict(entry.split("=", 1) for entry in self.model_aliases)
@@ -235,6 +273,16 @@ class ServerSettings(EngineSettings):
         if keys != () and not split_commas(keys):
             raise ConfigError(f"{info.field_name}: is given, but names no key; give one, or leave it out")
         return keys
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        for number, entry in enumerate(self.key_weights, start=1):
+            key, _, weight = entry.rpartition("=")
+            if key not in self.api_keys:  # said without the key, which belongs in no log
+                raise ConfigError(f"key_weights: entry {number}: must be KEY=WEIGHT with one of api_keys")
+            if not _WEIGHT.fullmatch(weight) or not float(weight):
+                raise ConfigError(f"key_weights: entry {number}: the weight must be a number above 0, as 2 or 0.5")
+        return self
 
     @field_validator("response_store")
     @classmethod

@@ -15,7 +15,7 @@ import msgspec
 import zmq.asyncio
 
 from cllm_core.config import EngineConfig
-from cllm_core.errors import ConfigError, EngineBusy, EngineUnavailable
+from cllm_core.errors import ConfigError, EngineUnavailable
 from cllm_core.info import EngineStats, ModelInfo
 from cllm_core.request import ErrorCode, NewRequest, RequestOutput
 from cllm_core.worker.adapters import AdapterCalls
@@ -35,6 +35,7 @@ from cllm_core.worker.messages import (
     StepReport,
     Submit,
 )
+from cllm_core.worker.queue_limits import QueueLimits
 from cllm_core.worker.streams import LiveStreams
 from cllm_core.worker.supervisor import Loss, RemoteWorker, RestartPolicy, WorkerProcess
 from cllm_core.worker.transport import Connection, Unreadable
@@ -70,6 +71,7 @@ def supervised_worker(
     worker_arguments: Sequence[str] = (),
     policy: RestartPolicy | None = None,
     timeouts: RequestTimeouts = RequestTimeouts(),
+    max_user_share: float = 1.0,
 ) -> "WorkerClient":
     """A client with a worker process of its own, restarted when it dies.
 
@@ -78,9 +80,11 @@ def supervised_worker(
         worker_arguments: further options of `python -m cllm_core.worker`, such as ("--log-level", "debug").
         policy: when to restart; None is the default policy.
         timeouts: of requests.
+        max_user_share: see QueueLimits.
     """
     process = WorkerProcess(config, worker_arguments)
-    return WorkerClient(process, max_waiting=config.max_waiting, policy=policy or RestartPolicy(), timeouts=timeouts)
+    limits = QueueLimits(max_waiting=config.max_waiting, max_user_share=max_user_share)
+    return WorkerClient(process, limits=limits, policy=policy or RestartPolicy(), timeouts=timeouts)
 
 
 def remote_worker(
@@ -89,6 +93,7 @@ def remote_worker(
     max_waiting: int,
     policy: RestartPolicy | None = None,
     timeouts: RequestTimeouts = RequestTimeouts(),
+    max_user_share: float = 1.0,
 ) -> "WorkerClient":
     """A client of a worker that was started elsewhere; it reconnects without end.
 
@@ -98,7 +103,8 @@ def remote_worker(
         ConfigError: the endpoint is malformed.
     """
     lasting = RestartPolicy(max_delay=5.0, healthy_seconds=5.0, max_failed_starts=None)
-    return WorkerClient(RemoteWorker(endpoint), max_waiting=max_waiting, policy=policy or lasting, timeouts=timeouts)
+    limits = QueueLimits(max_waiting=max_waiting, max_user_share=max_user_share)
+    return WorkerClient(RemoteWorker(endpoint), limits=limits, policy=policy or lasting, timeouts=timeouts)
 
 
 class WorkerClient:
@@ -106,7 +112,7 @@ class WorkerClient:
 
     Args:
         worker: launches or reaches workers.
-        max_waiting: requests that may wait beyond the `max_num_seqs` that the worker decodes together.
+        limits: of the requests that are alive.
         policy: when a lost worker is replaced.
         timeouts: of requests.
     """
@@ -115,13 +121,13 @@ class WorkerClient:
         self,
         worker: WorkerProcess | RemoteWorker,
         *,
-        max_waiting: int,
+        limits: QueueLimits,
         policy: RestartPolicy,
         timeouts: RequestTimeouts = RequestTimeouts(),
     ) -> None:
         self._worker = worker
         self._policy = policy
-        self._max_waiting = max_waiting
+        self._limits = limits
         self._timeouts = timeouts
         self._streams = LiveStreams()
         self._crashed = CrashedPrompts()
@@ -161,6 +167,10 @@ class WorkerClient:
         """Requests that the worker is not done with; those whose reader left count until it confirms."""
         return len(self._streams)
 
+    def max_requests(self, user: str) -> int:
+        """How many requests of a user may be alive together; see EngineClient."""
+        return self._limits.most(user, self.info.max_num_seqs)
+
     def add_step_listener(self, listener: Callable[[StepReport], None]) -> None:
         """Call `listener` with every step report, in the event loop. What it raises is logged."""
         self._listeners.append(listener)
@@ -170,14 +180,17 @@ class WorkerClient:
 
         Raises:
             EngineUnavailable: the status is not "ready".
-            EngineBusy: as many requests are alive as may run and wait.
+            EngineBusy: as many requests are alive, in all or of this user, as may run and wait.
             InvalidRequest: a request of this id is alive, or a value in it cannot be encoded.
             PromptCrashedWorker: its prompt was running in two crashes.
         """
         connection = self._require_ready()
-        limit = self.info.max_num_seqs + self._max_waiting
-        if self.num_requests >= limit:
-            raise EngineBusy(f"{limit} requests are running or waiting already: try again later")
+        self._limits.check(
+            request.user,
+            max_running=self.info.max_num_seqs,
+            num_alive=self.num_requests,
+            num_of_user=self._streams.num_of_user(request.user),
+        )
         self._crashed.check(request)
         payload = connection.encode(Submit(request))
         stream = self._streams.open(request, self._abort)
@@ -437,6 +450,8 @@ class WorkerClient:
 
     def _deliver(self, output: RequestOutput) -> None:
         ended = self._streams.deliver(output)
+        if ended is not None:
+            self._limits.on_end()
         if ended is not None and output.finish_reason in ("stop", "length"):
             self._crashed.clear(ended)
 

@@ -47,6 +47,10 @@ class EngineClient(Protocol):
         """The state of the engine after its latest step."""
         ...
 
+    def max_requests(self, user: str) -> int:
+        """How many requests of a user may be alive together; "" is nobody in particular. Raises as `info`."""
+        ...
+
     def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
         """Queue a request; returns at once.
 
@@ -54,7 +58,7 @@ class EngineClient(Protocol):
         early (`aclose`, or cancellation of its reader) aborts the request and frees its blocks.
 
         Raises:
-            EngineBusy: the queue is full.
+            EngineBusy: the queue is full, or the user's part of it.
             EngineUnavailable: the status is not "ready".
         """
         ...

@@ -4,6 +4,7 @@ Neither knows sockets; both belong to one event loop.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -125,11 +126,16 @@ class LiveStreams:
 
     def __init__(self) -> None:
         self._live: dict[str, _LiveStream] = {}  # in the order of arrival
+        self._num_of_user: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def num_of_user(self, user: str) -> int:
+        """Requests of one user."""
+        return self._num_of_user[user]
 
     @property
     def requests(self) -> list[NewRequest]:
@@ -145,6 +151,7 @@ class LiveStreams:
             )
         stream = RequestStream(request, on_abandon)
         self._live[request.request_id] = _LiveStream(request, stream)
+        self._num_of_user[request.user] += 1
         self._idle.clear()
         return stream
 
@@ -207,6 +214,7 @@ class LiveStreams:
         for live in self._live.values():
             live.stream.end("error", error)
         self._live.clear()
+        self._num_of_user.clear()
         self._idle.set()
 
     def lose_worker(self, error: str, *, can_run_again: Callable[[NewRequest], bool]) -> None:
@@ -236,7 +244,10 @@ class LiveStreams:
         await self._idle.wait()
 
     def _remove(self, request_id: str) -> None:
-        del self._live[request_id]
+        user = self._live.pop(request_id).request.user
+        self._num_of_user[user] -= 1
+        if not self._num_of_user[user]:
+            del self._num_of_user[user]
         if not self._live:
             self._idle.set()
 

@@ -136,9 +136,19 @@ def make_engine(settings: ServerSettings) -> EngineClient:
     """A client of the worker named in the settings, else one with a worker process of its own."""
     timeouts = RequestTimeouts(first_token=settings.ttft_timeout, whole=settings.request_timeout)
     if settings.worker is not None:
-        return remote_worker(settings.worker, max_waiting=settings.max_waiting, timeouts=timeouts)
+        return remote_worker(
+            settings.worker,
+            max_waiting=settings.max_waiting,
+            timeouts=timeouts,
+            max_user_share=settings.max_user_share,
+        )
     arguments = ("--log-level", settings.log_level, "--log-format", settings.log_format)
-    return supervised_worker(settings.to_engine_config(), worker_arguments=arguments, timeouts=timeouts)
+    return supervised_worker(
+        settings.to_engine_config(),
+        worker_arguments=arguments,
+        timeouts=timeouts,
+        max_user_share=settings.max_user_share,
+    )
 
 
 def is_loopback(host: str) -> bool:

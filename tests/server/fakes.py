@@ -128,6 +128,9 @@ class ScriptedEngine:
         """Streams that nobody has read to the end or closed."""
         return len(self._players)
 
+    def max_requests(self, user: str) -> int:
+        return self._capacity
+
     def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
         if self.status.state != "ready":
             raise EngineUnavailable(f"the engine is {self.status.state}")

@@ -15,6 +15,7 @@ from cllm_core.worker.client import WorkerClient, remote_worker
 from cllm_core.worker.engine_client import EngineState
 from cllm_core.worker.loop import WorkerLoop
 from cllm_core.worker.messages import Loading, Ready
+from cllm_core.worker.queue_limits import QueueLimits
 from cllm_core.worker.supervisor import RestartPolicy, WorkerProcess
 from cllm_core.worker.transport import WorkerSocket
 from tests.worker.fake_engine import FakeEngine
@@ -94,7 +95,7 @@ async def start_supervised(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sta
         host = WorkerProcess(
             EngineConfig(stream_interval=0.0, step_timeout=step_timeout), ("--engine", engine, "--log-level", "error")
         )
-        client = WorkerClient(host, max_waiting=100, policy=policy)
+        client = WorkerClient(host, limits=QueueLimits(max_waiting=100), policy=policy)
         clients.append(client)
         await client.start()
         return client, host

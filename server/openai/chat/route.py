@@ -8,6 +8,7 @@ from ...http.openapi import GENERATION_ERRORS, event_stream
 from ...services import ServicesDep
 from ..shared.answers import answer_head
 from ..shared.call import begin_call, respond, start_generation
+from ..shared.queueing import Turn
 from .answer import ChatCompletion, ChatCompletionChunk
 from .plan import plan_chat
 from .request import ChatCompletionRequest
@@ -25,7 +26,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     """Answer a conversation."""
     call = await begin_call(request, services, model=body.model, id_prefix="chatcmpl-")
     plan = await plan_chat(body, call)
-    generation = await start_generation(call, plan)
+    generation = await start_generation(call, plan, Turn.of(request, body, services.settings))
     answer = ChatAnswer(
         answer_head(call, body, has_logprobs=bool(body.logprobs)),
         may_call=plan.syntax is not None and plan.syntax.may_call,

@@ -8,6 +8,7 @@ from ...http.openapi import GENERATION_ERRORS, event_stream
 from ...services import ServicesDep
 from ..shared.answers import answer_head
 from ..shared.call import begin_call, respond, start_generation
+from ..shared.queueing import Turn
 from .answer import Completion
 from .plan import plan_completion
 from .request import CompletionRequest
@@ -25,7 +26,7 @@ async def create_completion(body: CompletionRequest, request: Request, services:
     """Continue one or more prompts."""
     call = await begin_call(request, services, model=body.model, id_prefix="cmpl-")
     plan = await plan_completion(body, call)
-    generation = await start_generation(call, plan)
+    generation = await start_generation(call, plan, Turn.of(request, body, services.settings))
     answer = CompletionAnswer(
         answer_head(call, body, has_logprobs=body.logprobs is not None),
         scores_echo=body.scores_prompt,

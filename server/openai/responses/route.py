@@ -7,6 +7,7 @@ from ...http.openapi import GENERATION_ERRORS, event_stream
 from ...services import ServicesDep
 from ..chat.plan import plan_chat
 from ..shared.call import begin_call, respond, start_generation
+from ..shared.queueing import Turn
 from .answer import ResponseBody
 from .conversation import to_messages
 from .events import RESPONSE_EVENTS
@@ -28,6 +29,6 @@ async def create_response(body: ResponseRequest, request: Request, services: Ser
     memory = await recall(body, request, services)
     messages = to_messages(memory.items, instructions=body.instructions)
     plan = await plan_chat(body.to_chat(messages), call)
-    generation = await start_generation(call, plan)
+    generation = await start_generation(call, plan, Turn.of(request, body, services.settings))
     answer = ResponseAnswer(body, call, plan.requests[0].params, memory)
     return await respond(call, generation, answer, is_stream=bool(body.stream))

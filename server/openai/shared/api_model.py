@@ -30,6 +30,7 @@ def _whole(value: object) -> object:
 # Bounds stand before the validator, else the OpenAPI document loses them.
 Integer = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT), BeforeValidator(_whole)]
+Priority = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT), BeforeValidator(_whole)]
 TopK = Annotated[int, Field(ge=-1), BeforeValidator(_whole)]
 """-1 keeps all tokens, as 0 does."""
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_whole)]
@@ -68,8 +69,6 @@ ANY_VALUE = Neutral(lambda _: True, {})
 """For fields that label a request, or that clients add to an answer for their user and send back with it."""
 
 REQUEST_LABELS: Mapping[str, Neutral] = {
-    "user": ANY_VALUE,
-    "safety_identifier": ANY_VALUE,
     "prompt_cache_key": ANY_VALUE,
     "prompt_cache_retention": ANY_VALUE,
     "prompt_cache_options": ANY_VALUE,

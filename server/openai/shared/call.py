@@ -7,12 +7,14 @@ endpoint: plans and answers are handed in.
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+
+from cllm_core.errors import InvalidRequest
 
 from ...generation.choices import ChoiceResult, TokenCounts
 from ...generation.generation import Generation
@@ -22,6 +24,7 @@ from ...http.errors import ClientDisconnected
 from ...http.record import RequestRecord, record_of
 from ...served_models import LoadedModel
 from ...services import Services
+from .queueing import Turn
 from .streaming import GenerationStream, Script
 
 
@@ -65,9 +68,22 @@ async def begin_call(request: Request, services: Services, *, model: str | None,
     return Call(request, services, loaded, id=f"{id_prefix}{uuid.uuid4().hex}", created=int(time.time()))
 
 
-async def start_generation(call: Call, plan: GenerationPlan) -> Generation:
-    """Begin to decode what the plan asks for; whoever calls must close the generation, which `respond` does."""
+async def start_generation(call: Call, plan: GenerationPlan, turn: Turn) -> Generation:
+    """Begin to decode what the plan asks for; whoever calls must close the generation, which `respond` does.
+
+    Raises:
+        InvalidRequest: it asks for more outputs than the queue could ever hold for this user.
+        EngineBusy: than it holds now.
+    """
     services, model = call.services, call.model
+    most = services.engine.max_requests(turn.user)
+    if len(plan.requests) > most:
+        raise InvalidRequest(
+            f"n: {len(plan.requests)} outputs were requested (prompts times n or best_of); this server runs and queues "
+            f"at most {most} at a time for one user: lower n or send fewer prompts",
+            param="n",
+        )
+    plan = replace(plan, requests=turn.stamp(plan.requests))
     call.record.model = model.adapter_name or services.models.name_or_empty
     generation = Generation(services.engine, model.codec, plan, record=call.record, metrics=services.metrics)
     await generation.start()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from cllm_core.errors import InvalidRequest
 from cllm_core.request import SamplingDefaults, SamplingParams
@@ -18,6 +18,7 @@ from .api_model import (
     Integer,
     Neutral,
     NumLogprobs,
+    Priority,
     TopK,
     only,
 )
@@ -35,7 +36,6 @@ SAMPLER_FIELDS: Mapping[str, Neutral] = {
     "use_beam_search": only(False),
     "length_penalty": only(1, 1.0),
     "early_stopping": only(False),
-    "priority": only(0),
     "cache_prompt": only(True),
     "id_slot": only(-1),
     "n_probs": only(0),
@@ -127,12 +127,16 @@ class SamplingRequest(ApiModel):
     """Fields of sampling, which all endpoints that generate share; the last group are extensions of open servers.
 
     Attributes:
+        user, safety_identifier: for whom the request is made; users take turns in the queue.
         repeat_penalty: as llama-server calls repetition_penalty.
+        priority: lower goes before higher in the queue, where the server lets it.
     """
 
     without_effect: ClassVar[Mapping[str, Neutral]] = {**REQUEST_LABELS, **SERVICE_FIELDS, **SAMPLER_FIELDS}
 
     model: str | None = None
+    user: JsonValue = None
+    safety_identifier: JsonValue = None
     temperature: float | None = None
     top_p: float | None = None
     seed: Integer | None = None
@@ -154,6 +158,7 @@ class SamplingRequest(ApiModel):
     block_length: Integer | None = None
     gated: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    priority: Priority | None = None
 
     def sampling_params(
         self,
