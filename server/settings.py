@@ -126,6 +126,47 @@ class ServerSettings(EngineSettings):
     sse_ping_seconds: Annotated[
         float, SERVER, Field(gt=0, description="Seconds between the comments that keep an idle stream open.")
     ] = 15.0
+    max_header_bytes: Annotated[
+        int,
+        LIMITS,
+        Field(ge=1024, description="Longest headers of a request in bytes; longer ones are refused with 431."),
+    ] = 32 * 1024
+    header_timeout: Annotated[
+        float,
+        LIMITS,
+        Field(
+            gt=0, description="Seconds from the first byte of a request to the end of its headers; then it gets 408."
+        ),
+    ] = 10.0
+    body_timeout: Annotated[
+        float, LIMITS, Field(gt=0, description="Seconds from there to the end of its body; then it gets 408.")
+    ] = 60.0
+    send_timeout: Annotated[
+        float,
+        LIMITS,
+        Field(
+            gt=0,
+            description="Seconds after which a client that reads nothing of its answer is cut off; its request ends.",
+        ),
+    ] = 60.0
+    max_connections: Annotated[
+        int | None,
+        LIMITS,
+        Field(
+            ge=1,
+            description="Most connections at a time; further ones get 503. Left out: what the limit of open files "
+            "allows.",
+        ),
+    ] = None
+    max_client_connections: Annotated[
+        int | None,
+        LIMITS,
+        Field(
+            ge=1,
+            description="Most connections of one address; not for a server behind a proxy, which is one address. Left "
+            "out: no limit.",
+        ),
+    ] = None
     max_body_bytes: Annotated[
         int, LIMITS, Field(ge=1024, description="Longest request body in bytes; longer ones are refused with 413.")
     ] = 8 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
 import time
@@ -16,6 +17,7 @@ from cllm_core.worker.client import RequestTimeouts, remote_worker, supervised_w
 from cllm_core.worker.engine_client import EngineClient
 
 from ..app import create_app
+from ..http.connections import ConnectionLimits, Connections, GuardedProtocol, raise_descriptor_limit
 from ..served_models import LoadedModel
 from ..services import Services
 from ..settings import ServerSettings
@@ -36,9 +38,12 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, engine: EngineClient, settings: ServerSettings) -> None:
         app = create_app(engine, settings)
+        self.connections = Connections(_connection_limits(settings))
         super().__init__(
             uvicorn.Config(
                 app,
+                # uvicorn makes each protocol by keyword arguments.
+                http=functools.partial(GuardedProtocol, connections=self.connections),  # type: ignore[arg-type]
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -172,6 +177,19 @@ def example_request(api: str, *, is_chat: bool, needs_key: bool) -> str:
         endpoint, content = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
     key = """ -H "Authorization: Bearer $CLLM_API_KEY\"""" if needs_key else ""
     return f"curl {api}/{endpoint}{key} -H 'Content-Type: application/json' -d '{{{content}}}'"
+
+
+def _connection_limits(settings: ServerSettings) -> ConnectionLimits:
+    most = raise_descriptor_limit()
+    return ConnectionLimits(
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
+        send_timeout=settings.send_timeout,
+        idle_timeout=_KEEP_ALIVE_SECONDS,
+        max_connections=min(settings.max_connections or most, most),
+        max_client_connections=settings.max_client_connections,
+    )
 
 
 def _addresses(sockets: Sequence[socket.socket]) -> list[str]:

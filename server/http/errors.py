@@ -8,8 +8,11 @@ RequestError (cllm_core.errors)
 |-- PreviousResponseNotFound    nor is one that a request continues
 |-- ItemNotFound            nor is one of the items that it refers to
 |-- BodyTooLarge            the request body is over the limit
+|-- HeadersTooLarge         so are the headers
+|-- RequestTooSlow          headers or body took too long to arrive
 |-- UnsupportedMediaType    the request body is not declared as JSON
 CllmError
+|-- TooManyConnections      no further one is taken
 |-- StoreUnavailable        stored responses cannot be read or written
 `-- ClientDisconnected      the client left before its request or its answer was complete
 """
@@ -74,6 +77,18 @@ class ItemNotFound(RequestError):
     """An item that the request refers to is not stored for this key."""
 
 
+class HeadersTooLarge(RequestError):
+    """The request's headers are over the limit."""
+
+
+class RequestTooSlow(RequestError):
+    """The request's headers or its body took too long to arrive."""
+
+
+class TooManyConnections(CllmError):
+    """As many connections are open as there may be."""
+
+
 class StoreUnavailable(CllmError):
     """Stored responses cannot be read or written."""
 
@@ -115,6 +130,9 @@ HTTP_ERRORS: dict[type[CllmError], HttpError] = {
     ItemNotFound: HttpError(400, "invalid_request_error", "item_not_found"),
     StoreUnavailable: HttpError(503, "server_error", "store_unavailable"),
     BodyTooLarge: HttpError(413, "invalid_request_error", "request_too_large"),
+    HeadersTooLarge: HttpError(431, "invalid_request_error", "headers_too_large"),
+    RequestTooSlow: HttpError(408, "invalid_request_error", "request_too_slow"),
+    TooManyConnections: HttpError(503, "server_error", "too_many_connections"),
     UnsupportedMediaType: HttpError(415, "invalid_request_error", "unsupported_media_type"),
     EngineBusy: HttpError(429, "rate_limit_error", "engine_busy"),
     ClientDisconnected: HttpError(499, "client_disconnected"),
@@ -237,7 +255,7 @@ def _extra_headers(error: CllmError) -> dict[str, str]:
     match error:
         case EngineBusy():
             return {"Retry-After": str(math.ceil(error.retry_after))}
-        case EngineUnavailable() | EngineFailed() | QueueTimeout():
+        case EngineUnavailable() | EngineFailed() | QueueTimeout() | TooManyConnections():
             return {"Retry-After": str(math.ceil(UNAVAILABLE_RETRY_SECONDS))}
         case InvalidApiKey():
             return {"WWW-Authenticate": "Bearer"}
