@@ -229,6 +229,15 @@ class ServerSettings(EngineSettings):
     max_choices: Annotated[
         int, LIMITS, Field(ge=1, description="Most outputs (prompts times n or best_of) of one API request.")
     ] = 128
+    max_logprob_entries: Annotated[
+        int,
+        LIMITS,
+        Field(
+            ge=1024,
+            description="Most log-probabilities of one request: outputs times tokens times alternatives, each token's "
+            "own and those of the prompt included. Outputs without a limit of their own are cut to it.",
+        ),
+    ] = 65536
     max_items: Annotated[
         int,
         LIMITS,

@@ -85,6 +85,7 @@ class ScriptedEngine:
         step_seconds: pause before each step.
         endless: say the answer again and again, until max_tokens or an abort.
         capacity: requests taken at once; more are refused as busy.
+        max_requests: that a user may ever have.
         becomes: state that start() leads to.
     """
 
@@ -96,6 +97,7 @@ class ScriptedEngine:
         step_seconds: float = 0.0,
         endless: bool = False,
         capacity: int = 1000,
+        max_requests: int = 1000,
         info: ModelInfo | None = None,
         becomes: EngineState = "ready",
     ) -> None:
@@ -107,6 +109,7 @@ class ScriptedEngine:
         self._step_seconds = step_seconds
         self._endless = endless
         self._capacity = capacity
+        self._max_requests = max_requests
         self._becomes: EngineState = becomes
         self._streams = LiveStreams()
         self._players: dict[str, asyncio.Task[None]] = {}
@@ -129,7 +132,7 @@ class ScriptedEngine:
         return len(self._players)
 
     def max_requests(self, user: str) -> int:
-        return self._capacity
+        return self._max_requests
 
     def submit(self, request: NewRequest) -> AsyncGenerator[RequestOutput]:
         if self.status.state != "ready":

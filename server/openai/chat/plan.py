@@ -14,6 +14,7 @@ from ...generation.plan import GenerationPlan
 from ...http.ignored import ignore_field
 from ...served_models import LoadedModel
 from ..shared.call import Call
+from ..shared.logprobs import within_budget
 from ..shared.planning import (
     check_length,
     check_num_choices,
@@ -48,7 +49,11 @@ async def plan_chat(body: ChatCompletionRequest, call: Call) -> GenerationPlan:
     params = msgspec.structs.replace(params, grammar=grammar)
     check_params(params, model)
     prediction_ids = await _prediction_ids(body, model)
-    requests = requests_of(body, prompt_ids, params, model, answer_id=call.id, prediction_ids=prediction_ids)
+    requests = within_budget(
+        requests_of(body, prompt_ids, params, model, answer_id=call.id, prediction_ids=prediction_ids),
+        call.services.settings.max_logprob_entries,
+        limit_is_given=body.output_limit(None) is not None,
+    )
     return GenerationPlan(
         requests=tuple(requests),
         echoes=("",) * len(requests),

@@ -14,6 +14,7 @@ from ..shared.answers import (
     final_reason,
     new_call_id,
 )
+from ..shared.logprobs import off_loop_if_many
 from ..shared.prompt_logprobs import prompt_logprobs
 from ..shared.text_frames import TextFrames, as_json
 from ..shared.usage import Usage
@@ -52,6 +53,9 @@ class ChatAnswer:
 
     async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         """The body of an answer that is not streamed."""
+        return await off_loop_if_many(results, lambda: self._completion(results, counts))
+
+    def _completion(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> ChatCompletion:
         call = self._head.call
         completion = ChatCompletion(
             id=call.id,

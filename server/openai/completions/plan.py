@@ -8,6 +8,7 @@ from cllm_core.request import NewRequest
 from ...generation.plan import GenerationPlan
 from ...served_models import LoadedModel
 from ..shared.call import Call
+from ..shared.logprobs import within_budget
 from ..shared.planning import (
     check_length,
     check_num_choices,
@@ -49,6 +50,9 @@ async def plan_completion(body: CompletionRequest, call: Call) -> GenerationPlan
         params = msgspec.structs.replace(params, grammar=grammar)
         check_params(params, model)
         requests += requests_of(body, ids, params, model, answer_id=call.id, first_index=len(requests))
+    requests = within_budget(
+        requests, call.services.settings.max_logprob_entries, limit_is_given=body.output_limit is not None
+    )
     return GenerationPlan(
         requests=tuple(requests),
         echoes=_echoes(body, prompt_ids, model),

@@ -9,6 +9,7 @@ from cllm_core.text.stream import PlacedLogprobs
 from ...generation.choices import ChoiceDelta, ChoiceResult, TokenCounts
 from ...generation.echo import ScoredPrompt
 from ..shared.answers import AnswerHead, ChunkScript, final_reason
+from ..shared.logprobs import off_loop_if_many
 from ..shared.prompt_logprobs import prompt_logprobs
 from ..shared.text_frames import TextFrames, as_json
 from .answer import Completion, CompletionChoice, CompletionLogprobs
@@ -30,7 +31,8 @@ class CompletionAnswer:
 
     async def whole(self, results: Sequence[ChoiceResult], counts: TokenCounts) -> Completion:
         """The body of an answer that is not streamed."""
-        completion = self._completion([self._choice(result) for result in results])
+        choices = await off_loop_if_many(results, lambda: [self._choice(result) for result in results])
+        completion = self._completion(choices)
         completion.usage = self._head.usage(counts)
         return completion
 

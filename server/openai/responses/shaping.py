@@ -12,6 +12,7 @@ from ...http.errors import ErrorDetail
 from ..chat.answer import ChosenTokenLogprob
 from ..chat.shaping import chosen_token
 from ..shared.call import Call
+from ..shared.logprobs import off_loop_if_many
 from ..shared.structured import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from ..shared.tools import ChoiceMode
 from .answer import (
@@ -60,7 +61,8 @@ class ResponseAnswer:
             summarizes = self.request.summarizes
             items.append(GrowingReasoning(index=0, is_summary=summarizes, text=result.reasoning))
         if result.text or not (items or result.calls):
-            text = GrowingText(index=len(items), text=result.text, logprobs=self.logprobs(result.logprobs))
+            logprobs = await off_loop_if_many(results, lambda: self.logprobs(result.logprobs))
+            text = GrowingText(index=len(items), text=result.text, logprobs=logprobs)
             items.append(text)
         items += [
             GrowingCall(index=index, name=call.name, arguments=call.arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -16,6 +17,7 @@ from ...generation.generation import Generation
 from ...http.errors import ErrorBody, error_body, internal_error_body
 from ...http.record import RequestRecord
 from ...settings import ServerSettings
+from .logprobs import off_loop_if_many
 
 # Streams end by themselves when the engine has drained; the library's own cut comes only after that failed.
 _CUT_AFTER_DRAIN_SECONDS = 10.0
@@ -88,7 +90,7 @@ class GenerationStream(EventSourceResponse):
             num_open = self._generation.num_choices
             async with aclosing(self._generation.deltas()) as deltas:
                 async for delta in deltas:
-                    events = b"".join(self._script.events(delta))
+                    events = await off_loop_if_many([delta], partial(self._encode, delta))
                     num_open -= delta.finish_reason is not None
                     if not num_open:  # in one piece with the last delta: each piece costs both sides about as much
                         events += b"".join(await self._script.closing(self._generation.counts))
@@ -96,6 +98,9 @@ class GenerationStream(EventSourceResponse):
                         yield events
         except Exception as error:  # the status line is sent: this event is the only way left to tell
             yield await self._script.failure(self._error(error))
+
+    def _encode(self, delta: ChoiceDelta) -> bytes:
+        return b"".join(self._script.events(delta))
 
     def _error(self, error: Exception) -> ErrorBody:
         if isinstance(error, CllmError):

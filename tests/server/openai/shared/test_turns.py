@@ -10,8 +10,8 @@ from server.settings import ServerSettings
 from tests.server.fakes import MODEL_NAME, ScriptedEngine
 from tests.server.harness import running
 
-CHAT = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
-PATHS: Mapping[str, Mapping[str, object]] = {
+CHAT: dict[str, object] = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+PATHS: dict[str, dict[str, object]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": MODEL_NAME, "prompt": "Hi", "max_tokens": 4},
     "/v1/responses": {"model": MODEL_NAME, "input": "Hi", "max_output_tokens": 16},
@@ -19,11 +19,14 @@ PATHS: Mapping[str, Mapping[str, object]] = {
 
 
 def queued(
-    body: Mapping[str, object], path: str = "/v1/chat/completions", key: str = "", **settings: object
+    body: Mapping[str, object],
+    path: str = "/v1/chat/completions",
+    key: str = "",
+    settings: Mapping[str, object] | None = None,
 ) -> NewRequest:
     """The request that the engine gets."""
     engine = ScriptedEngine()
-    with running(engine, **settings) as server:
+    with running(engine, **(settings or {})) as server:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         assert server.shared_http.post(path, json=dict(body), headers=headers).status_code == 200
     return engine.requests[0]
@@ -41,10 +44,10 @@ def test_users_are_told_apart_by_what_the_body_says(path: str) -> None:
 
 def test_where_there_are_several_keys_users_are_their_keys_whatever_the_body_says() -> None:
     keys = {"api_keys": ("one", "two")}
-    users = {queued(CHAT | {"user": name}, key="one", **keys).user for name in ("ann", "bob")}
+    users = {queued(CHAT | {"user": name}, key="one", settings=keys).user for name in ("ann", "bob")}
     assert len(users) == 1
-    assert queued(CHAT, key="two", **keys).user not in users
-    assert queued(CHAT, key="one", api_keys=("one",)).user == ""
+    assert queued(CHAT, key="two", settings=keys).user not in users
+    assert queued(CHAT, key="one", settings={"api_keys": ("one",)}).user == ""
 
 
 def test_labels_of_other_types_are_labels_too() -> None:
@@ -53,7 +56,7 @@ def test_labels_of_other_types_are_labels_too() -> None:
 
 def test_a_key_brings_its_weight() -> None:
     settings = {"api_keys": ("one", "t=wo"), "key_weights": ("t=wo=2.5",)}
-    assert [queued(CHAT, key=key, **settings).weight for key in ("one", "t=wo")] == [1.0, 2.5]
+    assert [queued(CHAT, key=key, settings=settings).weight for key in ("one", "t=wo")] == [1.0, 2.5]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_a_wrong_weight_is_refused_without_the_key(entry: str, message: str) -> 
 
 
 def test_priority_counts_only_where_the_policy_says_so() -> None:
-    assert queued(CHAT | {"priority": -3}, scheduling_policy="priority").priority == -3
+    assert queued(CHAT | {"priority": -3}, settings={"scheduling_policy": "priority"}).priority == -3
     engine = ScriptedEngine()
     with running(engine) as server:
         answers = [server.shared_http.post("/v1/chat/completions", json=CHAT | {"priority": p}) for p in (0, 7)]
@@ -84,7 +87,7 @@ def test_a_priority_that_is_no_whole_number_is_refused(value: object) -> None:
 
 
 def test_more_outputs_than_can_ever_be_queued_are_refused_for_good() -> None:
-    with running(ScriptedEngine(capacity=3)) as server:
+    with running(ScriptedEngine(max_requests=3)) as server:
         answers = [server.shared_http.post("/v1/chat/completions", json=CHAT | {"n": n}) for n in (3, 4)]
     assert [answer.status_code for answer in answers] == [200, 400]
     error = answers[1].json()["error"]
