@@ -4,6 +4,7 @@ No torch in here: the API process reads this module too.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,12 @@ GatedForm = Literal["noise", "tail", "jacobi", "two_pass"]
 DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
 MAX_STREAM_INTERVAL = 1.0
+
+DRAFTERS = ("own", "copy")
+"""Sources of drafts, as users name them."""
+
+DRAFTERS_WITH_PATH: tuple[str, ...] = ()
+"""Sources that are loaded from somewhere, written NAME:PATH."""
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
@@ -49,6 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         quantization: int8 rounds the weights to 8 bits at load, and the inputs of their products in every step (CPUs
             whose layers the C kernels compute); None keeps them as dtype says.
         block_length: Jacobi block length n in tokens (1 is AR); None takes the checkpoint's cllm.json, else 16.
+        drafters: sources of drafts, those with a path as NAME:PATH; the first where nothing tells them apart.
         adaptive_block_length: choose each window's length, up to the block length, by load and recent acceptance;
             False always drafts the whole block.
         max_model_len: longest prompt + output in tokens; None takes the model's own limit, cut to the KV cache.
@@ -93,6 +101,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: DeviceName = "auto"
     quantization: QuantizationName | None = None
     block_length: int | None = None
+    drafters: tuple[str, ...] = ("own", "copy")
     adaptive_block_length: bool = True
     max_model_len: int | None = None
     max_num_seqs: int = 32
@@ -142,6 +151,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"adapter={self.adapter!r}: cannot be merged where adapters ({', '.join(self.adapters)}) are served "
                 "beside the base; give it a name too"
             )
+        check_drafters(self.drafters)
         self._check_quantization()
         self._check_tensor_parallel()
         if self.cpu_isa != "auto" and not self.native_kernels:
@@ -203,6 +213,20 @@ def check_adapter_name(name: str) -> None:
         raise ConfigError(
             f"adapter name {name!r}: must be 1 to 128 letters, digits or any of . _ : / -, the first a letter or digit"
         )
+
+
+def check_drafters(drafters: Sequence[str]) -> None:
+    """Raise ConfigError unless these are sources of drafts, each named once."""
+    known = ", ".join((*DRAFTERS, *(f"{name}:PATH" for name in DRAFTERS_WITH_PATH)))
+    if not drafters:
+        raise ConfigError(f"drafters: names none; give some of {known} (block_length 1 drafts nothing)")
+    names = [drafter.partition(":")[0] for drafter in drafters]
+    for drafter, name in zip(drafters, names, strict=True):
+        _, colon, path = drafter.partition(":")
+        if not (drafter in DRAFTERS or (name in DRAFTERS_WITH_PATH and colon and path)):
+            raise ConfigError(f"drafters: {drafter!r} is unknown; give some of {known}")
+        if names.count(name) > 1:
+            raise ConfigError(f"drafters: {name!r} is given twice; leave out one of them")
 
 
 def _require_range(field: str, value: int | None, low: int, high: int | None, remedy: str) -> None:

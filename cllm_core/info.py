@@ -69,6 +69,18 @@ class GatedInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int
 
 
+class DrafterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A source of drafts.
+
+    Attributes:
+        name: that requests give.
+        num_bytes: memory that it holds, or may grow to, beyond the model and the texts.
+    """
+
+    name: str
+    num_bytes: int = 0
+
+
 class ComputePath(msgspec.Struct, frozen=True):
     """How a part of the model is computed.
 
@@ -125,6 +137,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes, weight_bytes: memory of each.
         domain: what the CLLM was trained for (cllm.json), None for a plain model.
         adapters: served beside the model, in the order they were loaded.
+        drafters: sources of drafts, in the order of preference.
         gated: the adapter that proposes for requests of the model itself, None where there is none.
         sampling_defaults: used where a request leaves the fields out.
         paths: what computes which part of the model, and why.
@@ -148,6 +161,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     tokenizer: TokenizerBundle
     adapters: tuple[AdapterInfo, ...] = ()
+    drafters: tuple[DrafterInfo, ...] = ()
     gated: GatedInfo | None = None
     sampling_defaults: SamplingDefaults = SamplingDefaults()
     paths: ComputePaths | None = None

@@ -76,6 +76,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprobs: report the log-probability of every token and of this many alternatives (0..20); None is off.
         prompt_logprobs: the same for the prompt's tokens, all of which are computed then, cached or not.
         block_length: Jacobi block length n in tokens, 1 is AR; None takes the server's.
+        drafters: names of the sources of drafts to choose among, of those that the server has; None takes all of them.
         gated: let the gated adapter propose, where one is loaded; what is accepted is the model's text either way.
         grammar: the whole output has to match it: an llguidance grammar in Lark syntax; `cllm_core.text.grammar` writes
             them from JSON schemas, regexes and choices. None is off. Where it leaves nothing but the end, the output
@@ -99,6 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     block_length: int | None = None
+    drafters: tuple[str, ...] | None = None
     gated: bool = True
     grammar: str | None = None
 
@@ -116,6 +118,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidRequest(
                 f"stop: has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed", param="stop"
             )
+        if self.drafters is not None and not self.drafters:
+            raise InvalidRequest("drafters: names none; leave it out, or set block_length to 1", param="drafters")
         if any(not text for text in self.stop):
             raise InvalidRequest("stop: holds an empty string; every stop string needs a character", param="stop")
         if self.grammar is not None and self.ignore_eos:

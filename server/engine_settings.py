@@ -163,6 +163,15 @@ class EngineSettings(BaseSettings):
             description="Jacobi block length in tokens; 1 decodes token by token. Left out: the checkpoint's, or 16."
         ),
     ] = None
+    drafters: Annotated[
+        str,
+        DECODING,
+        Field(
+            description="Where drafts come from, separated by commas; the one that was right further lately is used. "
+            "own: Jacobi's predictions; copy: what followed the same words before "
+            "(docs/explanation/decoding.md)."
+        ),
+    ] = "own,copy"
     adaptive_block_length: Annotated[
         bool,
         DECODING,
@@ -251,9 +260,10 @@ class EngineSettings(BaseSettings):
 
     def to_engine_config(self) -> EngineConfig:
         """The part of the settings that the worker process gets; ConfigError where values do not fit together."""
-        own = self.model_dump(include=set(EngineConfig.__struct_fields__) - {"adapters"})
+        own = self.model_dump(include=set(EngineConfig.__struct_fields__) - {"adapters", "drafters"})
         merged, named = _sort_adapters(self.adapters)
-        return EngineConfig(**own, adapter=merged, adapters=named)
+        drafters = tuple(part.strip() for part in self.drafters.split(",") if part.strip())
+        return EngineConfig(**own, adapter=merged, adapters=named, drafters=drafters)
 
     def to_single_model_config(self) -> EngineConfig:
         """For a command that runs one model; ConfigError where adapters are named to be served beside it."""

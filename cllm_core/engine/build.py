@@ -12,14 +12,15 @@ from cllm_core.backends.choose import kernels_take_bfloat16, prepare_model
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.config import DEFAULT_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapters
-from cllm_core.engine.drafters.drafting import Drafting, default_sources
+from cllm_core.engine.drafters.drafting import Drafting
 from cllm_core.engine.drafters.gated import GatedProposals
+from cllm_core.engine.drafters.registry import Target, make_drafters
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.memory import num_cache_blocks, step_bytes
 from cllm_core.engine.runner import ModelRunner
 from cllm_core.engine.step_times import StepTimes
 from cllm_core.errors import ConfigError
-from cllm_core.info import AdapterInfo, GatedInfo, ModelInfo
+from cllm_core.info import AdapterInfo, DrafterInfo, GatedInfo, ModelInfo
 from cllm_core.models.adapter_bank import AdapterBank
 from cllm_core.models.adapter_store import AdapterStore
 from cllm_core.models.attention import register_paged_attention
@@ -94,6 +95,7 @@ def assemble_engine(
         model.lead(followers)
     adapters = _load_adapters(config, loaded, bank, report) if bank is not None and is_served else None
     gated = None if bank is None or gated_path is None else _load_gated(gated_path, config, loaded, bank, report)
+    drafters = make_drafters(Target(config, loaded, model))
     report("allocating the KV cache", 0.92)
     wanted_len = _wanted_model_len(config, loaded)
     num_blocks = num_cache_blocks(
@@ -117,13 +119,14 @@ def assemble_engine(
         max_model_len=max_model_len,
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
+        drafters=tuple(DrafterInfo(name=source.name, num_bytes=source.num_bytes) for source in drafters),
         gated=None if gated is None else gated.info,
     )
     proposals = None if gated is None else GatedProposals(gated.noise_ids, gated.info.num_bytes)
     runner = ModelRunner(
         model,
         max_model_len=max_model_len,
-        drafting=Drafting(default_sources(), proposals),
+        drafting=Drafting(drafters, proposals),
         sampling=model.sampling,
         num_graphs=lambda: model.num_graphs,
         may_capture=lambda: model.may_capture,
@@ -228,6 +231,7 @@ def _describe(
     max_model_len: int,
     cache_bytes: int,
     adapters: tuple[AdapterInfo, ...],
+    drafters: tuple[DrafterInfo, ...],
     gated: GatedInfo | None,
 ) -> ModelInfo:
     return ModelInfo(
@@ -250,6 +254,7 @@ def _describe(
         domain=loaded.domain,
         tokenizer=loaded.tokenizer,
         adapters=adapters,
+        drafters=drafters,
         gated=gated,
         sampling_defaults=_sampling_defaults(loaded, config),
         paths=model.paths,

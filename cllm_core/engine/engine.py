@@ -276,6 +276,12 @@ class Engine:
             if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
                 wrong = next(i for i in ids if not 0 <= i < vocab_size)
                 raise InvalidRequest(f"{name} holds token id {wrong}: valid ids are 0..{vocab_size - 1}", param=name)
+        names = [drafter.name for drafter in self.info.drafters]
+        for name in request.params.drafters or ():
+            if name not in names:
+                raise InvalidRequest(
+                    f"drafters: this server has no {name!r}; it has {', '.join(names)} (--drafters)", param="drafters"
+                )
         num_prompt, max_tokens = len(request.prompt_ids), request.params.max_tokens
         if num_prompt + (1 if max_tokens is None else max_tokens) > limit:
             wanted = f"{num_prompt} prompt tokens" + ("" if max_tokens is None else f" and max_tokens={max_tokens}")

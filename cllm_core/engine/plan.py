@@ -93,6 +93,7 @@ class StepPlan:
 
     rows: tuple[PlannedRow, ...]
     admissions: tuple[Admission, ...] = ()
+    vacated: tuple[int, ...] = ()  # slots that requests left since the last plan, before the admissions
 
     @property
     def num_tokens(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cllm_core.backends.paged_model import SamplingKernels
 from cllm_core.engine.constrained_rows import ConstrainedRow, ConstrainedRows
 from cllm_core.engine.drafters.base import SeenWindow
-from cllm_core.engine.drafters.drafting import Drafting, default_sources
+from cllm_core.engine.drafters.drafting import Drafting
 from cllm_core.engine.grammar_masks import MaskFiller
 from cllm_core.engine.ids import Ids
 from cllm_core.engine.jacobi import count_matched
@@ -124,7 +124,7 @@ class ModelRunner:
     Args:
         model: computes logits; its KV cache is already allocated.
         max_model_len: longest prompt + output, in tokens.
-        drafting: makes the drafts; None: from the default sources.
+        drafting: makes the drafts.
         sampling: chooses tokens by the logits; None: tensor code does.
         num_graphs: tells how many CUDA graphs the model has captured so far.
         may_capture: tells whether the next step may capture another.
@@ -138,7 +138,7 @@ class ModelRunner:
         model: StepModel,
         *,
         max_model_len: int,
-        drafting: Drafting | None = None,
+        drafting: Drafting,
         sampling: SamplingKernels | None = None,
         num_graphs: Callable[[], int] = lambda: 0,
         may_capture: Callable[[], bool] = lambda: False,
@@ -147,7 +147,7 @@ class ModelRunner:
         self._device = model.device
         self._max_model_len = max_model_len
         self.sampling = sampling
-        self.drafting = drafting or Drafting(default_sources())
+        self.drafting = drafting
         self._num_graphs = num_graphs
         self.may_capture = may_capture
         self._texts: dict[int, RequestText] = {}  # by slot
@@ -170,9 +170,12 @@ class ModelRunner:
             behind: a step not read yet whose choices are the tokens to compute (Scheduler.schedule_ahead); None where
                 the host knows all of them.
         """
+        for slot in plan.vacated:
+            if self._texts.pop(slot, None) is not None:
+                self.drafting.end(slot)
         for admission in plan.admissions:
-            self._texts[admission.slot] = RequestText(admission, max_model_len=self._max_model_len)
-            self.drafting.begin(admission.slot)
+            text = self._texts[admission.slot] = RequestText(admission, max_model_len=self._max_model_len)
+            self.drafting.begin(admission.slot, text)
         if not plan.rows:
             return LaunchedStep(plan, self.drafting)
         rows = [(row, self._texts[row.slot]) for row in plan.rows]

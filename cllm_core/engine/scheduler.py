@@ -64,6 +64,7 @@ class Scheduler:
         self._running: list[RequestState] = []  # oldest first
         self._by_id: dict[str, RequestState] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._vacated: list[int] = []  # since the last plan
         self._broken_blocks: list[int] = []
         self._step_limit = max_batched_tokens  # less for a while after a step ran out of memory
         self._ended: list[RequestOutput] = []  # outside of a step
@@ -149,7 +150,8 @@ class Scheduler:
             _plan_row(state, self._fit(state, num_tokens), windows[state.request_id], blocks.get(state.request_id))
             for state, num_tokens in granted
         )
-        return StepPlan(rows=rows, admissions=tuple(admissions))
+        vacated, self._vacated = self._vacated, []
+        return StepPlan(rows=rows, admissions=tuple(admissions), vacated=tuple(vacated))
 
     def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
         """Plan the step behind one that is being computed, whose plan this is; None where that takes its result.
@@ -415,6 +417,7 @@ class Scheduler:
         if state.slot is not None:
             self._running.remove(state)
             self._free_slots.append(state.slot)
+            self._vacated.append(state.slot)
             state.slot = None
         self.block_pool.free(state.block_ids)
         state.block_ids = []

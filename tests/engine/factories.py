@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -10,12 +11,16 @@ from transformers import PreTrainedModel
 from cllm_core.backends.paged_model import PagedModel
 from cllm_core.backends.torch_plain import TorchBackend
 from cllm_core.config import EngineConfig
+from cllm_core.engine.drafters.base import Drafter
+from cllm_core.engine.drafters.drafting import Drafting
+from cllm_core.engine.drafters.registry import Target, make_drafters
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import StepPlan
 from cllm_core.engine.runner import LaunchedStep, ModelRunner, StepModel
 from cllm_core.engine.step_times import StepTimes
-from cllm_core.info import ModelInfo, TokenizerBundle
+from cllm_core.info import DrafterInfo, ModelInfo, TokenizerBundle
 from cllm_core.models.attention import PAGED_ATTENTION, register_paged_attention
+from cllm_core.models.loader import LoadedModel
 from cllm_core.request import (
     DecodingStats,
     FinishReason,
@@ -47,6 +52,7 @@ class Setup:
     prefill_step_seconds: float = 0.0
     prefix_caching: bool = True
     runs_ahead: bool = False
+    drafters: tuple[str, ...] = ("own", "copy")
 
     @property
     def context(self) -> int:
@@ -222,6 +228,11 @@ def decode_one(engine: Engine, request: NewRequest) -> Answer:
     return decode(engine, [request])[request.request_id]
 
 
+def text_drafters(config: EngineConfig) -> tuple[Drafter, ...]:
+    """The sources that the settings name; of those that know texts only, as the model to draft for is not given."""
+    return make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
+
+
 def _assemble(
     model: StepModel,
     setup: Setup,
@@ -232,6 +243,14 @@ def _assemble(
     step_times: StepTimes | None = None,
     num_graphs: Callable[[], int] = lambda: 0,
 ) -> Engine:
+    config = EngineConfig(
+        max_num_seqs=setup.max_num_seqs,
+        max_batched_tokens=setup.max_batched_tokens,
+        prefill_step_seconds=setup.prefill_step_seconds,
+        prefix_caching=setup.prefix_caching,
+        drafters=setup.drafters,
+    )
+    drafters = text_drafters(config)
     info = ModelInfo(
         name="test",
         architecture="test",
@@ -248,14 +267,9 @@ def _assemble(
         cache_bytes=1,
         weight_bytes=1,
         tokenizer=TokenizerBundle(tokenizer_json=tokenizer_json),
+        drafters=tuple(DrafterInfo(name=source.name) for source in drafters),
     )
-    config = EngineConfig(
-        max_num_seqs=setup.max_num_seqs,
-        max_batched_tokens=setup.max_batched_tokens,
-        prefill_step_seconds=setup.prefill_step_seconds,
-        prefix_caching=setup.prefix_caching,
-    )
-    runner = ModelRunner(model, max_model_len=setup.context, num_graphs=num_graphs)
+    runner = ModelRunner(model, max_model_len=setup.context, drafting=Drafting(drafters), num_graphs=num_graphs)
     engine = Engine(config, info, runner, step_times)
     engine.runs_ahead = setup.runs_ahead
     return engine

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from cllm_core.engine.drafters.drafting import Drafting, default_sources
+from cllm_core.config import EngineConfig
+from cllm_core.engine.drafters.drafting import Drafting
 from cllm_core.engine.plan import Admission
 from cllm_core.engine.request_text import RequestText
-from tests.engine.factories import make_request
+from tests.engine.factories import make_request, text_drafters
 
 MAX_MODEL_LEN = 32
 
@@ -17,8 +18,8 @@ class DraftedText(RequestText):
 
     def __init__(self, admission: Admission) -> None:
         super().__init__(admission, max_model_len=MAX_MODEL_LEN)
-        self._drafting = Drafting(default_sources())
-        self._drafting.begin(admission.slot)
+        self._drafting = Drafting(text_drafters(EngineConfig()))
+        self._drafting.begin(admission.slot, self)
 
     def make_draft(self, text_end: int, num_tokens: int) -> None:
         self._drafting.write([(self.admission.slot, self, text_end, num_tokens)])

@@ -31,6 +31,7 @@ BAD_REQUESTS = [
     (request_with(prediction_ids=(2, 99)), InvalidRequest, "prediction", "token id 99"),
     (request_with(logit_bias={64: 1.0}), InvalidRequest, "logit_bias", "token id 64"),
     (request_with(stop_token_ids=(3, 64)), InvalidRequest, "stop_token_ids", "token id 64"),
+    (request_with(drafters=("own", "medium")), InvalidRequest, "drafters", "no 'medium'; it has own, copy"),
     (request_with((2,) * CONTEXT), PromptTooLong, "prompt", f"{CONTEXT} prompt tokens do not fit"),
     (request_with(max_tokens=CONTEXT - 9), PromptTooLong, "prompt", "10 prompt tokens and max_tokens=31"),
 ]

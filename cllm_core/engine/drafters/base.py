@@ -71,11 +71,15 @@ class Drafter(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it holds beyond the model and the texts."""
+        """Memory that it holds, or may grow to, beyond the model and the texts."""
         ...
 
-    def begin(self, slot: int) -> None:
-        """A request takes this slot: forget the one before."""
+    def begin(self, slot: int, text: RequestText) -> None:
+        """A request takes this slot, for the first time or again after a preemption: forget the one before."""
+        ...
+
+    def end(self, slot: int) -> None:
+        """The request of this slot left it; the next one may be long in coming."""
         ...
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Proposal | None]:
@@ -83,5 +87,5 @@ class Drafter(Protocol):
         ...
 
     def observe(self, window: SeenWindow) -> None:
-        """Learn from a window."""
+        """Learn from a window; its text holds what it predicted already, behind its text_end."""
         ...

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from cllm_core.engine.drafters.base import DraftRow, Proposal, SeenWindow
+from cllm_core.engine.request_text import RequestText
 
 
 class KnownText:
@@ -11,7 +12,10 @@ class KnownText:
     name = "copy"
     num_bytes = 0
 
-    def begin(self, slot: int) -> None:
+    def begin(self, slot: int, text: RequestText) -> None:
+        """See Drafter."""
+
+    def end(self, slot: int) -> None:
         """See Drafter."""
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Proposal | None]:

@@ -43,7 +43,11 @@ class GatedProposals:
         """See Drafter."""
         return self._num_bytes
 
-    def begin(self, slot: int) -> None:
+    def begin(self, slot: int, text: RequestText) -> None:
+        """See Drafter."""
+        self._proposed.pop(slot, None)
+
+    def end(self, slot: int) -> None:
         """See Drafter."""
         self._proposed.pop(slot, None)
 

@@ -6,6 +6,7 @@ A CLLM was trained to be right there; a plain model predicted it from a wrong to
 from collections.abc import Sequence
 
 from cllm_core.engine.drafters.base import DraftRow, Proposal, SeenWindow
+from cllm_core.engine.request_text import RequestText
 
 
 class OwnPredictions:
@@ -14,7 +15,10 @@ class OwnPredictions:
     name = "own"
     num_bytes = 0
 
-    def begin(self, slot: int) -> None:
+    def begin(self, slot: int, text: RequestText) -> None:
+        """See Drafter."""
+
+    def end(self, slot: int) -> None:
         """See Drafter."""
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Proposal | None]:
@@ -23,4 +27,3 @@ class OwnPredictions:
 
     def observe(self, window: SeenWindow) -> None:
         """See Drafter."""
-        window.text.write_draft(window.text_end, window.predicted_ids)

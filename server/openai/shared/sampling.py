@@ -156,6 +156,7 @@ class SamplingRequest(ApiModel):
     ignore_eos: bool | None = None
     stop_token_ids: list[Integer] | None = None
     block_length: Integer | None = None
+    drafters: list[str] | None = None
     gated: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     priority: Priority | None = None
@@ -195,6 +196,7 @@ class SamplingRequest(ApiModel):
             "logprobs": logprobs,
             "prompt_logprobs": prompt_logprobs,
             "block_length": self.block_length,
+            "drafters": None if self.drafters is None else tuple(self.drafters),
             "gated": self.gated,
         }
         own = {name: value for name, value in given.items() if value is not None}

@@ -54,6 +54,7 @@ def test_the_environment_fills_in_what_flags_leave_out(monkeypatch: pytest.Monke
     settings = load_settings(ServerSettings, {"host": "0.0.0.0", "port": None})
     assert (settings.host, settings.port, settings.api_keys) == ("0.0.0.0", 9000, ("one", "two"))
     assert settings.block_length is None
+    assert settings.to_engine_config().drafters == ("own", "copy")
     assert load_settings(ServerSettings, {"port": "9001"}).port == 9001
 
 
