@@ -235,6 +235,20 @@ class DecodingStats(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_output_tokens / self.num_forward_passes if self.num_forward_passes else 0.0
 
 
+class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of a request went in the engine, in seconds.
+
+    Attributes:
+        queue: from its arrival to the step that began with its prompt.
+        prefill: from there to its first token.
+        decode: from there to its last.
+    """
+
+    queue: float
+    prefill: float
+    decode: float
+
+
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What one step, or several that followed one another, brought one request.
 
@@ -251,6 +265,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
         error_code: the kind of it.
         draft_ids: predictions behind token_ids that were not accepted and may change, up to the first that would end
             the output; empty where the request did not ask for them and at its end.
+        times: of a request that ended with a token, in its last output.
     """
 
     request_id: str
@@ -262,6 +277,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     error_code: ErrorCode | None = None
     draft_ids: tuple[int, ...] = ()
+    times: RequestTimes | None = None
     stats: DecodingStats
 
     def followed_by(self, later: "RequestOutput") -> "RequestOutput":

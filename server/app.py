@@ -15,7 +15,7 @@ from cllm_core import __version__
 from cllm_core.errors import CllmError
 from cllm_core.worker.engine_client import EngineClient
 
-from .http.errors import error_response, http_exception_response
+from .http.errors import STATUS_CODES, answer_error, http_exception_response
 from .http.ignored import IGNORED_FIELDS_HEADER
 from .http.middleware import (
     REQUEST_ID_HEADER,
@@ -39,6 +39,7 @@ from .openai.responses.events import RESPONSE_EVENTS
 from .openai.tokens import route as tokens
 from .ops import routes as operations
 from .ops.engine_log import watch_engine
+from .ops.loop_lag import watch_loop
 from .playground import routes as playground
 from .services import Services, build_services
 from .settings import ServerSettings
@@ -89,11 +90,15 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         await engine.start()
         if services.responses is not None:
             await services.responses.open()
-        watcher = asyncio.create_task(watch_engine(engine, services.models))
+        watchers = [
+            asyncio.create_task(watch_engine(engine, services.models)),
+            asyncio.create_task(watch_loop(services.metrics.observe_loop_lag)),
+        ]
         try:
             yield
         finally:
-            watcher.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             # DrainingServer has drained, and a second time would wait in vain for a worker that hangs.
             if engine.status.state != "draining":
                 await engine.drain(services.settings.drain_seconds)
@@ -129,12 +134,13 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(CllmError)
     async def on_cllm_error(request: Request, error: CllmError) -> Response:
-        return error_response(error, request_id=record_of(request.scope).request_id)
+        return answer_error(error, record_of(request.scope))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_body(request: Request, error: RequestValidationError) -> Response:
-        return error_response(request_error_of(error), request_id=record_of(request.scope).request_id)
+        return answer_error(request_error_of(error), record_of(request.scope))
 
     @app.exception_handler(HTTPException)
     async def on_refused_route(request: Request, error: HTTPException) -> Response:
+        record_of(request.scope).error = STATUS_CODES.get(error.status_code)
         return http_exception_response(error, request)

@@ -42,8 +42,9 @@ class Services:
 def build_services(engine: EngineClient, settings: ServerSettings) -> Services:
     """The parts of an app that serves this engine."""
     models = ModelRegistry(engine, settings)
-    grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds)
-    return Services(engine, settings, models, Metrics(engine, models), grammars, _response_store(settings))
+    metrics = Metrics(engine, models)
+    grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds, observe=metrics.observe_grammar)
+    return Services(engine, settings, models, metrics, grammars, _response_store(settings))
 
 
 def _response_store(settings: ServerSettings) -> ResponseStore | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from cllm_core.engine.block_pool import BlockHash, chain_hash, root_hash
 from cllm_core.engine.constraint import Constraint
-from cllm_core.request import DecodingStats, FinishReason, NewRequest, TokenLogprobs
+from cllm_core.request import DecodingStats, FinishReason, NewRequest, RequestTimes, TokenLogprobs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # removing one from a list must not compare texts
@@ -26,6 +26,8 @@ class RequestState:
         num_registered: leading blocks of block_ids that the pool can find by hash.
         prompt_logprobs: of the prompt tokens from the second on, as far as known; empty where they are not wanted.
         queued_at: when the request was queued, in seconds of the scheduler's clock.
+        admitted_at: when it was first admitted, None before.
+        first_token_at: when its first token came, None before.
         slot: index in the runner's per-request tensors; None while waiting.
     """
 
@@ -50,6 +52,8 @@ class RequestState:
     num_forward_passes: int = 0
     num_preemptions: int = 0
     queued_at: float = 0.0
+    admitted_at: float | None = None
+    first_token_at: float | None = None
 
     @property
     def request_id(self) -> str:
@@ -87,6 +91,16 @@ class RequestState:
     def num_forced(self) -> int:
         """Tokens at the head of the next draft that are no guess: the grammar leaves no other text."""
         return 0 if self.constraint is None else len(self.constraint.forced_ids)
+
+    def times(self, now: float) -> RequestTimes | None:
+        """Where the time went up to now; None before the first token."""
+        if self.admitted_at is None or self.first_token_at is None:
+            return None
+        return RequestTimes(
+            queue=self.admitted_at - self.queued_at,
+            prefill=self.first_token_at - self.admitted_at,
+            decode=now - self.first_token_at,
+        )
 
     @property
     def error(self) -> str | None:

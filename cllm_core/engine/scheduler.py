@@ -352,6 +352,8 @@ class Scheduler:
             if not self._reserve_known_tokens(state, computing):
                 return
             self._waiting.pop()
+            if state.admitted_at is None:
+                state.admitted_at = self._clock()
             state.slot = self._free_slots.pop()
             self._running.append(state)
             num_tokens = min(budget.remaining, _num_wanted(state, windows, blocks))
@@ -440,6 +442,8 @@ class Scheduler:
         state.num_forward_passes += num_taken > 0
         state.num_proposed = result.num_proposed
         self._learn(state, row, result, num_forced)
+        if state.first_token_at is None and num_taken:
+            state.first_token_at = self._clock()
         token_ids = result.accepted_ids[:num_taken]
         return RequestOutput(
             request_id=state.request_id,
@@ -451,6 +455,7 @@ class Scheduler:
             error=state.error if finish_reason == "error" else None,
             error_code="failed" if finish_reason == "error" else None,
             draft_ids=_reported_draft(state, result) if finish_reason is None else (),
+            times=None if finish_reason is None else state.times(self._clock()),
             stats=state.stats,
         )
 

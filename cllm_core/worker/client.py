@@ -167,6 +167,11 @@ class WorkerClient:
         """Requests that the worker is not done with; those whose reader left count until it confirms."""
         return len(self._streams)
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process, None where there is none now or it was started elsewhere."""
+        return self._worker.pid
+
     def max_requests(self, user: str) -> int:
         """How many requests of a user may be alive together; see EngineClient."""
         return self._limits.most(user, self.info.max_num_seqs)

@@ -47,6 +47,11 @@ class EngineClient(Protocol):
         """The state of the engine after its latest step."""
         ...
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process on this machine; None where there is none now, or it is not this client's."""
+        ...
+
     def max_requests(self, user: str) -> int:
         """How many requests of a user may be alive together; "" is nobody in particular. Raises as `info`."""
         ...

@@ -210,6 +210,11 @@ class RemoteWorker:
         self._endpoint = check_endpoint(endpoint)
         self.name = f"worker at {endpoint}"
 
+    @property
+    def pid(self) -> int | None:
+        """None: it may run on another machine."""
+        return None
+
     async def launch(self) -> str:
         """The endpoint; ZeroMQ keeps trying to connect until a worker listens."""
         return self._endpoint

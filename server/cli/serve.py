@@ -57,6 +57,7 @@ class DrainingServer(uvicorn.Server):
         self._engine = engine
         self._settings = settings
         self._services: Services = app.state.services
+        self._services.metrics.watch_connections(self.connections)
         self._is_announced = False
         self.has_failed = False
 
@@ -119,7 +120,7 @@ def serve(settings: ServerSettings) -> None:
         SystemExit: the address cannot be listened on, or the engine failed.
     """
     engine = make_engine(settings)
-    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    configure_logging(level=settings.log_level, log_format=settings.log_format, in_background=True)
     if settings.worker is None:
         _log.info("starting", model=settings.model or "default")
     else:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable
 
-from ..http.errors import error_body, error_response
+from ..http.errors import answer_error, error_body
 from ..http.middleware import REQUEST_ID_HEADER, ApiKeyMiddleware, BodyLimitMiddleware
 from ..http.record import RequestRecord, attach_record, record_of
 from ..http.sse import encode_event
@@ -100,7 +100,7 @@ class _Outermost:
         except CllmError as error:
             _log.warning("request failed", request_id=record.request_id, error=str(error))
             if not answer.has_begun:
-                await error_response(error, request_id=record.request_id)(scope, receive, send)
+                await answer_error(error, record)(scope, receive, send)
             elif answer.is_stream:
                 event = encode_event(error_body(error, request_id=record.request_id).model_dump_json().encode())
                 await send({"type": "http.response.body", "body": event, "more_body": False})

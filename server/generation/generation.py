@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import anyio
 
 from cllm_core.errors import CllmError, EngineFailed, EngineUnavailable, FirstTokenTimeout, QueueTimeout, RequestTimeout
-from cllm_core.request import DecodingStats, ErrorCode, NewRequest, RequestOutput
+from cllm_core.request import DecodingStats, ErrorCode, FinishReason, NewRequest, RequestOutput, RequestTimes
 from cllm_core.text.codec import TextCodec
 from cllm_core.text.stream import OutputText, PlacedLogprobs, TextDelta
 from cllm_core.worker.engine_client import EngineClient
 
-from ..http.record import RequestRecord
+from ..http.record import FinishedOutput, RequestRecord
 from ..ops.metrics import Metrics
 from .choices import ChoiceDelta, ChoiceResult, TokenCounts, join_deltas
 from .echo import ScoredPrompt, place_output, score_prompt
@@ -37,6 +37,7 @@ class _Choice:
     aligner: PredictionAligner
     last_chunk_at: float | None = None  # time.perf_counter() in seconds, None before the first token
     num_chars: int = 0  # of echo and output given so far
+    has_ended: bool = False
     sum_logprob: float = 0.0  # of the tokens that usage counts; 0 where none were asked for
 
     @property
@@ -126,6 +127,7 @@ class Generation:
             await asyncio.gather(*self._pumps, return_exceptions=True)
             for choice in self._choices:
                 await choice.stream.aclose()
+                self._end(choice, "abort", None)
         self._fill_record()
 
     def _submit(self, index: int, request: NewRequest) -> _Choice:
@@ -187,12 +189,16 @@ class Generation:
         raise EngineFailed("the engine ended an output without a finish reason")
 
     def _take(self, choice: _Choice, output: RequestOutput, *, is_first: bool) -> ChoiceDelta:
-        _raise_if_broken(output)
         choice.stats = output.stats
+        if output.finish_reason in ("error", "abort"):
+            self._end(choice, output.finish_reason, None)
+        _raise_if_broken(output)
         delta = choice.text.push(output)
         choice.aligner.push(delta.token_ids)
         choice.sum_logprob += sum(entry.logprob for entry in (output.logprobs or ())[: len(delta.token_ids)])
         self._observe_times(choice, delta)
+        if choice.text.finished:
+            self._end(choice, delta.finish_reason or "stop", output.times)
         text = choice.echo + delta.text if is_first else delta.text
         choice.num_chars += len(text)
         return ChoiceDelta(
@@ -223,6 +229,15 @@ class Generation:
             return None
         return score_prompt(choice.request.prompt_ids, output.prompt_logprobs, self._codec, echo=choice.echo)
 
+    def _end(self, choice: _Choice, reason: FinishReason, times: RequestTimes | None) -> None:
+        """Count a choice that has ended, once."""
+        if choice.has_ended:
+            return
+        choice.has_ended = True
+        ended = FinishedOutput(reason=reason, seconds=self._record.seconds, stats=choice.stats, times=times)
+        self._record.outputs.append(ended)
+        self._metrics.observe_output(ended, model=self._record.model)
+
     def _observe_times(self, choice: _Choice, delta: TextDelta) -> None:
         if not delta.token_ids:
             return
@@ -239,6 +254,12 @@ class Generation:
         self._record.num_cached_tokens = counts.num_cached
         self._record.num_completion_tokens = counts.num_completion
         self._record.num_forward_passes = counts.num_forward_passes
+        if self._plan.requests[0].prediction_ids:
+            self._metrics.observe_prediction(
+                num_accepted=counts.num_accepted_prediction,
+                num_rejected=counts.num_rejected_prediction,
+                model=self._record.model,
+            )
 
 
 _ERRORS: dict[ErrorCode, type[CllmError]] = {

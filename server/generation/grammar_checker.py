@@ -69,10 +69,12 @@ class GrammarChecker:
 
     Args:
         max_seconds: that one check may take.
+        observe: told the outcome of each: cached, compiled, refused, slow or busy.
     """
 
-    def __init__(self, *, max_seconds: float) -> None:
+    def __init__(self, *, max_seconds: float, observe: Callable[[str], None] = lambda outcome: None) -> None:
         self._max_seconds = max_seconds
+        self._observe = observe
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
         self._vocabularies: OrderedDict[_VocabularyKey, _Vocabulary] = OrderedDict()
         self._laying_out = asyncio.Lock()
@@ -91,6 +93,9 @@ class GrammarChecker:
         if passed is None:
             passed = await self._check_in_thread(form, written, vocabulary.compiler)
             vocabulary.remember(passed)
+            self._observe("compiled")
+        else:
+            self._observe("cached")
         for keyword in passed.unenforced:
             ignore_field(keyword, prefix=f"{form.param}.", reason="this keyword of a schema cannot be enforced")
         return passed.grammar
@@ -101,14 +106,23 @@ class GrammarChecker:
         try:
             done, _ = await asyncio.wait({check}, timeout=self._max_seconds)
             if done:
-                return check.result()
+                return self._result(check)
             if started.running():
+                self._observe("slow")
                 raise InvalidRequest(
                     f"{form.param}: takes more than {self._max_seconds} s to compile; simplify it", param=form.param
                 )
+            self._observe("busy")
             raise EngineBusy(f"{form.param}: the server is busy compiling grammars of others; try again")
         finally:
             check.cancel()
+
+    def _result(self, check: "asyncio.Future[_Passed]") -> _Passed:
+        try:
+            return check.result()
+        except InvalidRequest:
+            self._observe("refused")
+            raise
 
     async def _vocabulary(self, model: LoadedModel) -> _Vocabulary:
         key = (model.tools.bundle.tokenizer_json, model.info.vocab_size, model.eos_token_ids)

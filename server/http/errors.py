@@ -43,6 +43,8 @@ from cllm_core.errors import (
     UnsupportedParameter,
 )
 
+from .record import RequestRecord
+
 UNAVAILABLE_RETRY_SECONDS = 2.0
 
 # An error quotes what the client sent, which may be megabytes.
@@ -149,7 +151,7 @@ _BASE = "/v1"
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 
-_STATUS_CODES: dict[int, str] = {404: "unknown_url", 405: "method_not_allowed"}
+STATUS_CODES: dict[int, str] = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 class ErrorDetail(BaseModel):
@@ -197,6 +199,14 @@ def error_response(error: CllmError, *, request_id: str) -> JSONResponse:
     return JSONResponse(body.model_dump(), http_error_of(error).status, _extra_headers(error))
 
 
+def answer_error(error: CllmError, record: RequestRecord) -> JSONResponse:
+    """The answer to an error that a request ends in, which its record remembers."""
+    row = http_error_of(error)
+    record.error = row.code or row.type
+    record.error_param = error.param if isinstance(error, RequestError) else None
+    return error_response(error, request_id=record.request_id)
+
+
 def internal_error_response(request_id: str) -> JSONResponse:
     """The HTTP answer to a bug of this project."""
     return JSONResponse(internal_error_body(request_id).model_dump(), INTERNAL_ERROR.status)
@@ -208,7 +218,7 @@ def http_exception_response(error: HTTPException, request: Request) -> JSONRespo
         message=_refused_route(error, request),
         type="invalid_request_error",
         param=None,
-        code=_STATUS_CODES.get(error.status_code),
+        code=STATUS_CODES.get(error.status_code),
     )
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

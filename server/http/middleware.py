@@ -14,7 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cllm_core.errors import RequestError
 
-from .errors import AdminKeyRequired, BodyTooLarge, InvalidApiKey, error_response, internal_error_response
+from .errors import (
+    AdminKeyRequired,
+    BodyTooLarge,
+    InvalidApiKey,
+    answer_error,
+    internal_error_response,
+    shortened,
+)
 from .ignored import (
     IGNORED_FIELDS_HEADER,
     IgnoredFields,
@@ -33,6 +40,9 @@ PLAYGROUND_PREFIX = "/playground/"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_LEFT_STATUS = 499
+
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
+_MAX_LOGGED = 120  # characters of one value
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -87,6 +97,9 @@ class RequestContextMiddleware:
             path=scope["raw_path"].decode("latin-1"),
             status=status,
             error=record.error,
+            param=None if record.error_param is None else _printable(record.error_param),
+            peer=scope["client"][0] if scope["client"] else None,
+            user_agent=_printable(Headers(scope=scope).get("user-agent", "")),
             model=record.model,
             seconds=round(record.seconds, 4),
             prompt_tokens=record.num_prompt_tokens,
@@ -129,7 +142,7 @@ class ApiKeyMiddleware:
         if error is None:
             await self._app(scope, receive, send)
             return
-        await error_response(error, request_id=record_of(scope).request_id)(scope, receive, send)
+        await answer_error(error, record_of(scope))(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> RequestError | None:
         """Why the request is refused, None where it is not."""
@@ -161,7 +174,7 @@ class BodyLimitMiddleware:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            response = error_response(self._error(), request_id=record_of(scope).request_id)
+            response = answer_error(self._error(), record_of(scope))
             await response(scope, receive, send)
             return
         await self._app(scope, self._counted(receive), send)
@@ -226,6 +239,11 @@ def _is_open(path: str) -> bool:
 def _request_id(headers: Headers) -> str:
     given = headers.get(REQUEST_ID_HEADER, "")
     return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _printable(text: str) -> str:
+    """What a client sent, fit for a line of the log."""
+    return shortened(_NOT_PRINTABLE.sub("?", text), _MAX_LOGGED)
 
 
 def _endpoint(scope: Scope) -> str:

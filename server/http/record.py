@@ -6,9 +6,27 @@ from typing import cast
 
 from starlette.types import Scope
 
+from cllm_core.request import DecodingStats, FinishReason, RequestTimes
+
 from .ignored import IgnoredFields
 
 _STATE_KEY = "cllm_record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedOutput:
+    """One choice that has ended.
+
+    Attributes:
+        reason: stop or length; error; abort where the client left or the server did.
+        seconds: from the arrival of the request.
+        times: in the engine, None where it did not come to a token.
+    """
+
+    reason: FinishReason
+    seconds: float
+    stats: DecodingStats
+    times: RequestTimes | None
 
 
 @dataclass(slots=True)
@@ -20,7 +38,9 @@ class RequestRecord:
         model: name of the adapter that decodes for it, else the base's first; empty where none does.
         num_forward_passes: summed over the request's choices, as the token counts are.
         is_aborted: the client left first.
-        error: code of the error that ended a stream, None where none did.
+        error: code of the error that the request, or its stream, ended in, None where it did not.
+        error_param: field of the request at fault, None where none is.
+        outputs: the choices that have ended, in the order of their end.
         ignored: fields of the request that have no effect.
     """
 
@@ -33,6 +53,8 @@ class RequestRecord:
     num_forward_passes: int = 0
     is_aborted: bool = False
     error: str | None = None
+    error_param: str | None = None
+    outputs: list[FinishedOutput] = field(default_factory=list)
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
 
     @property

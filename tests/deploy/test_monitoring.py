@@ -59,6 +59,11 @@ def serve_everything(server: RunningServer) -> None:
     body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "hello"}], "made_up": 1}
     server.shared_http.post("/v1/chat/completions", json=body).raise_for_status()
     assert server.shared_http.post("/v1/chat/completions", json={}).status_code == 400
+    predicted = {"prediction": {"type": "content", "content": "Hello"}}
+    server.shared_http.post("/v1/chat/completions", json=body | predicted).raise_for_status()
+    formed = {"response_format": {"type": "json_object"}}
+    server.shared_http.post("/v1/chat/completions", json=body | formed).raise_for_status()
+    assert server.shared_http.get("/health", headers={"x": "x" * 40_000}).status_code == 431
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])

@@ -8,7 +8,7 @@ import msgspec
 
 from cllm_core.errors import EngineBusy, EngineUnavailable, InvalidRequest
 from cllm_core.info import AdapterInfo, EngineStats, ModelInfo, TokenizerBundle
-from cllm_core.request import DecodingStats, NewRequest, RequestOutput, SamplingDefaults, TokenLogprobs
+from cllm_core.request import DecodingStats, NewRequest, RequestOutput, RequestTimes, SamplingDefaults, TokenLogprobs
 from cllm_core.text.codec import TextCodec
 from cllm_core.worker.engine_client import EngineState, EngineStatus
 from cllm_core.worker.messages import StepReport
@@ -130,6 +130,10 @@ class ScriptedEngine:
     def num_open(self) -> int:
         """Streams that nobody has read to the end or closed."""
         return len(self._players)
+
+    @property
+    def worker_pid(self) -> int | None:
+        return None
 
     def max_requests(self, user: str) -> int:
         return self._max_requests
@@ -263,6 +267,7 @@ class ScriptedEngine:
             finish_reason="stop" if ends else "length" if is_full else None,
             stop_token_id=chunk[-1] if ends else None,
             draft_ids=self.draft_ids if request.wants_draft and not (ends or is_full) else (),
+            times=RequestTimes(queue=0.0, prefill=0.0, decode=0.0) if ends or is_full else None,
             stats=stats,
         )
 

@@ -55,7 +55,8 @@ def test_the_start_ends_in_a_line_with_a_request_to_copy() -> None:
     with process() as server:
         address = logged(server, "listening")["address"]
         assert server.stderr is not None
-        served, command = json.loads(server.stderr.readline())["event"].split("; try: ")
+        events = (json.loads(line)["event"] for line in server.stderr)
+        served, command = next(event for event in events if event.startswith("serving")).split("; try: ")
         assert served == f"serving {MODEL_NAME} at {address}/v1"
         answer = json.loads(subprocess.run(shlex.split(command), capture_output=True, check=True, timeout=20).stdout)
         assert answer["choices"][0]["message"]["content"] == ANSWER
