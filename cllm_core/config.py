@@ -22,7 +22,7 @@ DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
 MAX_STREAM_INTERVAL = 1.0
 
-DRAFTERS = ("own", "copy")
+DRAFTERS = ("own", "copy", "suffix")
 """Sources of drafts, as users name them."""
 
 DRAFTERS_WITH_PATH: tuple[str, ...] = ()
@@ -57,6 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             whose layers the C kernels compute); None keeps them as dtype says.
         block_length: Jacobi block length n in tokens (1 is AR); None takes the checkpoint's cllm.json, else 16.
         drafters: sources of drafts, those with a path as NAME:PATH; the first where nothing tells them apart.
+        suffix_memory_mib: memory for past outputs, which the source suffix proposes from, in MiB.
         adaptive_block_length: choose each window's length, up to the block length, by load and recent acceptance;
             False always drafts the whole block.
         max_model_len: longest prompt + output in tokens; None takes the model's own limit, cut to the KV cache.
@@ -102,6 +103,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     quantization: QuantizationName | None = None
     block_length: int | None = None
     drafters: tuple[str, ...] = ("own", "copy")
+    suffix_memory_mib: int = 16
     adaptive_block_length: bool = True
     max_model_len: int | None = None
     max_num_seqs: int = 32
@@ -152,6 +154,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 "beside the base; give it a name too"
             )
         check_drafters(self.drafters)
+        _require_range("suffix_memory_mib", self.suffix_memory_mib, 1, None, "16 hold some 460,000 tokens")
         self._check_quantization()
         self._check_tensor_parallel()
         if self.cpu_isa != "auto" and not self.native_kernels:

@@ -168,10 +168,13 @@ class EngineSettings(BaseSettings):
         DECODING,
         Field(
             description="Where drafts come from, separated by commas; the one that was right further lately is used. "
-            "own: Jacobi's predictions; copy: what followed the same words before "
-            "(docs/explanation/decoding.md)."
+            "own: Jacobi's predictions; copy: what followed the same words before; suffix: what followed them in past "
+            "outputs of the server (docs/explanation/decoding.md)."
         ),
     ] = "own,copy"
+    suffix_memory_mib: Annotated[
+        int, MEMORY, Field(description="Memory in MiB for past outputs, where drafters name suffix.")
+    ] = 16
     adaptive_block_length: Annotated[
         bool,
         DECODING,

@@ -8,7 +8,10 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.drafters.base import Drafter
 from cllm_core.engine.drafters.copies import KnownText
 from cllm_core.engine.drafters.own import OwnPredictions
+from cllm_core.engine.drafters.suffix import PastOutputs
 from cllm_core.models.loader import LoadedModel
+
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Target:
 MAKERS: Mapping[str, Callable[[Target, str], Drafter]] = {
     "own": lambda target, path: OwnPredictions(),
     "copy": lambda target, path: KnownText(),
+    "suffix": lambda target, path: PastOutputs(target.config.suffix_memory_mib * _MIB),
 }
 """By name, what makes a source for a model; the second argument is what stands behind the colon, or empty."""
 
