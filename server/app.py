@@ -105,6 +105,8 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
             await engine.stop()
             if services.responses is not None:
                 await services.responses.close()
+            if services.tracer is not None:
+                await asyncio.to_thread(services.tracer.close)
 
     return lifespan
 
@@ -116,7 +118,10 @@ def _add_middleware(app: FastAPI, services: Services) -> None:
     if settings.api_keys or settings.admin_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, admin_keys=settings.admin_keys)
     app.add_middleware(
-        RequestContextMiddleware, observe=services.metrics.observe_http, unknown_fields=settings.unknown_fields
+        RequestContextMiddleware,
+        observe=services.metrics.observe_http,
+        unknown_fields=settings.unknown_fields,
+        trace=services.tracer,
     )
     if settings.allowed_origins or settings.allowed_origin_regex:
         app.add_middleware(

@@ -10,6 +10,7 @@ from cllm_core.worker.engine_client import EngineClient
 
 from .generation.grammar_checker import GrammarChecker
 from .ops.metrics import Metrics
+from .ops.tracing import Tracer
 from .response_store import ResponseStore
 from .served_models import ModelRegistry
 from .settings import ServerSettings
@@ -28,6 +29,7 @@ class Services:
 
     Attributes:
         responses: stored for clients, None where none are.
+        tracer: of requests, None where they are not traced.
     """
 
     engine: EngineClient
@@ -36,6 +38,7 @@ class Services:
     metrics: Metrics
     grammars: GrammarChecker
     responses: ResponseStore | None
+    tracer: Tracer | None = None
     shutdown: Shutdown = field(default_factory=Shutdown)
 
 
@@ -44,7 +47,8 @@ def build_services(engine: EngineClient, settings: ServerSettings) -> Services:
     models = ModelRegistry(engine, settings)
     metrics = Metrics(engine, models)
     grammars = GrammarChecker(max_seconds=settings.max_grammar_seconds, observe=metrics.observe_grammar)
-    return Services(engine, settings, models, metrics, grammars, _response_store(settings))
+    tracer = None if settings.otlp_endpoint is None else Tracer(settings.otlp_endpoint)
+    return Services(engine, settings, models, metrics, grammars, _response_store(settings), tracer)
 
 
 def _response_store(settings: ServerSettings) -> ResponseStore | None:

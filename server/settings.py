@@ -103,6 +103,14 @@ class ServerSettings(EngineSettings):
     log_format: Annotated[LogFormat, SERVER, Field(description="auto: console on a terminal, else JSON lines.")] = (
         "auto"
     )
+    otlp_endpoint: Annotated[
+        str | None,
+        SERVER,
+        Field(
+            description="URL of an OpenTelemetry collector that takes OTLP over HTTP, as http://127.0.0.1:4318: each "
+            "request is sent as a trace. Needs the extra otel. Left out: none."
+        ),
+    ] = None
     stay_up: Annotated[
         bool,
         SERVER,

@@ -45,7 +45,13 @@ LAYERS = (
     ),
     ("server.http", "server.engine_settings", "server.settings"),
     ("server.served_models", "server.response_store"),
-    ("server.ops.metrics", "server.ops.engine_metrics", "server.ops.vllm_names", "server.ops.engine_log"),
+    (
+        "server.ops.metrics",
+        "server.ops.engine_metrics",
+        "server.ops.vllm_names",
+        "server.ops.tracing",
+        "server.ops.engine_log",
+    ),
     ("server.generation",),
     ("server.services",),
     ("server.openai", "server.ops", "server.playground"),  # endpoints

@@ -55,12 +55,27 @@ class ObserveRequest(Protocol):
         ...
 
 
+class TraceRequest(Protocol):
+    """Makes a trace of a request that has its whole answer."""
+
+    def __call__(self, scope: Scope, *, endpoint: str, status: int, record: RequestRecord) -> None:
+        """Called once for each."""
+        ...
+
+
 class RequestContextMiddleware:
     """Names the request, catches what nobody else caught, and writes one access line and its metrics."""
 
-    def __init__(self, app: ASGIApp, observe: ObserveRequest, unknown_fields: UnknownFields) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        observe: ObserveRequest,
+        unknown_fields: UnknownFields,
+        trace: TraceRequest | None = None,
+    ) -> None:
         self._app = app
         self._observe = observe
+        self._trace = trace
         self._unknown_fields = unknown_fields
         self._ignored_log = IgnoredFieldsLog()
 
@@ -87,6 +102,8 @@ class RequestContextMiddleware:
         status = _CLIENT_LEFT_STATUS if record.is_aborted else status
         endpoint = _endpoint(scope)
         self._observe(endpoint=endpoint, status=status, record=record)
+        if self._trace is not None and endpoint not in OPEN_PATHS:
+            self._trace(scope, endpoint=endpoint, status=status, record=record)
         self._ignored_log.report(record.ignored)
         # Probes and scrapes come every few seconds: they would drown the lines worth reading.
         write = _log.debug if endpoint in OPEN_PATHS else _log.info
