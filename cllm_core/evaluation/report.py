@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cllm_core.evaluation.machine import Machine
-from cllm_core.evaluation.summary import MAX_VARIED_REPETITION, Cell, Comparison, best_cell
+from cllm_core.evaluation.summary import LOOP_LENGTH, MAX_VARIED_REPETITION, Cell, Comparison, best_cell
 
 JSON_FILE = "results.json"
 MARKDOWN_FILE = "results.md"
@@ -122,6 +122,8 @@ _FIGURES: tuple[tuple[str, Callable[[Cell], float | None], str], ...] = (
     ("decode speedup", lambda cell: cell.decode_speedup, ".2f"),
     ("fast-forwarded/block", lambda cell: cell.fast_forwarded_per_block, ".2f"),
     ("stationary/block", lambda cell: cell.stationary_per_block, ".2f"),
+    ("table 3, right/iteration", lambda cell: cell.paper_fast_forwarded, ".2f"),
+    ("table 3, stationary", lambda cell: cell.paper_stationary, ".2f"),
     ("perplexity", lambda cell: cell.perplexity, ".3f"),
     ("repetition (rep-4)", lambda cell: cell.repetition, ".3f"),
     ("tokens per answer", lambda cell: cell.mean_tokens, ".1f"),
@@ -134,8 +136,9 @@ n: block length, 1 is AR, * the best above it. TPF: accepted tokens per forward 
 counts every pass that yields tokens; "without loops" leaves out answers whose rep-4 exceeds {MAX_VARIED_REPETITION}.
 tokens/s: median over the examples, one request at a time; speedup: median over the examples against n = 1 of the same
 model, measured in turns; "decode" leaves the first pass out. Fast-forwarded and stationary tokens are per n tokens of
-output. Perplexity: of the answers, under the reference. Equal to AR: share of answers that are, token for token, the
-same model's at n = 1."""
+output; "table 3" are the units of the paper: newly right tokens per iteration, AR's one included, and stationary tokens
+per n, as means over the answers without a token {LOOP_LENGTH} times in a row. Perplexity: of the answers, under the
+reference. Equal to AR: share of answers that are, token for token, the same model's at n = 1."""
 
 
 def _facts(results: Results) -> list[str]:

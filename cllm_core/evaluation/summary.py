@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from cllm_core.evaluation.records import Answer
+from cllm_core.evaluation.trajectory import has_run
 
 AR = 1  # block length of plain decoding
+LOOP_LENGTH = 10  # equal tokens in a row, which keep an answer out of the paper's counts
 MAX_VARIED_REPETITION = 0.1  # rep-4 of answers that do not loop
 
 
@@ -29,6 +31,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         decode_tokens_per_second: the same from the first tokens on.
         speedup, decode_speedup: median over the examples of this model's tokens per second at n over those at 1.
         fast_forwarded_per_block, stationary_per_block: tokens per n tokens of output.
+        paper_fast_forwarded: as the original code counts for table 3 of arXiv:2403.00835: newly right tokens per
+            iteration behind the prefill, AR's one included, as a mean over the answers in which no token stands
+            LOOP_LENGTH times in a row. None where all have one, or none has such an iteration.
+        paper_stationary: stationary tokens per n tokens, as a mean over the same answers.
         same_as_ar: share of answers equal, token for token, to this model's at n = 1.
         mean_tokens: length of an answer.
         finished: share of answers that ended before the limit.
@@ -49,6 +55,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     decode_speedup: float | None
     fast_forwarded_per_block: float
     stationary_per_block: float
+    paper_fast_forwarded: float | None = None
+    paper_stationary: float | None = None
     same_as_ar: float
     mean_tokens: float
     finished: float
@@ -128,6 +136,7 @@ def _cell(
     num_passes = sum(answer.num_passes for answer in answers)
     varied = [answer for answer in answers if answer.repetition <= MAX_VARIED_REPETITION]
     num_blocks = num_tokens / answers[0].block_length
+    unlooped = [answer for answer in answers if not has_run(answer.token_ids, LOOP_LENGTH)]
     pairs = [(answer, plain[answer.example]) for answer in answers if answer.example in plain]
     return Cell(
         model=answers[0].model,
@@ -143,6 +152,8 @@ def _cell(
         decode_speedup=_median(_ratio(_decode_rate(answer), _decode_rate(base)) for answer, base in pairs),
         fast_forwarded_per_block=sum(answer.num_fast_forwarded for answer in answers) / num_blocks,
         stationary_per_block=sum(answer.num_stationary for answer in answers) / num_blocks,
+        paper_fast_forwarded=_mean(_tokens_per_forward([answer]) for answer in unlooped),
+        paper_stationary=_mean(answer.num_stationary * answer.block_length / answer.num_tokens for answer in unlooped),
         same_as_ar=statistics.fmean(answer.token_ids == base.token_ids for answer, base in pairs) if pairs else 0.0,
         mean_tokens=num_tokens / len(answers),
         finished=statistics.fmean(answer.finish_reason == "stop" for answer in answers),
@@ -177,6 +188,11 @@ def _perplexity(answers: Sequence[Answer], likelihoods: Mapping[tuple[str, int, 
     if not scored:
         return None
     return math.exp(sum(likelihoods[answer.key] for answer in scored) / sum(answer.num_tokens for answer in scored))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

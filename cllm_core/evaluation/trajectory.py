@@ -19,6 +19,7 @@ accepted, fast-forwarded, stationary) are those of `engine.jacobi`; here they be
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,11 @@ def repetition_rate(token_ids: Sequence[int], n: int = 4) -> float:
     """rep-n: share of n-grams that occurred before in the same text, 0..1 (Welleck et al. 2019, arXiv:1908.04319)."""
     grams = [tuple(token_ids[start : start + n]) for start in range(len(token_ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def has_run(token_ids: Sequence[int], length: int) -> bool:
+    """Whether the same token stands so many times in a row."""
+    return any(sum(1 for _ in run) >= length for _, run in groupby(token_ids))
 
 
 def _right_positions(iteration: Iteration, output_ids: Sequence[int]) -> set[int]:

@@ -36,6 +36,19 @@ def test_counts_are_per_block_of_output() -> None:
     assert cell.stationary_per_block == pytest.approx(5 * 4 / 20)
 
 
+def test_the_units_of_the_paper_are_means_over_answers_without_runs_of_one_token() -> None:
+    short = make_answer(block_length=4, num_tokens=9, num_passes=3, num_stationary=1)
+    long = make_answer(block_length=4, example="1", num_tokens=81, num_passes=81, num_stationary=9)
+    run = msgspec.structs.replace(make_answer(block_length=4, example="2", num_passes=2), token_ids=(1,) * 10)
+    (cell,) = summarise([short, long, run], {})
+    assert cell.paper_fast_forwarded == pytest.approx((8 / 2 + 1) / 2)
+    assert cell.paper_stationary == pytest.approx((1 * 4 / 9 + 9 * 4 / 81) / 2)
+    (cell,) = summarise([run], {})
+    assert cell.paper_fast_forwarded is cell.paper_stationary is None
+    (cell,) = summarise([msgspec.structs.replace(run, token_ids=(2, *(1,) * 9, 2, 1))], {})
+    assert cell.paper_fast_forwarded is not None
+
+
 def test_speedup_is_the_median_over_examples_of_rates_against_ar() -> None:
     answers = []
     for example, factor in (("a", 2.0), ("b", 3.0), ("c", 9.0)):
