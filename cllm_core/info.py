@@ -74,11 +74,13 @@ class DrafterInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: that requests give.
-        num_bytes: memory that it holds, or may grow to, beyond the model and the texts.
+        num_bytes: memory that it holds, or may grow to, beyond the model and the texts; counted.
+        resident_bytes: by which the memory of the process, or what is allocated on the device, grew while it was made.
     """
 
     name: str
     num_bytes: int = 0
+    resident_bytes: int = 0
 
 
 class ComputePath(msgspec.Struct, frozen=True):

@@ -119,14 +119,14 @@ def assemble_engine(
         max_model_len=max_model_len,
         cache_bytes=cache_bytes,
         adapters=() if adapters is None else adapters.infos,
-        drafters=tuple(DrafterInfo(name=source.name, num_bytes=source.num_bytes) for source in drafters),
+        drafters=tuple(made.info for made in drafters),
         gated=None if gated is None else gated.info,
     )
     proposals = None if gated is None else GatedProposals(gated.noise_ids, gated.info.num_bytes)
     runner = ModelRunner(
         model,
         max_model_len=max_model_len,
-        drafting=Drafting(drafters, proposals),
+        drafting=Drafting([made.drafter for made in drafters], proposals),
         sampling=model.sampling,
         num_graphs=lambda: model.num_graphs,
         may_capture=lambda: model.may_capture,

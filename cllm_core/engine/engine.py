@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -13,6 +14,7 @@ from cllm_core.config import MAX_BLOCK_LENGTH, EngineConfig
 from cllm_core.engine.adapters import ServedAdapter, ServedAdapters
 from cllm_core.engine.block_pool import BlockPool
 from cllm_core.engine.draft_length import DraftLengths
+from cllm_core.engine.drafters.choice import SharedLengths
 from cllm_core.engine.gated_length import GatedLengths, GatedRules
 from cllm_core.engine.grammars import Grammars
 from cllm_core.engine.memory import is_out_of_memory
@@ -31,6 +33,15 @@ from cllm_core.request import NewRequest, RequestOutput
 logger = logging.getLogger(__name__)
 
 StepObserver = Callable[[StepPlan, StepResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What an engine learnt of drafts from all requests: how far they are confirmed, and those of which source."""
+
+    draft_lengths: DraftLengths | None
+    gated_lengths: GatedLengths | None
+    sources: SharedLengths
 
 
 class Engine:
@@ -63,6 +74,7 @@ class Engine:
     ) -> None:
         self.info = info
         self._adapters = adapters
+        self._config = config
         self._adapter_root = config.adapter_root
         self.runner = runner
         self.block_pool = BlockPool(info.num_cache_blocks, info.cache_block_size, prefix_caching=config.prefix_caching)
@@ -85,6 +97,20 @@ class Engine:
         self._last_end = 0.0  # of the last step, on the clock of `time.perf_counter`
         self._was_awaited = True
         self._last_step = EngineStats(num_free_blocks=info.num_cache_blocks, num_cache_blocks=info.num_cache_blocks)
+
+    def exchange_learnt(self, learnt: Learnt | None) -> Learnt:
+        """Go on with what was learnt elsewhere, None for nothing, and give back what was learnt here.
+
+        For measurements in turns, none of which may learn from another. Without work only.
+        """
+        drafting = self.runner.drafting
+        sources = drafting.shared
+        if learnt is None:
+            lengths = _draft_lengths(self._config, self._step_times)
+            gated = _gated_lengths(self._config, self.info, self._step_times)
+            learnt = Learnt(lengths, gated, SharedLengths(len(drafting.sources)))
+        drafting.shared = learnt.sources
+        return Learnt(*self.scheduler.exchange_lengths(learnt.draft_lengths, learnt.gated_lengths), sources)
 
     def add_request(self, request: NewRequest) -> None:
         """Queue a request.

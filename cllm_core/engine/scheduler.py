@@ -88,6 +88,14 @@ class Scheduler:
         wanted = sum(state.num_pending + state.max_window for state in (*self._running, *newcomers))
         return min(wanted, self.max_batched_tokens)
 
+    def exchange_lengths(
+        self, draft_lengths: DraftLengths | None, gated_lengths: GatedLengths | None
+    ) -> tuple[DraftLengths | None, GatedLengths | None]:
+        """Choose lengths by these from now on, and give back those in use; without work only."""
+        before = self._draft_lengths, self._gated_lengths
+        self._draft_lengths, self._gated_lengths = draft_lengths, gated_lengths
+        return before
+
     def has_work(self) -> bool:
         """Whether a step would do anything, be it to report an abort."""
         return bool(self._by_id or self._ended)

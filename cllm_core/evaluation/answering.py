@@ -7,6 +7,7 @@ import msgspec
 
 from cllm_core.config import EngineConfig
 from cllm_core.engine.build import build_engine
+from cllm_core.engine.engine import Engine
 from cllm_core.errors import ConfigError, PromptTooLong
 from cllm_core.evaluation.decode import Decoded, Prompt, decode
 from cllm_core.evaluation.records import Answer
@@ -44,27 +45,40 @@ class ChatCodec:
 class AnsweringModel:
     """An engine and its tokenizer.
 
-    Nothing adapts while it is measured: every window is the block length, and every repeat computes the whole prompt,
-    or the same part of it.
+    Nothing adapts while it is measured, unless `is_adaptive`: every window is the block length, and every repeat
+    computes the whole prompt, or the same part of it.
 
     Args:
         role: of the model in the evaluation.
         config: what to load.
         on_progress: called with (stage, fraction) while it loads.
         prefix_caching: let `decode_behind` find in the cache what comes before.
+        is_adaptive: choose window lengths as the settings say.
     """
 
     def __init__(
-        self, role: str, config: EngineConfig, on_progress: OnProgress, *, prefix_caching: bool = False
+        self,
+        role: str,
+        config: EngineConfig,
+        on_progress: OnProgress,
+        *,
+        prefix_caching: bool = False,
+        is_adaptive: bool = False,
     ) -> None:
         self.role = role
         self._adapter = config.adapter
         self._max_batched_tokens = config.max_batched_tokens
         self._num_salts = 0
-        fixed = msgspec.structs.replace(config, prefix_caching=prefix_caching, adaptive_block_length=False)
+        adaptive = is_adaptive and config.adaptive_block_length
+        fixed = msgspec.structs.replace(config, prefix_caching=prefix_caching, adaptive_block_length=adaptive)
         self._engine = build_engine(fixed, on_progress)
         self.info = self._engine.info
         self.codec = ChatCodec(self.info.tokenizer, self.info.name)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine underneath."""
+        return self._engine
 
     def describe(self) -> ModelDescription:
         """For the report."""
@@ -110,8 +124,8 @@ class AnsweringModel:
         return max(1, min(self.info.max_num_seqs, num_windows, self.info.num_cache_blocks // num_blocks))
 
     def decode(self, prompts: Sequence[Prompt], block_length: int) -> list[Decoded]:
-        """Greedy outputs, all decoded together."""
-        return decode(self._engine, prompts, block_length=block_length)
+        """Greedy outputs, all decoded together; none finds what was decoded at another block length."""
+        return decode(self._engine, prompts, block_length=block_length, cache_salt=f"n = {block_length}")
 
     def decode_behind(self, num_cached: int, prompt: Prompt, block_length: int) -> Decoded:
         """The output for one prompt whose first tokens, as far as they fill blocks of the cache, were computed before.

@@ -57,6 +57,16 @@ class EvalOptions(msgspec.Struct, frozen=True, kw_only=True):
             "prefix cache, as a server has it. Left out: whole prompts are computed."
         ),
     ] = False
+    each_drafter: Annotated[
+        bool,
+        Meta(
+            description="Compare the sources of --drafters, each alone and all together, with AR: one table of "
+            "quality, speed with one request and with 8 in flight, memory, lines."
+        ),
+    ] = False
+    training_costs: Annotated[
+        str, Meta(description="For that table: what training took, as in model=2 h on 2 cores,target=none.")
+    ] = ""
     output: Annotated[
         Path | None,
         Meta(description="Folder of the results; an unfinished run in it goes on. Left out: runs/eval-TASK-TIME."),
@@ -79,7 +89,37 @@ def evaluate(model: EngineConfig, options: EvalOptions) -> None:
         "output": str(folder),
         "command": shlex.join(["cllm", *sys.argv[1:]]),
     }
-    _show(_run(given, folder), folder)
+    if options.each_drafter:
+        _compare_drafters(given, _read_costs(options.training_costs), folder)
+    else:
+        _show(_run(given, folder), folder)
+
+
+def _compare_drafters(given: dict[str, object], costs: dict[str, str], folder: Path) -> None:
+    from cllm_core.evaluation.drafter_table import (  # noqa: PLC0415
+        TABLE_PNG,
+        save_picture,
+        table_for_terminal,
+        verdicts,
+    )
+    from cllm_core.evaluation.each_drafter import compare_drafters  # noqa: PLC0415
+
+    try:
+        table = compare_drafters(_convert(given), costs, _report_stages(Console(stderr=True)))
+        save_picture(table, folder / TABLE_PNG)
+    except CllmError as error:
+        exit_with(str(error))
+    console = Console()
+    console.print(table_for_terminal(table))
+    console.print("\n".join(verdicts(table)), highlight=False)
+    console.print(f"drafters.json, drafters.md and drafters.png are in {folder}", highlight=False)
+
+
+def _read_costs(text: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not equals for _, equals, _ in parts):
+        exit_with(f"--training-costs {text}: give NAME=TEXT, separated by commas, as in model=2 h on 2 cores")
+    return {name.strip(): cost.strip() for name, _, cost in parts}
 
 
 def _run(given: dict[str, object], folder: Path) -> "Evaluation":

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from cllm_core.engine.engine import Engine
 from cllm_core.engine.plan import PlannedRow, RowResult, StepPlan, StepResult
@@ -42,14 +43,26 @@ class Decoded:
         return self.trajectory.output_ids
 
 
-def decode(engine: Engine, prompts: Sequence[Prompt], *, block_length: int, cache_salt: str = "") -> list[Decoded]:
+def decode(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    *,
+    block_length: int,
+    cache_salt: str = "",
+    drafters: tuple[str, ...] | None = None,
+    gated: bool = True,
+    in_flight: int | None = None,
+) -> list[Decoded]:
     """Decode prompts together, greedily.
 
     Args:
         engine: without work; its observer is replaced while this runs.
         prompts: each fits the engine's context.
         block_length: Jacobi block length n in tokens; 1 is AR.
-        cache_salt: only what was decoded with the same one may be found in a prefix cache.
+        cache_salt: only what was decoded with the same one may be found in a prefix cache, or among past outputs.
+        drafters: sources of drafts to choose among, None for all that the engine has.
+        gated: let a gated adapter propose, too, where there is one.
+        in_flight: requests at a time, the next one following when one has ended; None for all at once.
 
     Returns:
         One output per prompt, in order.
@@ -59,16 +72,34 @@ def decode(engine: Engine, prompts: Sequence[Prompt], *, block_length: int, cach
         EngineFailed: the engine dropped a request.
     """
     recordings = {str(index): _Recording() for index in range(len(prompts))}
-    started = time.perf_counter()
+    waiting = iter(
+        NewRequest(
+            request_id=str(index),
+            prompt_ids=prompt.token_ids,
+            params=SamplingParams(
+                temperature=0.0,
+                max_tokens=prompt.max_tokens,
+                block_length=block_length,
+                drafters=drafters,
+                gated=gated,
+            ),
+            cache_salt=cache_salt,
+        )
+        for index, prompt in enumerate(prompts)
+    )
+    started: dict[str, float] = {}
     with _observed(engine, recordings):
-        for index, prompt in enumerate(prompts):
-            params = SamplingParams(temperature=0.0, max_tokens=prompt.max_tokens, block_length=block_length)
-            engine.add_request(
-                NewRequest(request_id=str(index), prompt_ids=prompt.token_ids, params=params, cache_salt=cache_salt)
-            )
-        while engine.has_work():
+        free = len(prompts) if in_flight is None else in_flight
+        while True:
+            for request in islice(waiting, free):
+                started[request.request_id] = time.perf_counter()
+                engine.add_request(request)
+            free = 0
+            if not engine.has_work():
+                break
             for output in engine.step():
-                recordings[output.request_id].commit(output, time.perf_counter() - started)
+                recordings[output.request_id].commit(output, time.perf_counter() - started[output.request_id])
+                free += output.finish_reason is not None
     return [recording.finish() for recording in recordings.values()]
 
 

@@ -75,9 +75,9 @@ def as_table(results: Results) -> Table:
 def as_markdown(results: Results) -> str:
     """A page: what was run, where, and the figures."""
     header, rows = _rows(results)
-    lines = [f"# Evaluation: {results.task}", "", *_facts(results), "", *_markdown_table(header, rows)]
+    lines = [f"# Evaluation: {results.task}", "", *_facts(results), "", *markdown_table(header, rows)]
     if results.comparison is not None:
-        lines += ["", "## CLLM over target", "", *_markdown_table(["figure", "value"], comparison_rows(results))]
+        lines += ["", "## CLLM over target", "", *markdown_table(["figure", "value"], comparison_rows(results))]
     return "\n".join([*lines, "", _LEGEND, ""])
 
 
@@ -142,8 +142,6 @@ reference. Equal to AR: share of answers that are, token for token, the same mod
 
 
 def _facts(results: Results) -> list[str]:
-    machine = results.machine
-    hardware = f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.memory_gib} GiB"
     facts = [
         ("command", f"`{results.command}`" if results.command else "none"),
         ("data", f"{results.data}, {results.num_examples} examples, seed {results.seed}"),
@@ -154,21 +152,31 @@ def _facts(results: Results) -> list[str]:
             if results.cached_prefixes
             else "computed whole",
         ),
-        *((model.role, _describe(model)) for model in results.models),
+        *((model.role, describe_model(model)) for model in results.models),
         *([("reference of perplexity", results.reference)] if results.reference else []),
+        *describe_hardware(results.machine),
+    ]
+    return [f"- {name}: {value}" for name, value in facts]
+
+
+def describe_hardware(machine: Machine) -> list[tuple[str, str]]:
+    """Where and with what figures were measured, as facts of a page."""
+    hardware = f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.memory_gib} GiB"
+    return [
         ("machine", hardware + (f", {machine.gpu}" if machine.gpu else "")),
         ("versions", f"cllm-server {machine.version}, torch {machine.torch}, Python {machine.python}"),
         ("commit", machine.commit or "unknown"),
         ("date", machine.date),
     ]
-    return [f"- {name}: {value}" for name, value in facts]
 
 
-def _describe(model: ModelDescription) -> str:
+def describe_model(model: ModelDescription) -> str:
+    """Name, size and number format."""
     adapter = f" with adapter {model.adapter}" if model.adapter else ""
     return f"{model.name}{adapter}, {model.num_parameters / 1e6:.0f}M parameters, {model.dtype} on {model.device}"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns but the first are aligned right."""
     aligned = ["---", *("---:" for _ in header[1:])]
     return ["| " + " | ".join(row) + " |" for row in (header, aligned, *rows)]

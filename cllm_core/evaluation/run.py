@@ -239,7 +239,7 @@ class _Run:
         answers = [self._store.answers[key] for key in self._keys(model.role)]
         best = best_cell(summarise(answers, {}), model.role)
         block_length = best.block_length if best else AR
-        output = model.decode([model.prompt(self._examples[0], self._max_tokens)], block_length)[0]
+        output = model.decode_behind(0, model.prompt(self._examples[0], self._max_tokens), block_length)
         title = f"{model.info.name}, n = {block_length}, example {self._examples[0].example_id}"
         picture = TrajectoryPicture(title, output.trajectory, model.codec.text)
         try:
@@ -283,7 +283,17 @@ def _identity(config: EvalConfig, on_progress: OnProgress) -> dict[str, object]:
 
 def _model_identity(config: EngineConfig, on_progress: OnProgress) -> dict[str, object]:
     """The settings without those of capacity, and fingerprints of the files: what is named may be trained anew."""
-    names = ("model", "adapter", "revision", "dtype", "quantization", "device", "max_model_len", "num_threads")
+    names = (
+        "model",
+        "adapter",
+        "revision",
+        "dtype",
+        "quantization",
+        "device",
+        "max_model_len",
+        "num_threads",
+        "drafters",
+    )
     identity = {name: value for name, value in msgspec.structs.asdict(config).items() if name in names}
     source = resolve_source(config, on_progress)
     identity["files"] = fingerprint_model(source.checkpoint.path)

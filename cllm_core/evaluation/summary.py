@@ -143,16 +143,16 @@ def _cell(
         block_length=answers[0].block_length,
         num_answers=len(answers),
         scores={name: statistics.fmean(answer.scores[name] for answer in answers) for name in answers[0].scores},
-        tokens_per_forward=_tokens_per_forward(answers) or 0.0,
+        tokens_per_forward=tokens_per_forward_of(answers) or 0.0,
         tokens_per_forward_all=num_tokens / num_passes,
-        tokens_per_forward_varied=_tokens_per_forward(varied),
+        tokens_per_forward_varied=tokens_per_forward_of(varied),
         tokens_per_second=_median(_rate(answer) for answer in answers),
         decode_tokens_per_second=_median(_decode_rate(answer) for answer in answers),
         speedup=_median(_ratio(_rate(answer), _rate(base)) for answer, base in pairs),
         decode_speedup=_median(_ratio(_decode_rate(answer), _decode_rate(base)) for answer, base in pairs),
         fast_forwarded_per_block=sum(answer.num_fast_forwarded for answer in answers) / num_blocks,
         stationary_per_block=sum(answer.num_stationary for answer in answers) / num_blocks,
-        paper_fast_forwarded=_mean(_tokens_per_forward([answer]) for answer in unlooped),
+        paper_fast_forwarded=_mean(tokens_per_forward_of([answer]) for answer in unlooped),
         paper_stationary=_mean(answer.num_stationary * answer.block_length / answer.num_tokens for answer in unlooped),
         same_as_ar=statistics.fmean(answer.token_ids == base.token_ids for answer, base in pairs) if pairs else 0.0,
         mean_tokens=num_tokens / len(answers),
@@ -162,7 +162,7 @@ def _cell(
     )
 
 
-def _tokens_per_forward(answers: Sequence[Answer]) -> float | None:
+def tokens_per_forward_of(answers: Sequence[Answer]) -> float | None:
     """Prefill not counted; None where there is nothing else."""
     num_tokens = sum(answer.num_tokens - answer.num_prefill_tokens for answer in answers)
     num_passes = sum(answer.num_passes - answer.num_prefill_passes for answer in answers)

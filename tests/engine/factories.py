@@ -230,7 +230,8 @@ def decode_one(engine: Engine, request: NewRequest) -> Answer:
 
 def text_drafters(config: EngineConfig) -> tuple[Drafter, ...]:
     """The sources that the settings name; of those that know texts only, as the model to draft for is not given."""
-    return make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
+    made = make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
+    return tuple(one.drafter for one in made)
 
 
 def _assemble(

@@ -20,17 +20,18 @@ class Drafting:
 
     Attributes:
         gated: as given.
+        shared: what the sources were worth to all requests so far.
     """
 
     def __init__(self, sources: Sequence[Drafter], gated: GatedProposals | None = None) -> None:
         self.gated = gated
         self.sources: tuple[Drafter, ...] = (*(() if gated is None else (gated,)), *sources)
-        self._shared = SharedLengths(len(self.sources))
+        self.shared = SharedLengths(len(self.sources))
         self._choices: dict[int, DraftChoice] = {}  # by slot
 
     def begin(self, slot: int, text: RequestText) -> None:
         """A request takes this slot."""
-        self._choices[slot] = DraftChoice(self._shared)
+        self._choices[slot] = DraftChoice(self.shared)
         for source in self.sources:
             source.begin(slot, text)
 

@@ -1,16 +1,21 @@
 """What past outputs propose, to whom, and in how much memory."""
 
 import random
+from typing import cast
 
 import numpy as np
 import pytest
 
+from cllm_core.backends.paged_model import PagedModel
+from cllm_core.config import EngineConfig
 from cllm_core.engine.drafters.base import DraftRow, SeenWindow
 from cllm_core.engine.drafters.copying import copy_known
 from cllm_core.engine.drafters.past_index import BYTES_PER_TOKEN, PastIndex
+from cllm_core.engine.drafters.registry import Target, make_drafters
 from cllm_core.engine.drafters.suffix import PastOutputs
 from cllm_core.engine.plan import Admission
 from cllm_core.engine.request_text import RequestText
+from cllm_core.models.loader import LoadedModel
 from cllm_core.request import SamplingParams
 from tests.engine.factories import Answer, Setup, decode_one, make_engine, make_request
 
@@ -95,6 +100,13 @@ def test_a_text_longer_than_the_index_leaves_its_end() -> None:
 def test_the_memory_is_counted_and_within_its_bound(num_bytes: int) -> None:
     index = PastIndex(num_bytes)
     assert num_bytes - 2 * BYTES_PER_TOKEN < index.num_bytes <= num_bytes
+
+
+def test_the_counted_memory_is_what_the_process_takes() -> None:
+    config = EngineConfig(drafters=("suffix",), suffix_memory_mib=32)
+    (made,) = make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
+    assert made.info.num_bytes == pytest.approx(32 * 2**20, rel=0.01)
+    assert made.info.resident_bytes == pytest.approx(made.info.num_bytes, rel=0.05)
 
 
 def ask_twice(first_salt: str, second_salt: str) -> tuple[Answer, Answer]:
