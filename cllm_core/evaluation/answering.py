@@ -124,8 +124,8 @@ class AnsweringModel:
         return max(1, min(self.info.max_num_seqs, num_windows, self.info.num_cache_blocks // num_blocks))
 
     def decode(self, prompts: Sequence[Prompt], block_length: int) -> list[Decoded]:
-        """Greedy outputs, all decoded together; none finds what was decoded at another block length."""
-        return decode(self._engine, prompts, block_length=block_length, cache_salt=f"n = {block_length}")
+        """Greedy outputs, all decoded together; none finds what an earlier call decoded."""
+        return decode(self._engine, prompts, block_length=block_length, cache_salt=self._new_salt())
 
     def decode_behind(self, num_cached: int, prompt: Prompt, block_length: int) -> Decoded:
         """The output for one prompt whose first tokens, as far as they fill blocks of the cache, were computed before.
@@ -135,11 +135,15 @@ class AnsweringModel:
             prompt: longer than that.
             block_length: n.
         """
-        self._num_salts += 1
-        salt = f"{self.role} {self._num_salts}"  # so that nothing else of an earlier request is found
+        salt = self._new_salt()
         if num_cached:
             decode(self._engine, [Prompt(prompt.token_ids[:num_cached], 1)], block_length=1, cache_salt=salt)
         return decode(self._engine, [prompt], block_length=block_length, cache_salt=salt)[0]
+
+    def _new_salt(self) -> str:
+        """With it nothing of an earlier request is found."""
+        self._num_salts += 1
+        return f"{self.role} {self._num_salts}"
 
     def answer(self, task: Task, example: Example, block_length: int, output: Decoded) -> Answer:
         """The record of an answer, scored, without times."""

@@ -239,7 +239,7 @@ class _Run:
         answers = [self._store.answers[key] for key in self._keys(model.role)]
         best = best_cell(summarise(answers, {}), model.role)
         block_length = best.block_length if best else AR
-        output = model.decode_behind(0, model.prompt(self._examples[0], self._max_tokens), block_length)
+        output = model.decode([model.prompt(self._examples[0], self._max_tokens)], block_length)[0]
         title = f"{model.info.name}, n = {block_length}, example {self._examples[0].example_id}"
         picture = TrajectoryPicture(title, output.trajectory, model.codec.text)
         try:

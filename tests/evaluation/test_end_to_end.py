@@ -122,7 +122,7 @@ def test_windows_are_whole_in_batches_too(tiny_llama: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(AnsweringModel, "decode", note)
     run(msgspec.structs.replace(config, model=model))
-    assert len(decoded) == 3 * 8
+    assert len(decoded) == 3 * 8 + 1
     for block_length, output in decoded:
         windows = [iteration for iteration in output.trajectory.iterations if not iteration.has_prompt]
         wanted = [min(block_length, 24 - window.first_position) for window in windows]
