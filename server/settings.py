@@ -119,6 +119,14 @@ class ServerSettings(EngineSettings):
             "exist; off: the server exits with code 1."
         ),
     ] = False
+    standby_worker: Annotated[
+        bool,
+        SERVER,
+        Field(
+            description="Keep a second worker process that has its imports done, so that the server is back sooner "
+            "after a crash; it takes some 350 MB."
+        ),
+    ] = True
     shutdown_delay: Annotated[
         float,
         SERVER,

@@ -72,6 +72,7 @@ def supervised_worker(
     policy: RestartPolicy | None = None,
     timeouts: RequestTimeouts = RequestTimeouts(),
     max_user_share: float = 1.0,
+    standby: bool = False,
 ) -> "WorkerClient":
     """A client with a worker process of its own, restarted when it dies.
 
@@ -81,8 +82,9 @@ def supervised_worker(
         policy: when to restart; None is the default policy.
         timeouts: of requests.
         max_user_share: see QueueLimits.
+        standby: see WorkerProcess.
     """
-    process = WorkerProcess(config, worker_arguments)
+    process = WorkerProcess(config, worker_arguments, standby=standby)
     limits = QueueLimits(max_waiting=config.max_waiting, max_user_share=max_user_share)
     return WorkerClient(process, limits=limits, policy=policy or RestartPolicy(), timeouts=timeouts)
 
@@ -435,6 +437,7 @@ class WorkerClient:
                 if self._ready_since is None:
                     self._ready_since = time.monotonic()
                     self._became_ready.set()
+                    self._worker.prepare_next()
                     self._restore_adapters(info)
                 self._become_ready()
             case AdapterDone():

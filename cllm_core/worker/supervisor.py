@@ -98,6 +98,14 @@ class RestartPolicy:
             self._next_delay = self._first_delay
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A process, and where it listens or will."""
+
+    process: Process
+    endpoint: str
+
+
 class WorkerProcess:
     """Runs `python -m cllm_core.worker`, reachable by this user only.
 
@@ -106,16 +114,20 @@ class WorkerProcess:
     Args:
         config: sent to the worker.
         arguments: further options of the worker's command line.
+        standby: keep a second process that has its imports done and becomes the worker when the first one is lost.
     """
 
     name = "worker process"
 
-    def __init__(self, config: EngineConfig, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, config: EngineConfig, arguments: Sequence[str] = (), *, standby: bool = False) -> None:
         self._config = config
         self._arguments = tuple(arguments)
+        self._has_standby = standby
         self._folder: Path | None = None
         self._num_launches = 0
         self._process: Process | None = None
+        self._standby: _Started | None = None
+        self._preparing: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -129,20 +141,15 @@ class WorkerProcess:
             OSError: the system refuses to start it now.
             ConfigError: it always will.
         """
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="cllm-"))  # made with mode 0700
-        self._num_launches += 1
-        endpoint = check_endpoint(f"ipc://{self._folder}/{self._num_launches}.sock")
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command(endpoint),
-            env=worker_environment(os.environ),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=sys.__stderr__,
-            # Out of reach of the terminal's Ctrl-C, which is for us to handle: requests are drained first.
-            start_new_session=True,
-        )
+        started = self._take_standby() or await self._start()
+        self._process = started.process
         logger.info("worker process %d started", self._process.pid)
-        return endpoint
+        return started.endpoint
+
+    def prepare_next(self) -> None:
+        """Start the standby, where there is to be one; called when the worker is ready."""
+        if self._has_standby and self._preparing is None and self._standby is None:
+            self._preparing = asyncio.create_task(self._prepare())
 
     async def wait_exited(self) -> None:
         """Return when the process has ended."""
@@ -169,10 +176,50 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Kill what still runs and remove the socket's folder."""
+        self._has_standby = False
+        if self._preparing is not None:
+            await self._preparing
+        if (standby := self._take_standby(wakes=False)) is not None:
+            standby.process.kill()
+            await standby.process.wait()
         await self._kill()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    async def _prepare(self) -> None:
+        try:
+            self._standby = await self._start("--standby")
+        except OSError as error:
+            logger.warning("no worker can stand by: %s", error)
+        finally:
+            self._preparing = None
+
+    def _take_standby(self, *, wakes: bool = True) -> "_Started | None":
+        """The standby, woken to become the worker; None where there is none that lives."""
+        standby, self._standby = self._standby, None
+        if standby is None or standby.process.returncode is not None:
+            return None
+        if wakes:
+            assert standby.process.stdin is not None
+            standby.process.stdin.write(b"\n")
+        return standby
+
+    async def _start(self, *arguments: str) -> "_Started":
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="cllm-"))  # made with mode 0700
+        self._num_launches += 1
+        endpoint = check_endpoint(f"ipc://{self._folder}/{self._num_launches}.sock")
+        process = await asyncio.create_subprocess_exec(
+            *self._command(endpoint),
+            *arguments,
+            env=worker_environment(os.environ),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=sys.__stderr__,
+            # Out of reach of the terminal's Ctrl-C, which is for us to handle: requests are drained first.
+            start_new_session=True,
+        )
+        return _Started(process, endpoint)
 
     def _command(self, endpoint: str) -> list[str]:
         config = msgspec.json.encode(self._config).decode()
@@ -214,6 +261,9 @@ class RemoteWorker:
     def pid(self) -> int | None:
         """None: it may run on another machine."""
         return None
+
+    def prepare_next(self) -> None:
+        """Do nothing: whoever started it may keep another one."""
 
     async def launch(self) -> str:
         """The endpoint; ZeroMQ keeps trying to connect until a worker listens."""

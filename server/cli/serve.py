@@ -154,6 +154,7 @@ def make_engine(settings: ServerSettings) -> EngineClient:
         worker_arguments=arguments,
         timeouts=timeouts,
         max_user_share=settings.max_user_share,
+        standby=settings.standby_worker,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cllm_core.request import SamplingParams
 from cllm_core.text.grammar_compiler import GrammarCompiler
+from server.settings import ServerSettings
 from tests.server.client_payloads import Payload, read_payloads
 from tests.server.fakes import ScriptedEngine, make_info
 from tests.server.harness import RunningServer, running
@@ -101,7 +102,8 @@ def check_params(server: RunningServer, payload: Payload) -> None:
     given, defaults = as_json(request.params), as_json(SamplingParams())
     del given["grammar"]
     room = INFO.max_model_len - len(request.prompt_ids)
-    if given["max_tokens"] == room:
+    within_budget = ServerSettings().max_logprob_entries // (1 + (given["logprobs"] or 0))
+    if given["max_tokens"] in (room, within_budget):
         given["max_tokens"] = None
     assert {name: value for name, value in given.items() if value != defaults[name]} == payload.params
 

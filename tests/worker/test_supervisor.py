@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import uvloop
 
@@ -351,3 +352,62 @@ async def test_a_restarted_worker_serves_the_adapters_that_were_loaded_and_not_t
     os.kill(host.pid, signal.SIGKILL)
     await happens(lambda: client.status.num_restarts == 1 and client.status.state == "ready")
     assert [(adapter.name, adapter.path) for adapter in client.info.adapters] == [("sql", "adapters/sql")]
+
+
+async def test_a_standby_takes_over_when_the_worker_is_lost_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    policy = RestartPolicy(first_delay=0.01)
+    arguments = ("--engine", FAKE_ENGINE, "--log-level", "error")
+    client = supervised_worker(EngineConfig(), worker_arguments=arguments, policy=policy, standby=True)
+    await client.start()
+    try:
+        pids = []
+        for _ in range(3):
+            await reaches(client, "ready")
+            await happens(lambda: len(children()) == 2)
+            assert client.worker_pid is not None
+            [standby] = children() - {client.worker_pid}
+            pids.append((client.worker_pid, standby))
+            os.kill(client.worker_pid, signal.SIGKILL)
+            await happens(lambda: client.worker_pid != pids[-1][0])
+        await reaches(client, "ready")
+        assert [worker for worker, _ in pids[1:]] == [standby for _, standby in pids[:-1]]
+    finally:
+        await client.stop()
+    assert children() == set()
+
+
+async def test_a_standby_that_was_lost_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    host = WorkerProcess(EngineConfig(), ("--engine", FAKE_ENGINE), standby=True)
+    await host.launch()
+    host.prepare_next()
+    await happens(lambda: len(children()) == 2)
+    [standby] = children() - {host.pid}
+    os.kill(standby, signal.SIGKILL)
+    await happens(lambda: len(children()) == 1)
+    await host.dismiss(None, is_hung=True)
+    await host.launch()
+    assert host.pid in children()
+    await host.close()
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """Living worker processes of this one."""
+    found = psutil.Process().children()
+    return {child.pid for child in found if child.status() != psutil.STATUS_ZOMBIE}
+
+
+async def test_the_stacks_of_a_hung_worker_reach_the_log(
+    start_supervised: StartSupervised, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client, _ = await start_supervised(step_timeout=0.5)
+    await reaches(client, "ready")
+    (output,) = await collect(client.submit(make_request(prompt=(LONG_STEP,))))
+    assert output.finish_reason == "error"
+    await happens(lambda: client.status.num_restarts >= 1)
+    await reaches(client, "ready")
+    written = capfd.readouterr().err
+    assert "most recent call first" in written
+    assert "fake_engine.py" in written
