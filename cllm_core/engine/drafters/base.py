@@ -52,12 +52,24 @@ class SeenWindow:
     gated_ids: Sequence[int] = ()
 
 
+NUM_KINDS = 8
+"""Kinds of proposals that a source may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Up to K tokens. `is_trusted`: to be taken whatever the source was worth lately."""
+    """What a source proposes.
+
+    Attributes:
+        tokens: up to K.
+        is_trusted: to be taken whatever the source was worth lately.
+        kind: 0..NUM_KINDS - 1; what a source is worth is told apart by it, as it may know how well its proposals are
+            founded.
+    """
 
     tokens: Ids
     is_trusted: bool = False
+    kind: int = 0
 
 
 class Drafter(Protocol):

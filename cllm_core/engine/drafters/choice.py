@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cllm_core.engine.drafters.base import Proposal
+from cllm_core.engine.drafters.base import NUM_KINDS, Proposal
 from cllm_core.engine.ids import Ids
 
 # Weight of a new observation: about the last ten drafts count. 0.1 and 0.2 did equally well (the log of tries).
@@ -22,21 +22,24 @@ _INITIAL_LENGTH = 1.0
 
 
 class SharedLengths:
-    """Tokens of each source's drafts that were confirmed, over all requests; running means.
+    """Tokens of each source's drafts that were confirmed, by kind of draft, over all requests; running means.
 
     Args:
         num_sources: sources that there are.
+
+    Attributes:
+        lengths: of the drafts of each source and kind, NUM_KINDS for a source.
     """
 
     def __init__(self, num_sources: int) -> None:
-        self.lengths = [_INITIAL_LENGTH] * num_sources
-        self._num_seen = [_NUM_PRIOR] * num_sources
+        self.lengths = [_INITIAL_LENGTH] * (num_sources * NUM_KINDS)
+        self._num_seen = [_NUM_PRIOR] * (num_sources * NUM_KINDS)
 
-    def observe(self, source: int, length: int) -> None:
-        """Learn from a draft of a source."""
-        self._num_seen[source] += 1
-        rate = max(_SHARED_RATE, 1 / self._num_seen[source])
-        self.lengths[source] += rate * (length - self.lengths[source])
+    def observe(self, index: int, length: int) -> None:
+        """Learn from a draft, `index` that of its source and kind in `lengths`."""
+        self._num_seen[index] += 1
+        rate = max(_SHARED_RATE, 1 / self._num_seen[index])
+        self.lengths[index] += rate * (length - self.lengths[index])
 
 
 class DraftChoice:
@@ -53,8 +56,9 @@ class DraftChoice:
         self._text_end = 0  # tokens of the text that the drafts were made for
 
     def is_best(self, source: int) -> bool:
-        """Whether no other source was confirmed further lately."""
-        return self._lengths[source] >= max(self._lengths)
+        """Whether no other source was confirmed further lately, by the kinds of drafts that they made last."""
+        offered = [other for other, draft in enumerate(self._drafts) if draft is not None]
+        return all(self._worth(source) >= self._worth(other) for other in offered)
 
     def choose(self, text: Ids, drafts: Sequence[Proposal | None]) -> int:
         """The source of the next draft, after learning how far each draft made before would have been confirmed.
@@ -70,14 +74,24 @@ class DraftChoice:
         self._drafts, self._text_end = drafts, len(text)
         offered = [source for source, draft in enumerate(drafts) if draft is not None]
         trusted = [source for source in offered if (draft := drafts[source]) is not None and draft.is_trusted]
-        return max(trusted or offered, key=lambda source: self._lengths[source])
+        return max(trusted or offered, key=self._worth)
+
+    def _worth(self, source: int) -> float:
+        """Tokens confirmed lately of such drafts as the source made last."""
+        draft = self._drafts[source] if self._drafts else None
+        return self._lengths[_index(source, draft)]
 
     def _observe(self, accepted: Ids) -> None:
         for source, draft in enumerate(self._drafts):
             if draft is not None:
-                length = _num_equal(draft.tokens, accepted)
-                self._lengths[source] += _RATE * (length - self._lengths[source])
-                self._shared.observe(source, length)
+                index, length = _index(source, draft), _num_equal(draft.tokens, accepted)
+                self._lengths[index] += _RATE * (length - self._lengths[index])
+                self._shared.observe(index, length)
+
+
+def _index(source: int, draft: Proposal | None) -> int:
+    """Of a source and the kind of its draft among lengths."""
+    return source * NUM_KINDS + (0 if draft is None else draft.kind)
 
 
 def _num_equal(draft: Ids, accepted: Ids) -> int:

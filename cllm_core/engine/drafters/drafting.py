@@ -106,4 +106,4 @@ def _filled(proposal: Proposal | None, row: DraftRow) -> Proposal | None:
     if proposal is None or len(proposal.tokens) >= row.num_tokens:
         return proposal
     tail = row.copies.tokens[len(proposal.tokens) :]
-    return Proposal(np.concatenate([proposal.tokens, tail]), proposal.is_trusted)
+    return Proposal(np.concatenate([proposal.tokens, tail]), proposal.is_trusted, proposal.kind)

@@ -12,6 +12,9 @@ import numpy as np
 
 from cllm_core.engine.ids import Ids
 
+LONGEST = 16
+"""Tokens that matches are compared by; beyond, longer ones are not better."""
+
 LEAD = 8
 """Tokens before a text that it is found by, so that its beginning can be proposed."""
 
@@ -19,8 +22,6 @@ LEAD = 8
 _ORDERS = (3, 1)
 # Places looked at: more find longer matches, and take longer.
 _NUM_PLACES = 24
-# Tokens that matches are compared by; beyond, longer ones are not better.
-_LONGEST = 16
 _BETWEEN_TEXTS = -1
 _NOWHERE = -1
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash, for 64 bit
@@ -76,7 +77,7 @@ class PastIndex:
                 links[position % self.num_tokens] = heads[chain]
                 heads[chain] = position
 
-    def find(self, owner: int, text: Ids, num_tokens: int) -> Ids:
+    def find(self, owner: int, text: Ids, num_tokens: int) -> tuple[Ids, int]:
         """What most often followed the longest match with a text's end; of equally frequent tokens the latest.
 
         Args:
@@ -85,9 +86,9 @@ class PastIndex:
             num_tokens: K.
 
         Returns:
-            Up to K tokens, none where nothing matches.
+            Up to K tokens, none where nothing matches, and the tokens that matched, at most LONGEST.
         """
-        suffix = text[-_LONGEST:]
+        suffix = text[-LONGEST:]
         for order, links, heads in zip(_ORDERS, self._links, self._heads, strict=True):
             if len(suffix) < order:
                 continue
@@ -96,10 +97,10 @@ class PastIndex:
             if not len(places):
                 continue
             matched = self._num_matched(owner, places, suffix)
-            best = places[matched == max(matched.max(), order)]
-            if len(best):
-                return self._vote(best, num_tokens)
-        return np.empty(0, dtype=np.int64)
+            longest = int(matched.max())
+            if longest >= order:
+                return self._vote(places[matched == longest], num_tokens), longest
+        return np.empty(0, dtype=np.int64), 0
 
     def _walk(self, position: int, links: np.ndarray) -> Iterator[int]:
         """The places of a chain, latest first, as far as they have not been written over."""

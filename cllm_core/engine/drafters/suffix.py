@@ -4,6 +4,7 @@ Questions about one database, calls of one tool, forms of one template: servers 
 adapter or cache salt are apart, so that nobody can tell by the speed of his answers what others were answered.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from cllm_core.engine.block_pool import root_hash
 from cllm_core.engine.drafters.base import DraftRow, Proposal, SeenWindow
 from cllm_core.engine.drafters.past_index import LEAD, PastIndex
 from cllm_core.engine.request_text import RequestText
+
+# Kinds of proposals are told apart at these lengths of the match.
+_KINDS = (2, 3, 4, 6, 12)
 
 
 @dataclass(slots=True)
@@ -62,11 +66,14 @@ class PastOutputs:
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Proposal | None]:
         """See Drafter."""
-        offered = [
+        found = [
             self._index.find(self._growing[row.slot].owner, row.text.tokens(0, row.text_end), row.num_tokens)
             for row in rows
         ]
-        return [Proposal(tokens) if len(tokens) else None for tokens in offered]
+        return [
+            Proposal(tokens, kind=bisect_right(_KINDS, num_matched)) if len(tokens) else None
+            for tokens, num_matched in found
+        ]
 
     def observe(self, window: SeenWindow) -> None:
         """See Drafter."""

@@ -103,3 +103,22 @@ def test_any_number_of_sources_is_compared() -> None:
     assert choice.choose(np.array(text), [Proposal(np.array(OWN)), None, Proposal(np.array([41]))]) == 2
     assert choice.is_best(2)
     assert not choice.is_best(0)
+
+
+def test_drafts_of_a_source_that_are_better_founded_are_judged_apart() -> None:
+    shared = SharedLengths(2)
+    choice, text = DraftChoice(shared), [1]
+
+    def choose(kind: int) -> int:
+        return choice.choose(np.array(text), [Proposal(np.array(OWN)), Proposal(np.array(COPIED), kind=kind)])
+
+    for _ in range(3 * NUM_LEARNT_IN):
+        choose(kind=2)
+        text += COPIED
+        choose(kind=0)
+        text += OWN
+    assert choose(kind=2) == 1
+    assert choose(kind=0) == 0
+    assert (
+        DraftChoice(shared).choose(np.array(text), [Proposal(np.array(OWN)), Proposal(np.array(COPIED), kind=2)]) == 1
+    )

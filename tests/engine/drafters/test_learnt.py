@@ -11,9 +11,9 @@ def test_an_engine_begins_anew_and_goes_on_where_it_was() -> None:
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     decode_one(engine, make_request("a", (2, 3, 4, 5, 6), params))
     lengths = list(shared.lengths)
-    assert lengths[1] > 1
+    assert max(lengths) > 1
     before = engine.exchange_learnt(None)
-    assert engine.runner.drafting.shared.lengths == [1.0, 1.0]
+    assert set(engine.runner.drafting.shared.lengths) == {1.0}
     decode_one(engine, make_request("b", (7, 8, 9, 10, 11), params))
     engine.exchange_learnt(before)
     assert engine.runner.drafting.shared is shared

@@ -25,7 +25,7 @@ SMALL = 2**16
 
 
 def find(index: PastIndex, owner: int, *text: int, num_tokens: int = 3) -> list[int]:
-    tokens: list[int] = index.find(owner, np.array(text), num_tokens).tolist()
+    tokens: list[int] = index.find(owner, np.array(text), num_tokens)[0].tolist()
     return tokens
 
 
@@ -40,6 +40,7 @@ def test_the_longest_match_is_continued() -> None:
     index = index_of([1, 2, 3, 4, 5, 6], [9, 9, 3, 4, 7, 8], [0, 3, 4, 7, 7])
     assert find(index, ANNA, 1, 2, 3, 4) == [5, 6]
     assert find(index, ANNA, 9, 9, 3, 4) == [7, 8]
+    assert [index.find(ANNA, np.array(text), 1)[1] for text in ([1, 2, 3, 4], [0, 4], [99])] == [4, 1, 0]
 
 
 def test_of_equal_matches_the_commonest_continuation_is_proposed_token_by_token() -> None:
