@@ -22,7 +22,7 @@ DEFAULT_BLOCK_LENGTH = 16
 MAX_BLOCK_LENGTH = 256
 MAX_STREAM_INTERVAL = 1.0
 
-DRAFTERS = ("own", "copy", "suffix")
+DRAFTERS = ("own", "copy", "suffix", "pool")
 """Sources of drafts, as users name them."""
 
 DRAFTERS_WITH_PATH: tuple[str, ...] = ()

@@ -169,7 +169,7 @@ class EngineSettings(BaseSettings):
         Field(
             description="Where drafts come from, separated by commas; the one that was right further lately is used. "
             "own: Jacobi's predictions; copy: what followed the same words before; suffix: what followed them in past "
-            "outputs of the server (docs/explanation/decoding.md)."
+            "outputs of the server; pool: predictions not confirmed where they stood (docs/explanation/decoding.md)."
         ),
     ] = "own,copy"
     suffix_memory_mib: Annotated[

@@ -11,6 +11,7 @@ from cllm_core.config import EngineConfig
 from cllm_core.engine.drafters.base import Drafter
 from cllm_core.engine.drafters.copies import KnownText
 from cllm_core.engine.drafters.own import OwnPredictions
+from cllm_core.engine.drafters.pool import RejectedPredictions
 from cllm_core.engine.drafters.suffix import PastOutputs
 from cllm_core.info import DrafterInfo
 from cllm_core.models.loader import LoadedModel
@@ -36,6 +37,7 @@ class Target:
 MAKERS: Mapping[str, Callable[[Target, str], Drafter]] = {
     "own": lambda target, path: OwnPredictions(),
     "copy": lambda target, path: KnownText(),
+    "pool": lambda target, path: RejectedPredictions(),
     "suffix": lambda target, path: PastOutputs(target.config.suffix_memory_mib * _MIB),
 }
 """By name, what makes a source for a model; the second argument is what stands behind the colon, or empty."""

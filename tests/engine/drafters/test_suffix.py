@@ -1,6 +1,8 @@
 """What past outputs propose, to whom, and in how much memory."""
 
 import random
+import subprocess
+import sys
 from typing import cast
 
 import numpy as np
@@ -103,11 +105,29 @@ def test_the_memory_is_counted_and_within_its_bound(num_bytes: int) -> None:
     assert num_bytes - 2 * BYTES_PER_TOKEN < index.num_bytes <= num_bytes
 
 
+# In a process of its own: a large one reuses memory that it holds already.
+_MEASURE = """
+import psutil
+from cllm_core.engine.drafters.past_index import PastIndex
+PastIndex(2**20)
+before = psutil.Process().memory_info().rss
+index = PastIndex(32 * 2**20)
+print(index.num_bytes, psutil.Process().memory_info().rss - before)
+"""
+
+
 def test_the_counted_memory_is_what_the_process_takes() -> None:
-    config = EngineConfig(drafters=("suffix",), suffix_memory_mib=32)
-    (made,) = make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
-    assert made.info.num_bytes == pytest.approx(32 * 2**20, rel=0.01)
-    assert made.info.resident_bytes == pytest.approx(made.info.num_bytes, rel=0.05)
+    done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True)
+    counted, grown = map(int, done.stdout.split())
+    assert counted == pytest.approx(32 * 2**20, rel=0.01)
+    assert grown == pytest.approx(counted, rel=0.05)
+
+
+def test_what_memory_grew_by_is_told() -> None:
+    config = EngineConfig(drafters=("own", "suffix"), suffix_memory_mib=400)
+    own, past = make_drafters(Target(config, cast(LoadedModel, None), cast(PagedModel, None)))
+    assert own.info.num_bytes == 0
+    assert past.info.resident_bytes == pytest.approx(past.info.num_bytes, rel=0.05)
 
 
 def ask_twice(first_salt: str, second_salt: str) -> tuple[Answer, Answer]:
