@@ -7,12 +7,15 @@ TORCH_INDEX_URL ?=
 # Flags for `cllm serve`, e.g. make serve ARGS="--port 9000 --block-length 32"
 ARGS ?=
 
+# Of `make soak`.
+MINUTES ?= 30
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-gpu test-clients test-ray test-browser test-readers gguf docs site dist models lock clean
+.PHONY: help setup serve test check format test-slow test-chaos soak test-gpu test-clients test-ray test-browser test-readers gguf docs site dist models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -55,6 +58,12 @@ test-ray: setup ## tests of `cllm deploy` on a Ray cluster of this machine, whic
 test-browser: setup ## tests of the playground in the system's Chromium, by Playwright, which they install
 	$(PIP_INSTALL) playwright
 	$(BIN)/pytest -m browser tests/server/playground
+
+test-chaos: setup ## a server under load while its worker dies, clients flood it, disks fill and clocks jump; 10,000 answers checked
+	$(BIN)/pytest -s -m chaos tests/chaos
+
+soak: setup ## serve for MINUTES (30) under load and compare memory, descriptors and threads at minute 5 and at the end
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES)
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu

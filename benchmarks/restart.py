@@ -52,9 +52,9 @@ def seconds_to_ready(url: str) -> float:
     return time.perf_counter() - started
 
 
-def workers(server: psutil.Process) -> dict[bool, psutil.Process]:
-    """The worker's process, and the standby's under True."""
-    return {"--standby" in child.cmdline(): child for child in server.children()}
+def workers(server: psutil.Process) -> list[psutil.Process]:
+    """The worker's process and, behind it, the standby's, which is always started later."""
+    return sorted(server.children(), key=psutil.Process.create_time)
 
 
 def busy_seconds(process: psutil.Process) -> float:
@@ -68,9 +68,9 @@ def wait_for_standby(server: psutil.Process) -> float:
     deadline, before = time.monotonic() + STANDBY_SECONDS, -1.0
     while time.monotonic() < deadline:
         time.sleep(2.0)
-        standby = workers(server).get(True)
-        now = 0.0 if standby is None else busy_seconds(standby)
-        if standby is not None and now == before:
+        both = workers(server)
+        now = busy_seconds(both[1]) if len(both) == 2 else 0.0
+        if len(both) == 2 and now == before:
             return now
         before = now
     raise SystemExit("the standby did not come to rest")
@@ -84,21 +84,19 @@ def measure(model: str | None, rounds: int, *, standby: bool) -> None:
         first = seconds_to_ready(url)
         for _ in range(rounds):
             imports = wait_for_standby(server) if standby else 0.0
-            memory = {name: process.memory_full_info().pss // 2**20 for name, process in workers(server).items()}
-            old = workers(server)[False]
-            os.kill(old.pid, signal.SIGKILL)
+            memory = [process.memory_full_info().pss // 2**20 for process in workers(server)]
+            os.kill(workers(server)[0].pid, signal.SIGKILL)
             started = time.perf_counter()
             while is_ready(url):
                 time.sleep(0.005)
             seconds_to_ready(url)
             walls.append(time.perf_counter() - started)
-            new = max(server.children(), key=lambda child: child.memory_info().rss)
-            busies.append(busy_seconds(new) - imports)
+            busies.append(busy_seconds(workers(server)[0]) - imports)
     print(
         f"{'with' if standby else 'without'} standby: first start {first:.1f} s; back after "
         f"{statistics.median(walls):.2f} s (median of {', '.join(f'{wall:.2f}' for wall in walls)}), "
-        f"{statistics.median(busies):.2f} s of processor time; worker {memory.get(False)} MiB"
-        + (f", standby {memory.get(True)} MiB" if standby else "")
+        f"{statistics.median(busies):.2f} s of processor time; worker {memory[0]} MiB"
+        + (f", standby {memory[1]} MiB" if standby else "")
     )
 
 

@@ -1,9 +1,10 @@
 """`cllm serve` as a user starts it: a process of its own with its worker, on a free port of the loopback interface."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +25,9 @@ OPTIONS = [
 class ServeProcess:
     """A running `cllm serve` and its log."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, pid: int) -> None:
         self._log = log
+        self.pid = pid
         wait_until(lambda: bool(self.logged("listening")), seconds=LOAD_SECONDS)
         self.url = str(self.logged("listening")[-1]["address"])
         self.http = httpx.Client(base_url=self.url, timeout=60, verify=False)
@@ -54,13 +56,18 @@ class ServeProcess:
 
 @contextmanager
 def serving(
-    checkpoint: Path | str, log: Path, *options: str, program: Sequence[str] = FROM_SOURCES
+    checkpoint: Path | str,
+    log: Path,
+    *options: str,
+    program: Sequence[str] = FROM_SOURCES,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[ServeProcess]:
-    """Serve a checkpoint as `tiny` for the time of the block, once it is ready."""
-    command = [*program, "serve", str(checkpoint)]
-    with log.open("wb") as stderr, subprocess.Popen([*command, *OPTIONS, *options], stderr=stderr) as process:
+    """Serve a checkpoint as `tiny` for the time of the block, once it is ready; `environment` is added to ours."""
+    command = [*program, "serve", str(checkpoint), *OPTIONS, *options]
+    around = {**os.environ, **(environment or {})}
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr, env=around) as process:
         try:
-            served = ServeProcess(log)
+            served = ServeProcess(log, process.pid)
             with served.http:
                 served.wait_ready()
                 yield served
