@@ -54,6 +54,7 @@ class Target:
     def __init__(self, served: ServeProcess, clock: Path) -> None:
         self.served = served
         self.clock = clock
+        assert served.pid is not None
         self.process = psutil.Process(served.pid)
         host, port = served.url.removeprefix("http://").split(":")
         self.address = host, int(port)
@@ -133,7 +134,8 @@ async def body_flood(target: Target) -> str:
 
 async def slow_requests(target: Target) -> str:
     """Headers and bodies that come a byte at a time."""
-    heads = (b"GET / HTTP/1.1\r\nA: ", b"POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n")
+    post = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    heads = (b"GET / HTTP/1.1\r\nA: ", post)
     pairs = [await asyncio.open_connection(*target.address) for _ in range(CLIENTS)]
     for number, (_, writer) in enumerate(pairs):
         writer.write(heads[number % 2])
@@ -143,8 +145,10 @@ async def slow_requests(target: Target) -> str:
             if not writer.is_closing():
                 writer.write(b"x")
         await asyncio.sleep(0.2)
-    cut = [await _last_words(reader, writer) for reader, writer in pairs]
-    return f"{sum(b' 408 ' in words for words in cut)} of {CLIENTS} got 408"
+    words = [await _last_words(*pair) for pair in pairs]
+    num_cut = sum(reader.at_eof() or b" 408 " in said for (reader, _), said in zip(pairs, words, strict=True))
+    assert num_cut == CLIENTS, num_cut
+    return "all were cut, with 408 where it was still read"
 
 
 async def broken_bodies(target: Target) -> str:
@@ -270,7 +274,8 @@ async def _last_words(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     words = b""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(5):
-            words = await reader.read()
+            while piece := await reader.read(65536):
+                words += piece
     writer.transport.abort()
     return words
 

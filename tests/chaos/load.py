@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import httpx
 
-PROMPTS = [f"{word} {number}" for word in ("Once upon", "The server", "abc abc abc", "select x") for number in range(6)]
+PROMPTS = [
+    f"{word} {number}" for word in ("Once upon", "The server", "abc abc abc", "select x") for number in range(15)
+]
 SHAPES: tuple[Mapping[str, object], ...] = (
     {"temperature": 0, "max_tokens": 12},
     {"temperature": 0, "max_tokens": 24, "stream": True},
@@ -24,15 +26,21 @@ SHAPES: tuple[Mapping[str, object], ...] = (
 # Nothing takes as long: what has not ended by then never will.
 END_SECONDS = 60.0
 
-# What a client may be told while things go wrong, instead of an answer.
+# What a client may be told while things go wrong, instead of an answer. A prompt that was running whenever the worker
+# was killed is not tried again: here that is bad luck.
 EXPECTED_ERRORS = frozenset(
-    {"engine_failed", "engine_unavailable", "engine_busy", "queue_timeout", "too_many_connections", "model_not_found"}
+    {
+        *("engine_failed", "engine_unavailable", "engine_busy", "queue_timeout", "too_many_connections"),
+        *("model_not_found", "prompt_crashed_worker"),
+    }
 )
 
+RETRY_SECONDS = 0.5
 
-def requests() -> list[dict[str, object]]:
-    """Bodies of all requests, the same in every run."""
-    pairs = itertools.product(PROMPTS, SHAPES)
+
+def requests(num_prompts: int) -> list[dict[str, object]]:
+    """Bodies of all requests to so many prompts, the same in every run."""
+    pairs = itertools.product(PROMPTS[:num_prompts], SHAPES)
     return [{"model": "tiny", "prompt": prompt, "ignore_eos": "guided_regex" not in s, **s} for prompt, s in pairs]
 
 
@@ -61,15 +69,23 @@ class Load:
 
     Args:
         url: of the server.
-        expected: texts of each request's choices, in the order of `requests()`; None learns them from the answers.
         concurrency: requests at a time.
+        num_prompts: that are asked.
+        expected: texts of each request's choices, as `learn` gave them.
     """
 
-    def __init__(self, url: str, *, concurrency: int, expected: Sequence[list[str]] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        concurrency: int = 1,
+        num_prompts: int = len(PROMPTS),
+        expected: Sequence[list[str]] | None = None,
+    ) -> None:
         self._url = url
         self._concurrency = concurrency
         self._expected = expected
-        self._bodies = requests()
+        self._bodies = requests(num_prompts)
         self._next = itertools.count()
         self._stopped = False
         self.outcomes = Outcomes()
@@ -112,7 +128,7 @@ class Load:
             if error.code not in EXPECTED_ERRORS:
                 self.outcomes.problems.append(f"unexpected error: {error.code}: {error}")
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
             self.outcomes.problems.append(f"no end: {self._bodies[index]}")
             return
@@ -132,7 +148,7 @@ class Load:
 
     async def _streamed(self, client: httpx.AsyncClient, body: Mapping[str, object]) -> list[str]:
         texts: dict[int, str] = {}
-        ends = []
+        ends: list[dict[str, dict[str, str]]] = []
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             if answer.status_code != 200:
                 raise _Refused.of(json.loads(await answer.aread()))
@@ -143,7 +159,7 @@ class Load:
                     raise _BadStream(f"an event behind the end: {line}")
                 data = line.removeprefix("data: ")
                 if data == "[DONE]":
-                    ends.append(data)
+                    ends.append({})
                     continue
                 chunk = json.loads(data)
                 if "error" in chunk:
@@ -153,7 +169,7 @@ class Load:
                     texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
         if not ends:
             raise _BadStream("the stream ended without an end")
-        if ends != ["[DONE]"]:
+        if ends[0]:
             raise _Refused.of(ends[0])
         return [texts[index] for index in sorted(texts)]
 

@@ -61,8 +61,8 @@ def target(checkpoint: Path | str, folder: Path, base: Path) -> Iterator[Target]
     clock.write_text("0")
     sql = write_adapter(folder / "adapters" / "sql", base)
     write_adapter(folder / "adapters" / "chat", base, seed=2)
-    options = (*OPTIONS, f"--adapter=sql={sql}", f"--adapter-root={folder / 'adapters'}")
-    options += (f"--response-store={folder / 'store.sqlite'}",)
+    options = [*OPTIONS, f"--adapter=sql={sql}", f"--adapter-root={folder / 'adapters'}"]
+    options.append(f"--response-store={folder / 'store.sqlite'}")
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
     around = {"PYTHONPATH": path, "CHAOS_CLOCK": str(clock)}
     with serving(checkpoint, folder / "log", *options, environment=around) as served:
@@ -79,8 +79,7 @@ def wait_idle(target: Target) -> None:
     """Wait until nothing of any request is left in the engine."""
     served = target.served
     served.wait_ready()
-    for name in ("cllm_requests_running", "cllm_requests_waiting"):
-        wait_until(lambda name=name: served.metric(name) == 0, seconds=30)
+    wait_until(lambda: served.metric("cllm_requests_running") + served.metric("cllm_requests_waiting") == 0, seconds=30)
     served.complete(max_tokens=1)
     assert served.metric("cllm_cache_blocks_used") == 0
 

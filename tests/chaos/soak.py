@@ -64,7 +64,7 @@ async def load_for(server: Target, minutes: float, expected: list[list[str]]) ->
 
 def soak(server: Target, minutes: float) -> list[Figures]:
     """Figures at minute 5, every few minutes, and at the end."""
-    expected = asyncio.run(Load(server.served.url, concurrency=1).learn())
+    expected = asyncio.run(Load(server.served.url).learn())
     began, num_requests, rows = time.monotonic(), 0, []
     for part in (SETTLED_MINUTES, *[(minutes - SETTLED_MINUTES) / 5] * 5):
         num_requests += asyncio.run(load_for(server, part, expected))

@@ -18,12 +18,12 @@ Seen = list[tuple[str, float, str]]
 
 
 async def go_wrong(
-    target: Target, faults: Sequence[Fault], *, at_least: int, concurrency: int
+    target: Target, faults: Sequence[Fault], *, at_least: int, concurrency: int, num_prompts: int
 ) -> tuple[Outcomes, Seen]:
     """Let the faults happen one after the other, and all of it again until so many requests were sent."""
     url = target.served.url
-    expected = await Load(url, concurrency=1).learn()
-    load = Load(url, concurrency=concurrency, expected=expected)
+    expected = await Load(url, num_prompts=num_prompts).learn()
+    load = Load(url, concurrency=concurrency, num_prompts=num_prompts, expected=expected)
     running = asyncio.create_task(load.run(at_least=at_least))
     seen: Seen = []
     while not seen or load.outcomes.total < at_least:
@@ -45,14 +45,12 @@ def report(outcomes: Outcomes, seen: Seen) -> str:
     return "\n".join([*head, *lines, f"{outcomes.total} requests: {counts}; longest {outcomes.longest:.1f} s"])
 
 
-def let_loose(
-    checkpoint: Path | str, folder: Path, base: Path, faults: Sequence[Fault], *, at_least: int, concurrency: int
-) -> None:
+def let_loose(checkpoint: Path | str, folder: Path, base: Path, faults: Sequence[Fault], **load: int) -> None:
     """Run a server, let the faults happen, and check what is left."""
     with target(checkpoint, folder, base) as server:
         server.served.complete(max_tokens=4)
         before = held(server)
-        outcomes, seen = asyncio.run(go_wrong(server, faults, at_least=at_least, concurrency=concurrency))
+        outcomes, seen = asyncio.run(go_wrong(server, faults, **load))
         sys.stdout.write(report(outcomes, seen) + "\n")
         assert outcomes.problems == []
         assert outcomes.counts["answered"] > outcomes.total / 2
@@ -66,13 +64,13 @@ def let_loose(
 
 
 def test_faults_under_load_lose_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    let_loose(tiny_llama, tmp_path, tiny_llama, SHORT, at_least=100, concurrency=4)
+    let_loose(tiny_llama, tmp_path, tiny_llama, SHORT, at_least=100, concurrency=4, num_prompts=2)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_ten_thousand_requests_among_all_faults(tiny_llama: Path, tmp_path: Path) -> None:
-    let_loose(tiny_llama, tmp_path, tiny_llama, ALL, at_least=10_000, concurrency=16)
+    let_loose(tiny_llama, tmp_path, tiny_llama, ALL, at_least=10_000, concurrency=16, num_prompts=60)
 
 
 @pytest.mark.chaos
@@ -81,4 +79,4 @@ def test_the_embedded_model_among_all_faults(tmp_path: Path) -> None:
     from cllm_core.models.embedded import EMBEDDED_NAME, embedded_folder  # noqa: PLC0415
 
     base = embedded_folder(lambda stage, fraction: None)
-    let_loose(EMBEDDED_NAME, tmp_path, base, ALL, at_least=400, concurrency=4)
+    let_loose(EMBEDDED_NAME, tmp_path, base, ALL, at_least=400, concurrency=4, num_prompts=6)

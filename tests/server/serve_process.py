@@ -25,7 +25,7 @@ OPTIONS = [
 class ServeProcess:
     """A running `cllm serve` and its log."""
 
-    def __init__(self, log: Path, pid: int) -> None:
+    def __init__(self, log: Path, pid: int | None = None) -> None:
         self._log = log
         self.pid = pid
         wait_until(lambda: bool(self.logged("listening")), seconds=LOAD_SECONDS)
