@@ -1,5 +1,6 @@
 """`cllm.json`: what makes a checkpoint or an adapter a Consistency LLM, in a small file beside its weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,19 @@ class CllmCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
         if self.block_length is not None and not 1 <= self.block_length <= MAX_BLOCK_LENGTH:
             raise ConfigError(f"block_length={self.block_length}: must be in 1..{MAX_BLOCK_LENGTH}")
+
+
+PUBLISHED: Mapping[str, CllmCard] = {
+    f"JacobiForcing/JacobiForcing_{size}_v1": CllmCard(
+        format_version=FORMAT_VERSION, block_length=64, domain=domain, base=base
+    )
+    for size, domain, base in (
+        ("Coder_7B", "code", "Qwen/Qwen2.5-Coder-7B-Instruct"),
+        ("Math_7B", "math", "Qwen/Qwen2.5-Math-7B-Instruct"),
+    )
+}
+"""Consistency LLMs on the Hub that have no cllm.json, by Hub id: those of Jacobi Forcing (arXiv:2512.14681), whose
+authors recommend blocks of 64 tokens, and trained on blocks of 32."""
 
 
 def read_card(folder: Path) -> CllmCard | None:

@@ -10,7 +10,7 @@ import msgspec
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.models.checkpoint import Checkpoint
-from cllm_core.models.cllm_json import CllmCard, read_card
+from cllm_core.models.cllm_json import PUBLISHED, CllmCard, read_card
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME, embedded_folder, has_embedded
 from cllm_core.models.gguf.file import is_later_part
 from cllm_core.models.hub import fetch, is_hub_id
@@ -29,7 +29,7 @@ class ModelSource:
         checkpoint: the model, or the adapter's base.
         base_name: how the checkpoint itself is called; equal to `name` unless an adapter was named instead of it.
         adapter: folder of a PEFT adapter to merge, None for none.
-        card: the adapter's cllm.json, else the checkpoint's, None where neither has one.
+        card: the adapter's cllm.json, else the checkpoint's, else what is known of the Hub id; None where nothing is.
     """
 
     name: str
@@ -67,7 +67,7 @@ def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource
         return _on_its_base(str(config.model), model, config, on_progress)
     if config.adapter is None:
         checkpoint, name = _checkpoint_or_default(model, config, on_progress)
-        return ModelSource(name, checkpoint, name, card=read_card(checkpoint.folder))
+        return ModelSource(name, checkpoint, name, card=read_card(checkpoint.folder) or PUBLISHED.get(name))
     adapter = locate_adapter(config.adapter, config, on_progress)
     if config.model is None:
         return _on_its_base(config.adapter, adapter, config, on_progress)
