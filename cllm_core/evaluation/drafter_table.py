@@ -138,14 +138,15 @@ def save_picture(table: DrafterTable, path: Path) -> None:
             speeds = [row.speedup_together if together else row.speedup for row in rows]
             axes.scatter(memory, speeds, c=colour, marker=marker, label=f"{role}, {label}", alpha=0.8)
         for row, x in zip(rows, memory, strict=True):
-            axes.annotate(row.name, (x, row.speedup), textcoords="offset points", xytext=(6, 3), fontsize=8)
+            axes.annotate(row.name, (x, row.speedup), textcoords="offset points", xytext=(6, 4), fontsize=7)
     axes.axhline(1.0, color="#999999", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_xlim(left=-0.3)
+    largest = max(row.num_bytes for row in table.rows) / _MIB
+    axes.set_xlim(-0.3, max(10.0, 10 * largest))  # names stand to the right of their points
     axes.set_xlabel("memory beyond the model's, MiB")
     axes.set_ylabel("tokens/s over AR")
     axes.set_title(f"{table.task}, {table.num_examples} examples")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 

@@ -32,7 +32,7 @@ from cllm_core.evaluation.tasks import Example, Task, choose_examples, load_task
 from cllm_core.models.progress import OnProgress
 
 IN_FLIGHT = 8
-_EXAMPLES_PER_TURN = 16
+_EXAMPLES_TOGETHER = 16  # of a turn with several in flight; else one
 _DRAFTERS = "cllm_core.engine.drafters"
 
 
@@ -155,13 +155,13 @@ class _Comparison:
     def measure(self, num_repeats: int) -> None:
         """Decode everything in every way."""
         self._model.warm_up(self._prompts[0], [AR, self._model.info.block_length])
-        turns = range(0, len(self._prompts), _EXAMPLES_PER_TURN)
-        for start in tqdm(turns, desc=self._model.role, unit="turn"):
-            turn = slice(start, start + _EXAMPLES_PER_TURN)
+        num_prompts = len(self._prompts)
+        several = [slice(start, start + _EXAMPLES_TOGETHER) for start in range(0, num_prompts, _EXAMPLES_TOGETHER)]
+        turns = [(False, slice(index, index + 1)) for index in range(num_prompts)] + [(True, turn) for turn in several]
+        for together, turn in tqdm(turns, desc=self._model.role, unit="turn"):
             for repeat in range(num_repeats):
-                for together in (False, True):
-                    for way in self._ways:
-                        self._take_turn(way, (repeat, together), turn)
+                for way in self._ways:
+                    self._take_turn(way, (repeat, together), turn)
 
     def rows(self, training_costs: Mapping[str, str]) -> list[DrafterRow]:
         """The figures of all ways."""
