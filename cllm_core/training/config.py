@@ -17,6 +17,7 @@ Schedule = Literal["constant", "growing", "cyclic"]
 Consistency = Literal["global", "local"]
 Target = Literal["soft", "hard", "base"]
 Divergence = Literal["l1", "kl", "ce"]
+TeacherDivergence = Literal["forward", "reverse", "jsd"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 GATED_SCALE = 16
@@ -57,6 +58,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         require(self.renamings >= 0, "renamings", self.renamings, ">= 0")
         if self.renamings and self.tables is None:
             raise ConfigError(f"renamings={self.renamings}: needs the schemas of Spider; give tables")
+
+
+def _default(config_type: type[msgspec.Struct], name: str) -> object:
+    return next(field.default for field in msgspec.structs.fields(config_type) if field.name == name)
 
 
 def _require_no_options(data: DataConfig, *, instead: str) -> None:
@@ -235,17 +240,54 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     trust_remote_code: Annotated[bool, Meta(description="Let transformers run code of the checkpoint.")] = False
 
 
+class TeacherConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Knowledge distillation: the distributions of another model are learned in place of the tokens of the answers."""
+
+    teacher: Annotated[
+        str | None,
+        Meta(description="Hub id, folder or adapter of a model with the same tokenizer, whose distributions to learn."),
+    ] = None
+    # arXiv:2306.13649, section 3: forward covers all that the teacher may say, reverse keeps to its likeliest
+    divergence: Annotated[
+        TeacherDivergence,
+        Meta(
+            description="Which divergence of teacher p and student q: KL(p, q) (forward), KL(q, p) (reverse), or the "
+            "mean of both to their mixture (jsd)."
+        ),
+    ] = "forward"
+    temperature: Annotated[float, Meta(description="Of both distributions.")] = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", self.temperature, "> 0")
+        for name in ("divergence", "temperature"):
+            value = getattr(self, name)
+            if self.teacher is None and value != _default(type(self), name):
+                raise ConfigError(f"{name}={value}: is of distillation; give teacher, or leave it out")
+
+
 class SftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of `cllm sft`: fine-tuning on given answers, which makes the teacher."""
+    """Settings of `cllm sft`: fine-tuning on given answers, which makes the teacher, or distillation from one."""
 
     model: ModelConfig
-    data: DataConfig
+    data: DataConfig = DataConfig()
+    trajectories: Annotated[
+        Path | None,
+        Meta(
+            description="With --teacher: folder written by `cllm trajectories`, whose answers stand in for --data; "
+            "those of the student itself make it learn from its own errors."
+        ),
+    ] = None
+    distillation: TeacherConfig = TeacherConfig()
     weights: WeightsConfig = WeightsConfig()
     run: RunConfig = RunConfig()
 
     def __post_init__(self) -> None:
-        if self.data.data is None:
+        if self.data.data is None and self.trajectories is None:
             raise ConfigError("data: fine-tuning needs prompts with answers; give --data")
+        if self.trajectories is not None:
+            if self.distillation.teacher is None:
+                raise ConfigError(f"trajectories={self.trajectories}: are answers for a teacher to judge; give teacher")
+            _require_no_options(self.data, instead="trajectories")
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

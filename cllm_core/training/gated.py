@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from cllm_core.training.attention import BlockAttention, TextAttention
 from cllm_core.training.config import NoiseConfig
 from cllm_core.training.examples import NoisyBlock, Trajectory
-from cllm_core.training.losses import acceptance_losses
+from cllm_core.training.losses import divergence_losses
 from cllm_core.training.model import PackedModel, chunk_losses, chunks, logits_of
 from cllm_core.training.noise import pick
 from cllm_core.training.packing import PackLayout, without_blocks
@@ -36,7 +36,7 @@ class GatedModel(PackedModel):
         causal_lm: as PackedModel.
         base: switches the adapter off while its context lasts.
         depth_decay: weight of a row over that of the one before it.
-        divergence: see `acceptance_losses`.
+        divergence: see `divergence_losses`.
         chunk_rows: rows whose logits exist at once; one example's rows always do.
     """
 
@@ -85,7 +85,7 @@ class GatedModel(PackedModel):
             if first == end:
                 continue
             wanted = logits_of(head, text_hidden[teachers[first:end]])
-            loss_of = partial(acceptance_losses, base_logits=wanted, divergence=self._divergence)
+            loss_of = partial(divergence_losses, base_logits=wanted, divergence=self._divergence)
             total, chunk = chunk_losses(hidden[first:end], head, loss_of, weights[first:end])
             sums.append(total)
             losses.append(chunk)

@@ -15,6 +15,8 @@ Terms before the first wrong token of a state are those of AR and are left out, 
 answer (see `examples`): no row of logits here is masked.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -47,18 +49,20 @@ def distribution_losses(logits: Tensor, teacher_logits: Tensor, *, temperature: 
     """
     student = functional.log_softmax(logits.float() / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
-    return divergence * temperature**2
+    return _divergence(teacher, student) * temperature**2
 
 
-def acceptance_losses(logits: Tensor, *, base_logits: Tensor, divergence: str) -> Tensor:
-    """How far proposals are from what the base will say.
+def divergence_losses(logits: Tensor, *, base_logits: Tensor, divergence: str, temperature: float = 1.0) -> Tensor:
+    """How far distributions are from those of the base, or of a teacher; 0 where both agree, but for ce.
 
     Args:
-        logits: [R, V] of the rows that propose.
-        base_logits: [R, V] of the base at the same places; no gradient goes there.
+        logits: [R, V] of the rows that learn.
+        base_logits: [R, V] of the other model at the same places; no gradient goes there.
         divergence: l1, the sum of absolute differences of the probabilities, twice the share of drawn proposals that
-            are refused (arXiv:2609.04010); kl, as `distribution_losses`; ce, cross entropy to its likeliest token.
+            are refused (arXiv:2609.04010); kl or forward, as `distribution_losses`; reverse, KL(q || stopgrad p); jsd,
+            the mean of both divergences to the mixture m = (p + q) / 2 (beta of 1/2 in arXiv:2306.13649, equation 1);
+            ce, cross entropy to its likeliest token.
+        temperature: of forward, reverse and jsd, as in `distribution_losses`; the others have none.
 
     Returns:
         [R] float32.
@@ -67,11 +71,23 @@ def acceptance_losses(logits: Tensor, *, base_logits: Tensor, divergence: str) -
         case "l1":
             wanted = torch.softmax(base_logits.detach().float(), dim=-1)
             return (torch.softmax(logits.float(), dim=-1) - wanted).abs().sum(dim=-1)
-        case "kl":
-            return distribution_losses(logits, base_logits)
+        case "kl" | "forward":
+            return distribution_losses(logits, base_logits, temperature=temperature)
         case "ce":
             return token_losses(logits, base_logits.argmax(dim=-1))
+        case "reverse" | "jsd":
+            student = functional.log_softmax(logits.float() / temperature, dim=-1)
+            teacher = functional.log_softmax(base_logits.detach().float() / temperature, dim=-1)
+            if divergence == "reverse":
+                return _divergence(student, teacher) * temperature**2
+            mixture = torch.logaddexp(student, teacher) - math.log(2)
+            return (_divergence(teacher, mixture) + _divergence(student, mixture)) / 2 * temperature**2
     raise ValueError(divergence)
+
+
+def _divergence(of: Tensor, to: Tensor) -> Tensor:
+    """[R] KL(of || to), both [R, V] log-probabilities."""
+    return functional.kl_div(to, of, reduction="none", log_target=True).sum(dim=-1)
 
 
 def row_losses(

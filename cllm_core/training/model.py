@@ -70,7 +70,7 @@ class PackedModel(nn.Module):
         self._unroll = unroll
         self._chunk_rows = chunk_rows
         self._no_split_modules = causal_lm._no_split_modules  # FSDP wraps these layers
-        _require_plain_head(causal_lm)
+        require_plain_head(causal_lm)
 
     @property
     def config(self) -> Any:  # whatever configuration class the architecture has
@@ -143,14 +143,7 @@ class PackedModel(nn.Module):
 
     def _hidden(self, layout: PackLayout) -> Tensor:
         """[T, H] last hidden states."""
-        out = self.causal_lm.get_decoder()(
-            input_ids=layout.input_ids[None],
-            position_ids=layout.position_ids[None],
-            use_cache=False,
-            pack=PackAttention(layout),
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden[0]
+        return hidden_of(self.causal_lm, layout)
 
     @torch.no_grad()
     def _base_hidden(self, layout: PackLayout) -> Tensor | None:
@@ -176,6 +169,18 @@ class PackedModel(nn.Module):
     def _depth_weights(self, depths: Tensor) -> Tensor:
         """[R] float32, of the rows' consistency losses."""
         return torch.where(depths > 0, self._depth_decay ** (depths - 1).float(), 0.0)
+
+
+def hidden_of(causal_lm: PreTrainedModel, layout: PackLayout) -> Tensor:
+    """[T, H] last hidden states of a pack."""
+    out = causal_lm.get_decoder()(
+        input_ids=layout.input_ids[None],
+        position_ids=layout.position_ids[None],
+        use_cache=False,
+        pack=PackAttention(layout),
+    )
+    hidden: Tensor = out.last_hidden_state
+    return hidden[0]
 
 
 @torch.no_grad()
@@ -241,8 +246,8 @@ def _mean(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _require_plain_head(causal_lm: PreTrainedModel) -> None:
-    """Some architectures scale or cap their logits after the output layer; training without that would go wrong."""
+def require_plain_head(causal_lm: PreTrainedModel) -> None:
+    """Raise ConfigError for a model that scales or caps its logits after the output layer, which packs leave out."""
     layout = build_layout([[PackedExample(prompt_ids=tuple(range(_NUM_PROBED)), output_ids=(0,))]])
     inputs = {
         "input_ids": layout.input_ids[None].to(causal_lm.device),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from transformers import PreTrainedModel
 
 from cllm_core.errors import ConfigError, DataError
 from cllm_core.evaluation.machine import describe_machine
@@ -21,11 +22,13 @@ from cllm_core.training.config import (
     ModelConfig,
     NoiseConfig,
     SftConfig,
+    TeacherConfig,
     TrainConfig,
     WeightsConfig,
 )
 from cllm_core.training.curves import draw_curves, require_plotting
 from cllm_core.training.dataset import PackDataset
+from cllm_core.training.distillation import DistilledModel
 from cllm_core.training.encoding import ConversationEncoder
 from cllm_core.training.examples import Trajectory
 from cllm_core.training.gated import GatedModel
@@ -34,7 +37,7 @@ from cllm_core.training.model import PackedModel
 from cllm_core.training.output import write_result
 from cllm_core.training.prompts import Conversation, load_conversations, require_answers
 from cllm_core.training.store import read_trajectories
-from cllm_core.training.trainable import TrainableModel, load_trainable
+from cllm_core.training.trainable import TrainableModel, load_teacher, load_trainable
 from cllm_core.training.trainer import (
     CHECKPOINTS,
     ConsistencyTrainer,
@@ -62,27 +65,34 @@ def run_sft(config: SftConfig, on_progress: OnProgress) -> Path:
         ConfigError: settings do not fit each other, or the run that the output folder holds.
     """
     trainable = _prepare(config.model, config, on_progress)
-    conversations = load_conversations(config.data, seed=config.run.seed)
-    require_answers(conversations, config.data)
-    _claim_output(config, examples=_fingerprint(conversations))
-    examples = encode_examples(conversations, trainable.encoder)
-    return _train(config, trainable, examples, _NO_NOISE, _AR_ALONE, data=_shown(config.data.data))
+    examples, shown = _read_examples(config, trainable)
+    return _train(
+        config, trainable, examples, _NO_NOISE, _AR_ALONE, data=shown, teacher=_teacher(config, trainable, on_progress)
+    )
 
 
 def run_train(config: TrainConfig, on_progress: OnProgress) -> Path:
     """Consistency training on trajectories or on answers; returns the folder of the result. Errors as `run_sft`."""
     trainable = _prepare(config.model, config, on_progress)
+    examples, shown = _read_examples(config, trainable)
+    return _train(config, trainable, examples, config.noise, config.loss, data=shown, gated=config.gated)
+
+
+def _read_examples(config: SftConfig | TrainConfig, trainable: TrainableModel) -> tuple[list[Trajectory], str]:
+    """Prompts and answers, with the states that were recorded, and what the card calls them."""
     if config.trajectories is not None:
         examples = read_trajectories(config.trajectories, trainable.bundle)
         _claim_output(config, examples=_fingerprint(examples))
-        shown = _shown(str(config.trajectories))
-    else:
-        conversations = load_conversations(config.data, seed=config.run.seed)
-        require_answers(conversations, config.data)
-        _claim_output(config, examples=_fingerprint(conversations))
-        examples = encode_examples(conversations, trainable.encoder)
-        shown = _shown(config.data.data)
-    return _train(config, trainable, examples, config.noise, config.loss, data=shown, gated=config.gated)
+        return examples, _shown(str(config.trajectories))
+    conversations = load_conversations(config.data, seed=config.run.seed)
+    require_answers(conversations, config.data)
+    _claim_output(config, examples=_fingerprint(conversations))
+    return encode_examples(conversations, trainable.encoder), _shown(config.data.data)
+
+
+def _teacher(config: SftConfig, trainable: TrainableModel, on_progress: OnProgress) -> PreTrainedModel | None:
+    name = config.distillation.teacher
+    return None if name is None else load_teacher(name, trainable, config.model, on_progress)
 
 
 def encode_examples(conversations: Iterable[Conversation], encoder: ConversationEncoder) -> list[Trajectory]:
@@ -178,13 +188,19 @@ def _train(
     *,
     data: str,
     gated: GatedConfig | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> Path:
     run, output = config.run, config.model.output
     kept = fitting(examples, run.max_example_length)
     is_gated = gated is not None and gated.gated
     noise_ids = ordinary_tokens(trainable.bundle, trainable.causal_lm.config.vocab_size) if is_gated else None
     packs = PackDataset(kept, noise, run, noise_ids=noise_ids)
-    model = _gated_model(trainable, loss, gated) if gated and is_gated else _packed_model(trainable, noise, loss)
+    if isinstance(config, SftConfig) and teacher is not None:
+        model: PackedModel = _distilled_model(trainable, teacher, config.distillation)
+    elif gated is not None and is_gated:
+        model = _gated_model(trainable, loss, gated)
+    else:
+        model = _packed_model(trainable, noise, loss)
     arguments = training_arguments(run, output, num_packs=len(packs), bf16=trainable.bf16)
     trainer = ConsistencyTrainer(model, arguments, packs, output)
     logger.info("%d examples in %d packs, %d optimiser steps", len(kept), len(packs), arguments.max_steps)
@@ -223,6 +239,14 @@ def _packed_model(trainable: TrainableModel, noise: NoiseConfig, loss: LossConfi
         temperature=loss.temperature,
         base=trainable.peft_model.disable_adapter if loss.target == "base" and trainable.peft_model else None,
         unroll=noise.unroll,
+    )
+
+
+def _distilled_model(
+    trainable: TrainableModel, teacher: PreTrainedModel, distillation: TeacherConfig
+) -> DistilledModel:
+    return DistilledModel(
+        trainable.causal_lm, teacher, divergence=distillation.divergence, temperature=distillation.temperature
     )
 
 

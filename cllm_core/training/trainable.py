@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ConfigError
 from cllm_core.info import TokenizerBundle
-from cllm_core.models.adapter import attach_adapter
+from cllm_core.models.adapter import attach_adapter, merge_adapter
 from cllm_core.models.architecture import check_architecture
 from cllm_core.models.checkpoint import read_config, read_tokenizer, read_weights
 from cllm_core.models.embedded import EMBEDDED_HUB_ID, EMBEDDED_NAME
@@ -27,6 +27,7 @@ from cllm_core.models.tokenizer import build_bundle
 from cllm_core.training.attention import PACK_ATTENTION, register_pack_attention
 from cllm_core.training.config import ModelConfig, Precision, RunConfig, WeightsConfig
 from cllm_core.training.encoding import ConversationEncoder
+from cllm_core.training.store import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,42 @@ def load_trainable(
         base_name=model.base_name or _base_name(source),
         bf16=bf16,
     )
+
+
+def load_teacher(name: str, student: TrainableModel, model: ModelConfig, on_progress: OnProgress) -> PreTrainedModel:
+    """The frozen model that a student learns from, its adapter merged, on the CPU.
+
+    Args:
+        name: Hub id, folder or adapter.
+        student: read already; its tokenizer and precision count.
+        model: `trust_remote_code` is used.
+        on_progress: called with the stage and the fraction of the load.
+
+    Raises:
+        ModelLoadError: something is missing or damaged.
+        ConfigError: its tokenizer is another one.
+    """
+    source = resolve_source(EngineConfig(model=name, trust_remote_code=model.trust_remote_code), on_progress)
+    config = read_config(source.checkpoint)
+    check_architecture(source.checkpoint, config, attention=PACK_ATTENTION)
+    bundle = build_bundle(read_tokenizer(source.checkpoint, config), model_name=source.base_name)
+    if tokenizer_fingerprint(bundle) != tokenizer_fingerprint(student.bundle):
+        raise ConfigError(
+            f"teacher={name}: its tokenizer is not that of {student.base_name}, so their distributions are over other "
+            "tokens; give a teacher of the same family"
+        )
+    teacher = read_weights(
+        source.checkpoint,
+        config,
+        dtype=torch.bfloat16 if student.bf16 else torch.float32,
+        device=torch.device("cpu"),
+        attention=PACK_ATTENTION,
+    )
+    if source.adapter is not None:
+        teacher = merge_adapter(teacher, source.adapter, base_name=source.base_name)
+    teacher.requires_grad_(False)
+    teacher.eval()
+    return teacher
 
 
 def recompute_activations(causal_lm: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from cllm_core.errors import ConfigError
 from cllm_core.training.config import GatedConfig, NoiseConfig, WeightsConfig
 from cllm_core.training.examples import NoisyBlock, Trajectory
 from cllm_core.training.gated import GatedModel, noise_blocks
-from cllm_core.training.losses import acceptance_losses
+from cllm_core.training.losses import divergence_losses
 from cllm_core.training.packing import PackedExample, build_layout
 from cllm_core.training.run import run_train
 from tests.architectures import Architecture
@@ -135,7 +135,7 @@ def test_blocks_are_noise_with_what_the_answer_has_at_their_places() -> None:
 def test_a_proposal_like_the_base_has_the_least_loss(divergence: str) -> None:
     base = torch.tensor([[8.0, 0.0, 0.0], [0.0, 8.0, 0.0]])
     other = torch.tensor([[0.0, 8.0, 0.0], [8.0, 0.0, 0.0]])
-    same, wrong = (acceptance_losses(logits, base_logits=base, divergence=divergence) for logits in (base, other))
+    same, wrong = (divergence_losses(logits, base_logits=base, divergence=divergence) for logits in (base, other))
     assert same.shape == (2,)
     assert (same < 0.01).all()
     assert (wrong > 1.9).all()
