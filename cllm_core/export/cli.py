@@ -24,6 +24,9 @@ def export(
         ExportFormat, typer.Option(help="safetensors: a Hugging Face folder. gguf: one file for llama.cpp.")
     ] = "safetensors",
     dtype: Annotated[ExportDType, typer.Option(help="Number format of the matrices. auto: the checkpoint's.")] = "auto",
+    layers: Annotated[
+        int | None, typer.Option(help="Keep the first so many layers: a student to distil, fast and not yet able.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option(help="Let transformers run code that comes with the checkpoint.")
     ] = False,
@@ -40,6 +43,7 @@ def export(
             revision=revision,
             format=format,
             dtype=dtype,
+            layers=layers,
             trust_remote_code=trust_remote_code,
         )
         with console.status("loading") as status:

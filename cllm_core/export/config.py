@@ -21,6 +21,7 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         revision: Hub revision of the model.
         format: safetensors is a Hugging Face folder, gguf one file.
         dtype: of the matrices; auto keeps the checkpoint's, and takes bf16 where it is quantised.
+        layers: how many of the first layers to keep; None keeps all.
         trust_remote_code: let transformers run code that comes with the checkpoint.
     """
 
@@ -30,9 +31,12 @@ class ExportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str | None = None
     format: ExportFormat = "safetensors"
     dtype: ExportDType = "auto"
+    layers: int | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.layers is not None and self.layers < 1:
+            raise ConfigError(f"layers={self.layers}: must be >= 1; leave it out to keep all")
         if self.format == "gguf" and self.output.suffix != ".gguf":
             raise ConfigError(f"output={self.output}: format gguf writes one file; give a name that ends in .gguf")
         if self.format == "safetensors" and self.output.suffix == ".gguf":

@@ -56,6 +56,8 @@ def model_card(merged: MergedModel) -> str:
     ]
     if source.card is not None and source.card.block_length is not None:
         lines += ["", f"Trained for Jacobi decoding with blocks of {source.card.block_length} tokens (`cllm.json`)."]
+    if merged.num_layers is not None:
+        lines += ["", f"The first {merged.num_layers} layers alone: train it before use (`cllm sft --teacher`)."]
     own = _own_card(merged)
     return "\n".join([*lines, "", *(["## The card of what was exported", "", own, ""] if own else [])])
 

@@ -1,6 +1,6 @@
 """Reading what is to be exported: weights with the adapter in them, tokenizer, and where they came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
+from cllm_core.export.layers import keep_first_layers
 from cllm_core.models.architecture import check_architecture
 from cllm_core.models.chat_templates import find_templates
 from cllm_core.models.checkpoint import read_config, read_tokenizer, stored_dtype
@@ -29,12 +30,14 @@ class MergedModel:
         model: on the CPU, adapter merged, in the precision to write.
         tokenizer: with the chat template that the server would use.
         eos_token_ids: ascending; any of them ends an output.
+        num_layers: first layers that were kept; None: all.
     """
 
     source: ModelSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: tuple[int, ...]
+    num_layers: int | None = None
 
 
 def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
@@ -43,6 +46,7 @@ def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
     Raises:
         ModelLoadError: something is missing, damaged or does not fit together, the weights are quantised, or they
             are beyond the range of float16 where that is asked for.
+        ConfigError: it has fewer layers than are to be kept.
     """
     named = EngineConfig(
         model=config.model,
@@ -62,7 +66,11 @@ def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
     model = read_model(source, model_config, dtype, cpu, attention=_ATTENTION, on_progress=on_progress)
     if dtype is torch.float16:
         _require_finite(model)
-    return MergedModel(source, model, tokenizer, find_eos_token_ids(source.checkpoint, model_config, tokenizer))
+    eos_token_ids = find_eos_token_ids(source.checkpoint, model_config, tokenizer)
+    if config.layers is not None:
+        keep_first_layers(model, config.layers)
+        source = replace(source, card=None)  # what the whole model was trained for
+    return MergedModel(source, model, tokenizer, eos_token_ids, config.layers)
 
 
 def _require_unquantised(source: ModelSource, model_config: PreTrainedConfig) -> None:
