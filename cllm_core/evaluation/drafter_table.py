@@ -191,8 +191,10 @@ def _cells(table: DrafterTable) -> tuple[list[str], Sequence[list[str]]]:
 
 
 _LEGEND = """\
-drafters: each source alone, then all; AR drafts nothing. TPF: accepted tokens per forward pass, one request at a time,
-prefill not counted. tokens/s: prefill included, one request at a time and {in_flight} in flight; over AR: with the same
-model, in turns in one engine. Window lengths are chosen as on a server. Prompts and outputs of earlier turns of the
-same way are in the prefix cache and among past outputs, those of other ways and repeats are not. MiB: weights and cache
-beyond the model's, counted, and by which memory grew. training: as given. lines: of code, without what all share."""
+drafters: each source alone, then all; AR drafts nothing. Where a source ends before the block does, or knows nothing,
+known text fills the draft, in all rows: the TPF of a source alone holds that of copies in part. TPF: accepted tokens
+per forward pass, one request at a time, prefill not counted. tokens/s: prefill included, one request at a time and
+{in_flight} in flight; over AR: with the same model, in turns in one engine. Window lengths are chosen as on a server.
+Prompts and outputs of earlier turns of the same way are in the prefix cache and among past outputs, those of other ways
+and repeats are not. MiB: weights and cache beyond the model's, counted, and by which memory grew. training: as given.
+lines: of code, without what all share."""
