@@ -74,6 +74,15 @@ class AdaptedProduct:
         """Whether a token of the step has an adapter."""
         return bool(self._step.groups)
 
+    @property
+    def groups(self) -> tuple[AdapterGroup, ...]:
+        """The tokens of each adapter in the step."""
+        return self._step.groups
+
+    def weights(self, adapter_id: int) -> LowRank | None:
+        """What an adapter has for these layers side by side; None where it has nothing."""
+        return self._weights.get(adapter_id)
+
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """Add the adapters' share to `out` [T, out], in place, for the inputs `x` [T, in] of all the step's tokens."""
         for group in self._step.groups:

@@ -1,6 +1,8 @@
 /* All layers of a decoder in one call: between small operations, threads spin instead of being woken. The residual stream
  * stays float32. */
 
+#include <stddef.h>
+
 #include "kernels.h"
 
 /* A layer, as cllm_core.backends.cpu.decoder writes it. */
@@ -12,6 +14,23 @@ typedef struct {
     float input_epsilon, mlp_epsilon, query_epsilon, key_epsilon, scale;
 } decoder_layer;
 
+/* What an adapter adds to a product: up (down x), both linear layers without a bias; no panels where it adds nothing. */
+typedef struct {
+    linear down, up;
+} low_rank;
+
+/* Of an adapter, for one decoder_layer. */
+typedef struct {
+    low_rank qkv, out, gate_up, down;
+} adapter_layer;
+
+/* The tokens of one adapter in a step. */
+typedef struct {
+    const adapter_layer *layers;
+    const int64_t *tokens; /* [num_tokens] in the step */
+    int64_t num_tokens;
+} adapted_tokens;
+
 /* A step, likewise. */
 typedef struct {
     const row_span *rows;
@@ -21,6 +40,9 @@ typedef struct {
     bf16 *const *values;
     const bf16 *cos, *sin;        /* [T, size] */
     int64_t num_rows, num_tokens, block_size;
+    const adapted_tokens *adapted; /* [num_adapters], no token in two of them */
+    const int64_t *adapted_places; /* [T] of a token among those of all adapters, or -1; null where there are none */
+    int64_t num_adapters;
 } decoder_step;
 
 /* Buffers of a step: the residual stream and what a layer writes for itself. */
@@ -31,6 +53,11 @@ typedef struct {
     bf16 *attended;  /* [T, num_heads * size] */
     bf16 *gated;     /* [T, intermediate size] */
     void *inputs;    /* [T, scratch_bytes of the widest product] */
+    /* Of the adapters' tokens: */
+    bf16 *own;       /* [widest group, widest input] */
+    bf16 *low;       /* [widest group, highest rank] */
+    void *own_inputs; /* scratch_bytes of the wider of both */
+    float *added;    /* [all of them, widest product] */
 } decoder_buffers;
 
 /* A norm of the residual stream, and the inputs of the product that reads it. */
@@ -101,6 +128,32 @@ static void rope_items(member *me, void *argument) {
     }
 }
 
+/* What the adapters of a step add to a product, which stands at `offset` in an adapter_layer, of inputs x [T, num_in]. */
+static addition adapters_share(team *t, const decoder_step *step, int64_t index, int64_t offset, const linear *layer,
+                               const bf16 *x, const decoder_buffers *b) {
+    float *to = b->added;
+    int64_t num_in = layer->num_in, num_out = layer->num_out;
+    for (int64_t a = 0; a < step->num_adapters; a++) {
+        const adapted_tokens *group = &step->adapted[a];
+        const low_rank *w = (const low_rank *)((const char *)&group->layers[index] + offset);
+        int64_t n = group->num_tokens;
+        if (w->down.panels) {
+            for (int64_t i = 0; i < n; i++)
+                memcpy(b->own + i * num_in, x + group->tokens[i] * num_in, (size_t)num_in * sizeof(bf16));
+            multiply(t, STORE, &w->down, to_inputs(t, &w->down, b->own, n, b->own_inputs), n, b->low);
+            multiply(t, STORE_FLOAT, &w->up, to_inputs(t, &w->up, b->low, n, b->own_inputs), n, to);
+        } else
+            memset(to, 0, (size_t)(n * num_out) * sizeof(float));
+        to += n * num_out;
+    }
+    return (addition){step->adapted_places, b->added};
+}
+
+/* A product of a layer, with what adapters add to it. */
+#define MULTIPLY(what, part, x, inputs, to)                                                                        \
+    multiply_and_add(t, what, &layer->part, inputs, num_tokens,                                                    \
+                     adapters_share(t, step, index, offsetof(adapter_layer, part), &layer->part, x, b), to)
+
 static void run_layer(team *t, const decoder_layer *layer, const decoder_step *step, int64_t index,
                       const decoder_buffers *b) {
     int64_t num_tokens = step->num_tokens;
@@ -111,15 +164,15 @@ static void run_layer(team *t, const decoder_layer *layer, const decoder_step *s
         .size = layer->size, .window = layer->window, .scale = layer->scale};
     rope_call rope = {layer, step, index, &a, b->heads};
     const void *inputs = normalised_inputs(t, layer->input_norm, layer->input_epsilon, &layer->qkv, num_tokens, b);
-    multiply(t, STORE, &layer->qkv, inputs, num_tokens, b->heads);
+    MULTIPLY(STORE, qkv, b->normed, inputs, b->heads);
     run_items(t, num_token_items(num_tokens, layer->qkv.num_out), rope_items, &rope);
     attend_rows(t, &a);
     inputs = to_inputs(t, &layer->out, b->attended, num_tokens, b->inputs);
-    multiply(t, ADD, &layer->out, inputs, num_tokens, b->residual);
+    MULTIPLY(ADD, out, b->attended, inputs, b->residual);
     inputs = normalised_inputs(t, layer->mlp_norm, layer->mlp_epsilon, &layer->gate_up, num_tokens, b);
-    multiply(t, GATE, &layer->gate_up, inputs, num_tokens, b->gated);
+    MULTIPLY(GATE, gate_up, b->normed, inputs, b->gated);
     inputs = to_inputs(t, &layer->down, b->gated, num_tokens, b->inputs);
-    multiply(t, ADD, &layer->down, inputs, num_tokens, b->residual);
+    MULTIPLY(ADD, down, b->gated, inputs, b->residual);
 }
 
 /* residual: the tokens' embeddings, changed in place into what the layers make of them. */

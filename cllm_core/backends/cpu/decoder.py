@@ -5,16 +5,16 @@ to the last without coming back. A token's numbers do not depend on what else is
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from cllm_core.backends.cpu.adapters import LayerProducts, NativeAdapters
 from cllm_core.backends.cpu.kernels import Kernels
 from cllm_core.backends.cpu.layer_ops import PanelGate, PanelProduct
 from cllm_core.backends.cpu.records import LayerRecord, StepRecord
 from cllm_core.backends.cpu.step import NativeStep
 from cllm_core.backends.fused_layer import FusedLayer
-from cllm_core.backends.layer_ops import is_adapted
 
 
 class NativeDecoder(nn.Module):
@@ -27,26 +27,23 @@ class NativeDecoder(nn.Module):
 
     def __init__(self, layers: Sequence[FusedLayer], kernels: Kernels) -> None:
         super().__init__()
-        self._layers = nn.ModuleList(layers)  # for steps with adapters
+        self._layers = nn.ModuleList(layers)  # whose memory the records name
         self._kernels = kernels
         self._indices = [layer.call.layer for layer in layers]
-        qkv = layers[0].qkv
-        assert isinstance(qkv, PanelProduct)
-        self._adapters = qkv.adapters  # active where any token of the step has an adapter
-        self._records = (LayerRecord * len(layers))(*(_record(layer) for layer in layers))
+        products = [_products(layer) for layer in layers]
+        self._adapters = NativeAdapters(products)
+        self._records = (LayerRecord * len(layers))(
+            *(_record(layer, own) for layer, own in zip(layers, products, strict=True))
+        )
 
     def serial_torch(self) -> AbstractContextManager[None]:
-        """Kernels.serial_torch, but for steps with adapters, whose products torch computes."""
-        return nullcontext() if is_adapted(self._adapters) else self._kernels.serial_torch()
+        """Kernels.serial_torch."""
+        return self._kernels.serial_torch()
 
     def forward(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: NativeStep, **_: object
     ) -> Tensor:
         """[1, T, H] to the same, as a stack of FusedLayers; `paged` writes the cache of all layers."""
-        if is_adapted(self._adapters):
-            for layer in self._layers:
-                hidden_states = layer(hidden_states, position_embeddings=position_embeddings, paged=paged)
-            return hidden_states
         residual = hidden_states[0].float()
         cos, sin = (factors.contiguous() for factors in position_embeddings)
         tables, (keys, values) = paged.tables, paged.cache_addresses(self._indices)
@@ -62,7 +59,7 @@ class NativeDecoder(nn.Module):
             num_tokens=len(residual),
             block_size=paged.block_size,
         )
-        self._kernels.decode(self._records, step, residual)
+        self._kernels.decode(self._records, step, residual, self._adapters.share(len(residual)))
         return residual.to(hidden_states.dtype)[None]
 
 
@@ -89,17 +86,21 @@ def _is_covered(layer: FusedLayer, *, like: FusedLayer) -> bool:
     )
 
 
-def _record(layer: FusedLayer) -> LayerRecord:
+def _products(layer: FusedLayer) -> LayerProducts:
     assert isinstance(layer.qkv, PanelProduct)
     assert isinstance(layer.out, PanelProduct)
     assert isinstance(layer.gated, PanelGate)
     assert isinstance(layer.down, PanelProduct)
+    return LayerProducts(layer.qkv, layer.out, layer.gated, layer.down)
+
+
+def _record(layer: FusedLayer, products: LayerProducts) -> LayerRecord:
     query_norm, key_norm = layer.query_norm, layer.key_norm
     return LayerRecord(
-        qkv=layer.qkv.weight.record,
-        out=layer.out.weight.record,
-        gate_up=layer.gated.weight.record,
-        down=layer.down.weight.record,
+        qkv=products.qkv.weight.record,
+        out=products.out.weight.record,
+        gate_up=products.gate_up.weight.record,
+        down=products.down.weight.record,
         input_norm=layer.input_norm.weight.data_ptr(),
         mlp_norm=layer.mlp_norm.weight.data_ptr(),
         query_norm=None if query_norm is None else query_norm.weight.data_ptr(),

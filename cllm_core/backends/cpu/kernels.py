@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import CDLL, Array, addressof, c_float, c_int, c_int64, c_void_p
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from cllm_core.backends.cpu.records import BuffersRecord, DrawRecord, LayerRecord, LinearRecord, StepRecord
 from cllm_core.backends.cpu.weights import PanelWeight
 from cllm_core.models.attention import Scoring
+
+if TYPE_CHECKING:
+    from cllm_core.backends.cpu.adapters import StepShare
 
 MAX_HEAD_SIZE = 256
 HEAD_SIZE_UNIT = 16
@@ -171,21 +174,39 @@ class Kernels:
         function(addressof(record), x.data_ptr(), len(x), self.num_threads, scratch.data_ptr(), out.data_ptr())
         return out
 
-    def decode(self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor) -> None:
+    def decode(
+        self, layers: Array[LayerRecord], step: StepRecord, residual: Tensor, share: "StepShare | None" = None
+    ) -> None:
         """Run decoder layers, in place, and write the KV cache.
 
         Args:
             layers: in their order, alike.
             step: rows, cache and rotary factors.
             residual: [T, H] float32, contiguous: embeddings of the tokens, then what the layers make of them.
+            share: of adapters in the step, None for none.
         """
         num_tokens, first = len(residual), layers[0]
         products = [first.qkv, first.out, first.gate_up, first.down]
         widths = [first.qkv.num_in, first.qkv.num_out, first.out.num_in, first.down.num_in]
         between = [torch.empty((num_tokens, width), dtype=torch.bfloat16) for width in widths]
         scratch = self._scratch(num_tokens, products)
-        buffers = BuffersRecord(*(buffer.data_ptr() for buffer in (residual, *between, scratch)))
+        of_adapters: list[Tensor] = []
+        if share is not None:
+            step.adapted, step.num_adapters = addressof(share.groups), len(share.groups)
+            step.adapted_places = share.places.data_ptr()
+            of_adapters = self._buffers_of_adapters(share, products)
+        buffers = BuffersRecord(*(buffer.data_ptr() for buffer in (residual, *between, scratch, *of_adapters)))
         self._decode(addressof(layers), len(layers), addressof(step), self.num_threads, addressof(buffers))
+
+    def _buffers_of_adapters(self, share: "StepShare", products: Sequence[LinearRecord]) -> list[Tensor]:
+        widest_in, widest_out = (max(getattr(p, name) for p in products) for name in ("num_in", "num_out"))
+        widest = max(widest_in, share.most_rank)
+        return [
+            torch.empty((share.most_tokens, widest_in), dtype=torch.bfloat16),
+            torch.empty((share.most_tokens, share.most_rank), dtype=torch.bfloat16),
+            torch.empty(self._scratch_bytes(share.most_tokens, widest, 0), dtype=torch.uint8),
+            torch.empty((share.num_tokens, widest_out)),
+        ]
 
     def largest(self, logits: Tensor) -> Tensor:
         """Index of the largest logit of each row, the lowest of equal ones.

@@ -129,9 +129,20 @@ static const void *to_inputs(team *t, const linear *layer, const bf16 *x, int64_
     return scratch;
 }
 
+/* What is added to some rows of a product before it is used. */
+typedef struct {
+    const int64_t *places; /* [T] where a row's numbers are in `numbers`, or -1; null: no row has any */
+    const float *numbers;  /* [places][num_out] */
+} addition;
+
 /* Uses the sums of a row with the panel that begins at `column`. GATE: a panel is LANES gates, then what they are for. */
-static inline void use_sums(const linear *layer, use what, const float *sums, int64_t row, int64_t column, void *out) {
+static inline void use_sums(const linear *layer, use what, const addition *more, float *sums, int64_t row,
+                            int64_t column, void *out) {
     const float *bias = layer->bias ? layer->bias + column : 0;
+    if (more->places && more->places[row] >= 0) {
+        const float *added = more->numbers + more->places[row] * layer->num_out + column;
+        for (int i = 0; i < PANEL; i += WIDTH) store(sums + i, load(sums + i) + load(added + i));
+    }
     if (what == GATE) {
         bf16 *to = (bf16 *)out + row * (layer->num_out / 2) + column / 2;
         for (int i = 0; i < LANES; i += WIDTH) {
@@ -157,6 +168,7 @@ typedef struct {
     const linear *layer;
     const char *inputs; /* of to_inputs */
     int64_t num_tokens;
+    addition more;
     void *out;
     int64_t rows;                   /* of a tile */
     int64_t block_rows, num_blocks; /* tokens of a block, the last one having more */
@@ -164,8 +176,9 @@ typedef struct {
 } product;
 
 static product make_product(const team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens,
-                            void *out) {
-    product p = {.what = what, .layer = layer, .inputs = inputs, .num_tokens = num_tokens, .out = out};
+                            addition more, void *out) {
+    product p = {
+        .what = what, .layer = layer, .inputs = inputs, .num_tokens = num_tokens, .more = more, .out = out};
     int64_t num_panels = layer->num_out / PANEL;
     p.rows = rows_per_tile(num_tokens, layer->is_int8 ? INT8_ROWS : BF16_ROWS);
     if (!p.rows) return p;
@@ -197,7 +210,7 @@ ALWAYS_INLINE void multiply_item(use what, const product *p, int64_t item) {
                 bf16_tile((const bf16_input *)(p->inputs + (reads_floats() ? done : row) * row_bytes),
                           (const bf16 *)panel, how, layer->num_in, (int)p->rows, sums);
             for (int64_t i = done; i < smaller(done + p->rows, end_row); i++)
-                use_sums(layer, what, sums + (i - row) * PANEL, i, index * PANEL, p->out);
+                use_sums(layer, what, &p->more, sums + (i - row) * PANEL, i, index * PANEL, p->out);
         }
     }
 }
@@ -217,9 +230,14 @@ static void multiply_items(member *me, void *argument) {
 
 /* STORE: bf16 out [T, num_out] = the product; STORE_FLOAT: float; ADD: float out += the product; GATE: bf16
  * out [T, num_out / 2] = silu(gates) * the others, which alternate in runs of LANES outputs. */
-static void multiply(team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens, void *out) {
-    product p = make_product(t, what, layer, inputs, num_tokens, out);
+static void multiply_and_add(team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens,
+                             addition more, void *out) {
+    product p = make_product(t, what, layer, inputs, num_tokens, more, out);
     run_items(t, p.num_blocks * p.num_groups, multiply_items, &p);
+}
+
+static void multiply(team *t, use what, const linear *layer, const void *inputs, int64_t num_tokens, void *out) {
+    multiply_and_add(t, what, layer, inputs, num_tokens, (addition){0}, out);
 }
 
 static void run_product(int num_threads, use what, const linear *layer, const bf16 *x, int64_t num_tokens,

@@ -23,19 +23,41 @@ class LayerRecord(Structure):
     )
 
 
+class LowRankRecord(Structure):
+    """`low_rank`."""
+
+    _fields_ = (("down", LinearRecord), ("up", LinearRecord))
+
+
+class AdapterLayerRecord(Structure):
+    """`adapter_layer`."""
+
+    _fields_ = tuple((name, LowRankRecord) for name in ("qkv", "out", "gate_up", "down"))
+
+
+class AdaptedTokensRecord(Structure):
+    """`adapted_tokens`."""
+
+    _fields_ = (("layers", c_void_p), ("tokens", c_void_p), ("num_tokens", c_int64))
+
+
 class StepRecord(Structure):
     """`decoder_step`."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("rows", "block_ids", "slots", "keys", "values", "cos", "sin")),
         *((name, c_int64) for name in ("num_rows", "num_tokens", "block_size")),
+        *(("adapted", c_void_p), ("adapted_places", c_void_p), ("num_adapters", c_int64)),
     )
 
 
 class BuffersRecord(Structure):
     """`decoder_buffers`."""
 
-    _fields_ = tuple((name, c_void_p) for name in ("residual", "normed", "heads", "attended", "gated", "inputs"))
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in ("residual", "normed", "heads", "attended", "gated", "inputs", "own", "low", "own_inputs", "added")
+    )
 
 
 class DrawRecord(Structure):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ NUM_TOKENS = 90
 BLOCK_SIZE = 16
 BLOCKS = (3, 9, 1, 4, 12, 6, 15, 2)
 
+BANKS: WeakKeyDictionary[PagedModel, AdapterBank] = WeakKeyDictionary()
+"""The adapters of the models that were made."""
+
 
 def make_model(
     architecture: Architecture, kernels: Kernels, *, decoder: bool = True, int8: bool = False, whole_model: bool = False
@@ -48,19 +52,22 @@ def make_model(
     assert (forward_pass is not None) == whole_model
     bank.attach(model)
     paged = PagedModel(model, layers, attention, PATHS, forward_pass=forward_pass, adapters=bank)
-    generator = torch.Generator().manual_seed(3)
-    bank.load(
-        1,
-        {
-            name: LowRank(
-                0.3 * torch.randn(2, shape.num_in, generator=generator),
-                0.3 * torch.randn(shape.num_out, 2, generator=generator),
-            )
-            for name, shape in bank.linears.items()
-        },
-    )
+    bank.load(1, make_weights(bank))
+    BANKS[paged] = bank
     paged.allocate_cache(num_blocks=24, block_size=BLOCK_SIZE)
     return paged
+
+
+def make_weights(bank: AdapterBank, *, seed: int = 3) -> dict[str, LowRank]:
+    """An adapter of rank 2 on every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            0.3 * torch.randn(2, shape.num_in, generator=generator),
+            0.3 * torch.randn(shape.num_out, 2, generator=generator),
+        )
+        for name, shape in bank.linears.items()
+    }
 
 
 def token_ids() -> Tensor:
@@ -112,11 +119,57 @@ def test_a_token_has_the_same_logits_however_it_is_batched(
     assert torch.equal(beside[5:], expected)
 
 
-def test_rows_with_adapters_get_their_share(kernels: Kernels) -> None:
-    expected = run(make_model("llama", kernels, decoder=False), whole(adapter_id=1))
-    found = run(make_model("llama", kernels), whole(adapter_id=1))
-    assert torch.equal(found, expected)
-    assert not torch.allclose(found, run(make_model("llama", kernels), whole()), atol=0.1)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_with_adapters_get_their_share(kernels: Kernels, architecture: Architecture) -> None:
+    one_by_one = run(make_model(architecture, kernels, decoder=False), whole(adapter_id=1))
+    found = run(make_model(architecture, kernels), whole(adapter_id=1))
+    plain = run(make_model(architecture, kernels), whole())
+    assert (found - one_by_one).norm() < 0.1 * (found - plain).norm()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("num_threads", "int8"), [(1, False), (3, False), (3, True)])
+def test_a_token_has_the_same_logits_whatever_adapters_others_have(
+    kernels: Kernels, architecture: Architecture, num_threads: int, int8: bool
+) -> None:
+    """Bit for bit, without an adapter beside one and with one beside none: adapters cannot change others' texts."""
+    paged = make_model(architecture, kernels, int8=int8)
+    plain, adapted = run(paged, whole()), run(paged, whole(1))
+    torch.set_num_threads(num_threads)
+    beside = run(paged, [RowSpan(0, 5, 0, (20,), 1), RowSpan(5, NUM_TOKENS, 0, BLOCKS)])
+    other = run(paged, [RowSpan(0, 5, 0, (20,)), RowSpan(5, NUM_TOKENS, 0, BLOCKS, 1)])
+    chunks = run(
+        paged, *([RowSpan(0, end - start, start, BLOCKS, 1)] for start, end in ((0, 17), (17, 20), (20, NUM_TOKENS)))
+    )
+    torch.set_num_threads(1)
+    assert torch.equal(beside[5:], plain)
+    assert torch.equal(other[5:], adapted)
+    assert torch.equal(chunks, adapted)
+    assert not torch.allclose(plain, adapted, atol=0.1)
+
+
+def test_an_id_that_comes_to_name_another_adapter_gets_its_share(kernels: Kernels) -> None:
+    paged = make_model("llama", kernels)
+    bank = BANKS[paged]
+    first = run(paged, whole(1))
+    bank.drop(1)
+    bank.load(1, make_weights(bank, seed=5))
+    second = run(paged, whole(1))
+    assert not torch.allclose(first, second, atol=0.1)
+    bank.drop(1)
+    bank.load(1, make_weights(bank))
+    assert torch.equal(run(paged, whole(1)), first)
+
+
+def test_an_adapter_of_some_layers_and_of_gates_alone_adds_there(kernels: Kernels) -> None:
+    paged = make_model("llama", kernels)
+    bank = BANKS[paged]
+    own = {name: w for name, w in make_weights(bank).items() if "1.mlp.gate" in name or "0.self_attn.k" in name}
+    bank.load(2, own)
+    by_torch = make_model("llama", kernels, decoder=False)
+    BANKS[by_torch].load(2, own)
+    found, plain = run(paged, whole(2)), run(paged, whole())
+    assert (found - run(by_torch, whole(2))).norm() < 0.2 * (found - plain).norm()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
