@@ -48,6 +48,10 @@ _LINGER_MS = 1000
 _RECONNECT_MS = 20
 _RECONNECT_MAX_MS = 1000
 
+# What msgspec raises for bytes that are no message: its own error, but Python's for strings that are not UTF-8 and for
+# values nested too deep.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _LOCAL_HOSTS = ("127.", "localhost", "[::1]")
 
 _CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
@@ -160,7 +164,7 @@ class WorkerSocket:
     def _read(self, client: ClientId, payload: bytes) -> Command | None:
         try:
             message = self._decoder.decode(payload)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             self._refuse(client, payload, f"the worker cannot read a message of this client: {error}")
             return None
         if isinstance(message, Hello):
@@ -276,7 +280,7 @@ class Connection:
         payload = self._socket.recv(zmq.NOBLOCK)
         try:
             return self._decoder.decode(payload)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             return Unreadable(
                 f"a message of the worker cannot be read ({error}): install the same release on both sides",
                 tuple(_request_ids_in(_decode_untyped(payload))),
@@ -330,7 +334,7 @@ def _decode_untyped(payload: bytes) -> object:
     """A message of the wrong form, as plain values; None where it is not MessagePack."""
     try:
         return msgspec.msgpack.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
 
 
