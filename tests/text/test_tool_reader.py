@@ -156,3 +156,25 @@ def test_a_chosen_format_needs_no_template(chosen: ToolFormatName) -> None:
 @pytest.mark.parametrize("template", [None, "{{ messages }}", "<|tool_calls_section_begin|>{{ name }}"])
 def test_a_template_without_calls_or_with_others_shows_no_format(template: str | None) -> None:
     assert find_format("auto", template) is None
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(SEQUENTIAL),
+    st.integers(0, 80),
+    st.sampled_from(['"', "}", "<", ">", "\\", "]", "é", "0"]),
+    cuts(150),
+)
+def test_a_damaged_call_is_read_or_refused_the_same_however_it_is_cut(
+    tool_format: ToolFormat, position: int, damage: str, at: list[int]
+) -> None:
+    text = tool_format.write([FunctionCall("get", '{"tags": [1, "}"]}'), FunctionCall("a-1", "{}")])
+    text = text[:position] + damage + text[position + 1 :]
+
+    def outcome(pieces: list[str]) -> tuple[str, tuple[FunctionCall, ...]] | None:
+        try:
+            return read(tool_format, pieces)
+        except EngineFailed:
+            return None
+
+    assert outcome(cut(text, at)) == outcome([text])
