@@ -297,7 +297,7 @@ def _model_identity(config: EngineConfig, on_progress: OnProgress) -> dict[str, 
     identity = {name: value for name, value in msgspec.structs.asdict(config).items() if name in names}
     source = resolve_source(config, on_progress)
     identity["files"] = fingerprint_model(source.checkpoint.path)
-    identity["adapter_files"] = fingerprint_model(source.adapter) if source.adapter else None
+    identity["adapter_files"] = fingerprint_model(source.named_adapter) if source.named_adapter else None
     return identity
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cllm_core.config import EngineConfig
-from cllm_core.errors import ModelLoadError
+from cllm_core.errors import ConfigError, ModelLoadError
 from cllm_core.export.config import ExportConfig, ExportDType
 from cllm_core.export.layers import keep_first_layers
 from cllm_core.models.architecture import check_architecture
@@ -55,6 +55,8 @@ def read_merged(config: ExportConfig, on_progress: OnProgress) -> MergedModel:
         trust_remote_code=config.trust_remote_code,
     )
     source = resolve_source(named, on_progress)
+    if source.name != source.base_name and source.gated_adapter is not None:
+        raise ConfigError(f"{source.name}: is a gated adapter, which is not merged; export its base {source.base_name}")
     model_config = read_config(source.checkpoint)
     check_architecture(source.checkpoint, model_config, attention=_ATTENTION)
     _require_unquantised(source, model_config)

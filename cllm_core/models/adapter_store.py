@@ -52,6 +52,8 @@ class AdapterStore:
             raise ModelLoadError(f"{path}: has rank {rank}, more than max_adapter_rank={highest} allows; raise that")
         tokenizer, eos_token_ids = self._read_tokenizer(folder, path)
         card = read_card(folder)
+        if card is not None and card.gated:
+            raise ModelLoadError(f"{path}: is a gated adapter, which answers nothing itself; give it as gated_adapter")
         block_length = card.block_length if card else self._loaded.block_length
         return AdapterInfo(
             name=name,

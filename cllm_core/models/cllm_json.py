@@ -20,12 +20,14 @@ class CllmCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         block_length: Jacobi block length n that the model was trained for, in tokens.
         domain: what it was trained for, in a word or two ("text-to-sql").
         base: model that it was trained from, as a Hub id or a path.
+        gated: of an adapter that only proposes, so that it is never merged; block_length is that of its noise.
     """
 
     format_version: int
     block_length: int | None = None
     domain: str | None = None
     base: str | None = None
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.format_version <= FORMAT_VERSION:

@@ -32,7 +32,7 @@ from cllm_core.models.proven import find_gap
 from cllm_core.models.ropes import fix_ropes, longest_context, stated_context
 from cllm_core.models.sampling_defaults import read_sampling_defaults
 from cllm_core.models.self_check import require_equal
-from cllm_core.models.source import ModelSource, gated_adapter_in, resolve_source
+from cllm_core.models.source import ModelSource, resolve_source
 from cllm_core.models.text_part import leave_out_other_parts
 from cllm_core.models.tokenizer import build_bundle
 from cllm_core.request import SamplingDefaults
@@ -58,7 +58,7 @@ class LoadedModel:
         dtype: of the weights as they are loaded; a backend may compute in another one.
         unproven: why the tests say nothing about the model, None where they compare it with transformers.
         sampling_defaults: of its generation_config.json or GGUF file.
-        gated_adapter: folder of the one that came with the checkpoint, in Uno's layout; None for none.
+        gated_adapter: folder of the one that was named as the model, or came with it in Uno's layout; None for none.
     """
 
     model: PreTrainedModel
@@ -136,7 +136,7 @@ def load_model(
         dtype=dtype,
         sampling_defaults=read_sampling_defaults(source.checkpoint),
         unproven=unproven,
-        gated_adapter=None if source.adapter else gated_adapter_in(source.checkpoint.folder),
+        gated_adapter=source.gated_adapter,
     )
 
 

@@ -29,14 +29,21 @@ class ModelSource:
         checkpoint: the model, or the adapter's base.
         base_name: how the checkpoint itself is called; equal to `name` unless an adapter was named instead of it.
         adapter: folder of a PEFT adapter to merge, None for none.
-        card: the adapter's cllm.json, else the checkpoint's, else what is known of the Hub id; None where nothing is.
+        gated_adapter: folder of one that proposes beside the checkpoint, None for none.
+        card: the merged adapter's cllm.json, else the checkpoint's, else what is known of the Hub id; else None.
     """
 
     name: str
     checkpoint: Checkpoint
     base_name: str
     adapter: Path | None = None
+    gated_adapter: Path | None = None
     card: CllmCard | None = None
+
+    @property
+    def named_adapter(self) -> Path | None:
+        """The adapter that the user named, merged or gated; None where only a model was named."""
+        return self.adapter or (self.gated_adapter if self.name != self.base_name else None)
 
 
 def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource:
@@ -67,12 +74,13 @@ def resolve_source(config: EngineConfig, on_progress: OnProgress) -> ModelSource
         return _on_its_base(str(config.model), model, config, on_progress)
     if config.adapter is None:
         checkpoint, name = _checkpoint_or_default(model, config, on_progress)
-        return ModelSource(name, checkpoint, name, card=read_card(checkpoint.folder) or PUBLISHED.get(name))
+        gated, card = _gated_adapter_in(checkpoint.folder), read_card(checkpoint.folder) or PUBLISHED.get(name)
+        return ModelSource(name, checkpoint, name, gated_adapter=gated, card=card)
     adapter = locate_adapter(config.adapter, config, on_progress)
     if config.model is None:
         return _on_its_base(config.adapter, adapter, config, on_progress)
     checkpoint, name = _checkpoint_or_default(model, config, on_progress)
-    return ModelSource(name, checkpoint, name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+    return ModelSource(name, checkpoint, name, adapter, card=read_card(adapter) or read_card(checkpoint.folder))
 
 
 def model_to_train(model: str | None, adapter: str | None) -> str | None:
@@ -111,7 +119,13 @@ def locate_adapter_below(root: str | None, name: str) -> Path:
     return _require_adapter(folder, name)
 
 
-def gated_adapter_in(folder: Path) -> Path | None:
+def is_gated(adapter: Path) -> bool:
+    """Whether an adapter's cllm.json says that it only proposes."""
+    card = read_card(adapter)
+    return card is not None and card.gated
+
+
+def _gated_adapter_in(folder: Path) -> Path | None:
     """The gated adapter in a model's folder, where it was published as Uno's are; None for none."""
     beside = folder / "adapter"
     return beside if _is_adapter(beside) else None
@@ -132,7 +146,9 @@ def _on_its_base(name: str, adapter: Path, config: EngineConfig, on_progress: On
         if _is_adapter(base):
             raise ModelLoadError(f"{adapter}: its base {base_name} is an adapter too; merge that one first")
         checkpoint = _as_checkpoint(base, config)
-    return ModelSource(name, checkpoint, base_name, adapter, read_card(adapter) or read_card(checkpoint.folder))
+    if is_gated(adapter):
+        return ModelSource(name, checkpoint, base_name, gated_adapter=adapter, card=read_card(checkpoint.folder))
+    return ModelSource(name, checkpoint, base_name, adapter, card=read_card(adapter) or read_card(checkpoint.folder))
 
 
 def _checkpoint_or_default(model: Path | None, config: EngineConfig, on_progress: OnProgress) -> tuple[Checkpoint, str]:

@@ -26,6 +26,7 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
         seconds: wall time of the training, interruptions not counted.
         final_losses: means over the last report.
         machine: device, processor and versions.
+        gated: whether it is a gated adapter.
         adapter_scale: what the adapter was multiplied by after the training.
     """
 
@@ -42,6 +43,7 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     final_losses: dict[str, float]
     machine: str
+    gated: bool = False
     adapter_scale: float = 1.0
 
 

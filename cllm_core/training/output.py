@@ -32,7 +32,13 @@ def write_result(folder: Path, trainable: TrainableModel, weights: Mapping[str, 
         _write_weights(folder, trainable, weights)
     write_card(
         folder,
-        CllmCard(format_version=FORMAT_VERSION, block_length=facts.block_length, domain=facts.domain, base=facts.base),
+        CllmCard(
+            format_version=FORMAT_VERSION,
+            block_length=facts.block_length,
+            domain=facts.domain,
+            base=facts.base,
+            gated=facts.gated,
+        ),
     )
     write_facts(folder, facts)
 

@@ -224,6 +224,7 @@ def _train(
             seconds=_total(history, "seconds"),
             final_losses={name: last[name] for name in ("ar_loss", "consistency_loss") if last.get(name)},
             machine=_machine(trainer.args.device),
+            gated=is_gated,
         )
         write_result(output, trainable, weights, facts)
     return output

@@ -148,12 +148,14 @@ def recompute_activations(causal_lm: PreTrainedModel) -> None:
 
 def _set_free(causal_lm: PreTrainedModel, source: ModelSource, weights: WeightsConfig) -> peft.PeftModel | None:
     if weights.full:
-        if source.adapter is not None:
-            raise ConfigError(f"full=True: adapter {source.adapter} would be lost; merge it first, or train it alone")
+        if source.named_adapter is not None:
+            raise ConfigError(
+                f"full=True: adapter {source.named_adapter} would be lost; merge it first, or train it alone"
+            )
         causal_lm.requires_grad_(True)
         return None
-    if source.adapter is not None:
-        peft_model = attach_adapter(causal_lm, source.adapter, base_name=source.base_name, trainable=True)
+    if source.named_adapter is not None:
+        peft_model = attach_adapter(causal_lm, source.named_adapter, base_name=source.base_name, trainable=True)
     else:
         peft_model = _new_adapter(causal_lm, weights)
     for module in peft_model.modules():

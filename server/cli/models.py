@@ -124,6 +124,7 @@ def _built_in() -> Iterable[_Found]:
     for name in shipped_names():
         card = read_card(SHIPPED_FOLDER / name)
         domain = card.domain if card and card.domain else "adapter"
+        domain = f"{domain}, proposes for its base" if card and card.gated else domain
         yield _Found(name, "built in", f"{domain}, the default" if name == DEFAULT_MODEL else domain)
     yield _Found(EMBEDDED_NAME, "built in", "the base of the others, a plain model")
 

@@ -7,9 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 from cllm_core.config import EngineConfig
+from cllm_core.models.cllm_json import CllmCard, write_card
 from cllm_core.models.loader import load_model
 from server.cli import app
-from tests.checkpoints import build_model
+from tests.checkpoints import build_model, write_adapter
 from tests.conftest import CheckpointFactory
 from tests.models.conftest import logits_of, plain_logits
 
@@ -75,3 +76,11 @@ def test_a_place_that_cannot_be_written_is_named(tiny_llama: Path, tmp_path: Pat
     (tmp_path / "file").write_text("")
     code, output = run(tiny_llama, tmp_path / "file" / "out")
     assert (code, "cannot be written" in output) == (2, True)
+
+
+def test_a_gated_adapter_is_not_merged(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "gated", tiny_llama, base=str(tiny_llama))
+    write_card(adapter, CllmCard(format_version=1, gated=True))
+    result = CliRunner().invoke(app, ["export", str(adapter), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "is a gated adapter, which is not merged; export its base" in result.stderr

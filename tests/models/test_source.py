@@ -8,6 +8,7 @@ import pytest
 from cllm_core.config import EngineConfig
 from cllm_core.errors import ModelLoadError
 from cllm_core.models import hub, source
+from cllm_core.models.cllm_json import CllmCard, write_card
 from cllm_core.models.shipped import SHIPPED_FOLDER
 from cllm_core.models.source import model_to_train, resolve_source
 from tests.checkpoints import write_adapter
@@ -127,3 +128,27 @@ def test_damaged_adapter_config_is_refused(tiny_llama: Path, tmp_path: Path) -> 
 def test_hub_ids_are_told_from_other_names() -> None:
     assert all(hub.is_hub_id(name) for name in ("gpt2", "owner/name", "owner/name-7B.v1_x"))
     assert not any(hub.is_hub_id(name) for name in ("", "a b", "a/b/c", "-a/b", "a--b", "name.git"))
+
+
+@pytest.fixture
+def gated(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A gated adapter that names its base."""
+    adapter = write_adapter(tmp_path / "gated", tiny_llama, base=str(tiny_llama))
+    write_card(adapter, CllmCard(format_version=1, block_length=4, domain="chat", gated=True))
+    return adapter
+
+
+def test_a_gated_adapter_named_as_the_model_stands_beside_its_base(tiny_llama: Path, gated: Path) -> None:
+    """And its block length, which is that of its noise, is not the base's."""
+    for settings in ({"model": str(gated)}, {"adapter": str(gated)}):
+        found = resolve(**settings)
+        assert (found.checkpoint.folder, found.adapter, found.gated_adapter) == (tiny_llama, None, gated)
+        assert found.card is None
+
+
+def test_no_gated_adapter_proposes_for_weights_that_another_one_changed(tiny_llama: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    own = write_adapter(base / "adapter", tiny_llama)
+    other = write_adapter(tmp_path / "other", tiny_llama)
+    assert resolve(model=str(base)).gated_adapter == own
+    assert resolve(model=str(base), adapter=str(other)).gated_adapter is None

@@ -34,6 +34,7 @@ def test_built_in_and_cached_models_are_listed() -> None:
     places = {line["name"]: line["place"] for line in lines}
     assert places == {
         "cllm-chat": "built in",
+        "cllm-chat-gated": "built in",
         "cllm-sql": "built in",
         "SmolLM2-135M-Instruct": "built in",
         "owner/tiny": "Hub cache",
