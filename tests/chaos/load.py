@@ -35,7 +35,7 @@ EXPECTED_ERRORS = frozenset(
     }
 )
 
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 2.0  # as Retry-After says
 
 
 def requests(num_prompts: int) -> list[dict[str, object]]:
