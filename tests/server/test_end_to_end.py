@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,25 @@ def test_a_killed_worker_ends_its_streams_and_is_replaced(served: ServeProcess) 
     served.wait_ready()
     assert served.complete(max_tokens=4)
     assert served.metric("cllm_worker_restarts_total") == 1
+
+
+def test_a_server_that_leaves_under_load_loses_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    """Behind SIGTERM it says that it is not ready, still answers for a while, and lets what runs finish."""
+    body = {"model": "tiny", "prompt": "Once upon", "ignore_eos": True, "max_tokens": 300, "stream": True}
+    with serving(tiny_llama, tmp_path / "log", "--shutdown-delay=1.5") as served, ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(ends_of_stream, served, body) for _ in range(4)]
+        wait_until(lambda: served.metric("cllm_requests_running") == 4)
+        os.kill(served.pid or 0, signal.SIGTERM)
+        wait_until(lambda: served.http.get("/ready").status_code == 503)
+        assert served.http.get("/ready").json()["engine"] == "draining"
+        late = pool.submit(ends_of_stream, served, {**body, "max_tokens": 3})
+        assert late.result() == ["length", "[DONE]"]
+        assert [stream.result() for stream in running] == [["length", "[DONE]"]] * 4
+
+
+def ends_of_stream(served: ServeProcess, body: dict[str, object]) -> list[str]:
+    """The last finish reason of a stream, and its last event."""
+    with served.http.stream("POST", "/v1/completions", json=body) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    reasons = [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]]
+    return [reasons[-1], events[-1]]
