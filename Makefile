@@ -9,13 +9,15 @@ ARGS ?=
 
 # Of `make soak`.
 MINUTES ?= 30
+# Of `make fuzz`, for each target.
+SECONDS ?= 60
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format test-slow test-chaos soak test-gpu test-clients test-ray test-browser test-readers gguf docs site dist models lock clean
+.PHONY: help setup serve test check format test-slow test-chaos soak fuzz test-gpu test-clients test-ray test-browser test-readers gguf docs site dist models lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -64,6 +66,10 @@ test-chaos: setup ## a server under load while its worker dies, clients flood it
 
 soak: setup ## serve for MINUTES (30) under load and compare memory, descriptors and threads at minute 5 and at the end
 	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES)
+
+fuzz: setup ## look for bytes that break the laws of what reads bytes, SECONDS (60) for each of them; installs atheris
+	$(PIP_INSTALL) --requirement tests/fuzz/requirements.txt
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 test-gpu: setup ## tests that need a CUDA device
 	$(BIN)/pytest -m gpu
