@@ -185,7 +185,7 @@ def test_proposals_are_those_of_a_plain_draft_pass_of_transformers_and_peft(
     decode(engine, [NewRequest(request_id=str(prompt[0]), prompt_ids=prompt, params=params) for prompt in prompts])
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager", dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(plain, str(adapter)).eval()
-    assert len(proposals.seen) > 10
+    assert len(proposals.seen) >= 8
     for text, read, proposed in proposals.seen:
         assert draft_pass(tuned, text, read) == proposed
 
