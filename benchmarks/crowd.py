@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import multiprocessing
 import socket
@@ -31,7 +32,7 @@ from server.http.connections import raise_descriptor_limit
 from server.settings import ServerSettings
 
 SHORT: Mapping[str, object] = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
-NUM_SHORT = 150
+NUM_SHORT = 500
 PROBE_SECONDS = 0.001
 
 Body = Mapping[str, object]
@@ -72,18 +73,25 @@ def kinds() -> dict[str, tuple[str, Body]]:
     tools = [{**tool, "function": {**tool["function"], "name": f"function{n}"}} for n in range(128)]  # type: ignore[dict-item]
     chat, completions = "/v1/chat/completions", "/v1/completions"
     return {
-        "65,000 log-probabilities": (
+        "16,000 log-probabilities": (
             chat,
-            {"messages": [user], "logprobs": True, "top_logprobs": 20, "max_tokens": 3100},
+            {"messages": [user], "logprobs": True, "top_logprobs": 20, "max_tokens": 775, "ignore_eos": True},
         ),
         "the same, streamed": (
             chat,
-            {"messages": [user], "logprobs": True, "top_logprobs": 20, "max_tokens": 3100, "stream": True},
+            {
+                "messages": [user],
+                "logprobs": True,
+                "top_logprobs": 20,
+                "max_tokens": 775,
+                "ignore_eos": True,
+                "stream": True,
+            },
         ),
         "a prompt of 8,000 tokens, as text": (completions, {"prompt": "hello " * 8000, "max_tokens": 1}),
         "the same, as token ids": (completions, {"prompt": [19556] * 8000, "max_tokens": 1}),
         "a prompt of 8 MB, refused": (completions, {"prompt": "x" * 8_000_000}),
-        "4,000 messages": (chat, {"messages": [user] * 4000, "max_tokens": 1}),
+        "1,000 messages": (chat, {"messages": [user] * 1000, "max_tokens": 1}),
         "a schema of 60 kB": (
             chat,
             {
@@ -95,9 +103,9 @@ def kinds() -> dict[str, tuple[str, Body]]:
         "a regex that explodes": (completions, {**SHORT, "guided_regex": "(a{1,900}b?){1,900}"}),
         "128 tools": (chat, {"messages": [user], "max_tokens": 4, "tools": tools}),
         "n = 128": (completions, {"prompt": "Hello", "max_tokens": 8, "n": 128, "temperature": 1}),
-        "log-probabilities of a prompt of 3,000 tokens": (
+        "log-probabilities of a prompt of 750 tokens": (
             completions,
-            {"prompt": [19556] * 3000, "max_tokens": 1, "echo": True, "logprobs": 20},
+            {"prompt": [19556] * 750, "max_tokens": 1, "echo": True, "logprobs": 20},
         ),
     }
 
@@ -152,9 +160,11 @@ def _stand_around(url: str, number: int, stands: Event, leaving: Event) -> None:
     for peer in slow:
         peer.sendall(b"GET /v1/models HTTP/1.1\r\nA: ")
     stands.set()
-    while not leaving.wait(1.0):
-        for peer in slow:
-            peer.send(b"x")
+    pause = 1.0 / max(1, len(slow))
+    for peer in itertools.cycle(slow):  # each once a second, not all at once
+        if leaving.wait(pause):
+            break
+        peer.send(b"x")
 
 
 def times(url: str) -> list[float]:
