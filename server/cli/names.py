@@ -63,7 +63,7 @@ def require_known_variables(environment: Mapping[str, str]) -> None:
     known = {name for setting in KNOWN_SETTINGS for name in variables_of(setting)} | _OTHER_VARIABLES
     for name in sorted(environment):
         if name.startswith(ENV_PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(name):
-            raise ConfigError(f"{name}: there is no such setting{nearest(name, known)}, or unset it")
+            raise ConfigError(f"{name}: there is no such setting{nearest(name, known)}")
     for setting in _SINGULAR:
         given = [name for name in variables_of(setting) if name in environment]
         if len(given) > 1:
